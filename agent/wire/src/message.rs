@@ -1,0 +1,252 @@
+//! The JSON messages beside results: status, models, events and telemetry.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::VERSION;
+use crate::result::Clock;
+
+/// Types that know how they are called on the wire.
+pub trait Message: Serialize {
+    /// Value of `"type"`.
+    const TYPE: &'static str;
+
+    /// The message as one JSON object.
+    fn to_json(&self) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Envelope<'a, T: ?Sized> {
+            v: u8,
+            r#type: &'static str,
+            #[serde(flatten)]
+            body: &'a T,
+        }
+        serde_json::to_vec(&Envelope { v: VERSION, r#type: Self::TYPE, body: self })
+            .expect("writing plain values into memory cannot fail")
+    }
+}
+
+/// Whether the gateway is connected: retained, and as the Last Will with `offline`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// `online` or `offline`.
+    pub state: Presence,
+    /// Random, drawn for each connection; commands must carry it.
+    pub session: String,
+    /// When this connection was made, RFC 3339; null where the time is not known.
+    pub connected_at: Option<String>,
+}
+
+/// Presence of a gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Presence {
+    /// Connected.
+    Online,
+    /// Gone.
+    Offline,
+}
+
+impl Message for Status {
+    const TYPE: &'static str = "status";
+}
+
+/// The models that a gateway has: retained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Models {
+    /// Version of the agent.
+    pub agent: String,
+    /// Labels of the gateway.
+    pub labels: BTreeMap<String, String>,
+    /// How far its clock can be trusted.
+    pub clock: Clock,
+    /// One entry a model, ordered by name.
+    pub models: Vec<ModelState>,
+}
+
+impl Message for Models {
+    const TYPE: &'static str = "models";
+}
+
+/// One model on a gateway.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelState {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// What it is doing.
+    pub state: ModelPhase,
+    /// The engine that runs it, once one was chosen.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub engine: Option<String>,
+    /// The variant that runs.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub variant: Option<String>,
+    /// Share done, 0 to 1, of a state that takes time.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub progress: Option<f32>,
+    /// Why it failed last.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub failure: Option<String>,
+}
+
+/// What a model is doing on a gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelPhase {
+    /// Its package is on the way.
+    Fetching,
+    /// Its golden vectors are being run.
+    Proving,
+    /// It runs beside the active version without being heard.
+    Shadow,
+    /// It serves, watched.
+    Trial,
+    /// It serves.
+    Active,
+    /// Its publisher took it back.
+    Withdrawn,
+    /// It does not serve.
+    Failed,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// `<gateway>/event/<run>-<seq>`.
+    pub id: String,
+    /// The gateway.
+    pub gateway: String,
+    /// When, RFC 3339; null where the time is not known.
+    pub at: Option<String>,
+    /// A word for programs, such as `model-refused`.
+    pub kind: String,
+    /// A sentence for people.
+    pub message: String,
+    /// What it is about: `pipeline`, `stream`, `model`, `source`, `broker`, `topic`.
+    #[serde(flatten, deserialize_with = "words")]
+    pub about: BTreeMap<String, String>,
+}
+
+/// The keys of an event that are words, without those of every message.
+fn words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let all = BTreeMap::<String, serde_json::Value>::deserialize(deserializer)?;
+    let word = |(key, value): (String, serde_json::Value)| match value {
+        serde_json::Value::String(text) if key != "type" => Some((key, text)),
+        _ => None,
+    };
+    Ok(all.into_iter().filter_map(word).collect())
+}
+
+impl Message for Event {
+    const TYPE: &'static str = "event";
+}
+
+/// Figures of the last minute and since the start.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Telemetry {
+    /// The gateway.
+    pub gateway: String,
+    /// When, RFC 3339; null where the time is not known.
+    pub at: Option<String>,
+    /// Seconds since the agent started.
+    pub uptime_s: u64,
+    /// The process and the machine.
+    pub system: SystemFigures,
+    /// By source name.
+    pub sources: BTreeMap<String, SourceFigures>,
+    /// By pipeline name.
+    pub pipelines: BTreeMap<String, PipelineFigures>,
+    /// Results waiting for the uplink.
+    pub waiting: u64,
+    /// Results dropped because too many waited.
+    pub dropped: u64,
+}
+
+impl Message for Telemetry {
+    const TYPE: &'static str = "telemetry";
+}
+
+/// The process and the machine it runs on.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct SystemFigures {
+    /// Share of one core that the agent used in the last minute.
+    pub cpu: f32,
+    /// Resident bytes of the agent.
+    pub memory_bytes: u64,
+    /// Bytes that the machine has left.
+    pub available_bytes: u64,
+    /// Hottest sensor, in degrees Celsius.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub temperature_c: Option<f32>,
+}
+
+/// What a source received since the start.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SourceFigures {
+    /// Messages.
+    pub messages: u64,
+    /// Samples taken.
+    pub samples: u64,
+    /// Messages or samples that were refused, by reason.
+    pub refused: BTreeMap<String, u64>,
+}
+
+/// What a pipeline did since the start. The outcomes add up to the windows completed.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct PipelineFigures {
+    /// Windows completed.
+    pub windows: u64,
+    /// Windows by outcome: `result`, `expired`, `replaced`, `rejected`, `invalid`, `failed`.
+    pub outcomes: BTreeMap<String, u64>,
+    /// Quantiles by stage (`wait`, `features`, `queue`, `compute`, `decide`, `total`), in microseconds.
+    pub latency_us: BTreeMap<String, Quantiles>,
+}
+
+/// Quantiles of the last minute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Quantiles {
+    /// Half are below.
+    pub p50: u64,
+    /// All but one in a hundred are below.
+    pub p99: u64,
+    /// The largest.
+    pub max: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_has_its_type_and_version() {
+        let status = Status {
+            state: Presence::Offline,
+            session: "5f".into(),
+            connected_at: Some("2026-11-23T10:15:02Z".into()),
+        };
+        let json: serde_json::Value = serde_json::from_slice(&status.to_json()).unwrap();
+        let expected = serde_json::json!({
+            "v": 1, "type": "status", "state": "offline", "session": "5f", "connected_at": "2026-11-23T10:15:02Z"
+        });
+        assert_eq!(json, expected);
+    }
+
+    #[test]
+    fn an_event_names_what_it_is_about_beside_its_message() {
+        let event = Event {
+            id: "g/event/0000000000000001-1".into(),
+            gateway: "g".into(),
+            at: None,
+            kind: "model-refused".into(),
+            message: "m".into(),
+            about: [("pipeline".to_owned(), "p".to_owned())].into(),
+        };
+        let json: serde_json::Value = serde_json::from_slice(&event.to_json()).unwrap();
+        assert_eq!(json["pipeline"], "p");
+        assert_eq!(json["type"], "event");
+        assert_eq!(json["at"], serde_json::Value::Null);
+        assert_eq!(serde_json::from_slice::<Event>(&event.to_json()).unwrap(), event, "and reads back");
+    }
+}
