@@ -1,0 +1,77 @@
+//! What can be wrong with a package, its golden vectors, a proof or the place that proofs are kept in.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// One sentence: the file, the key or tensor, what was found, what was expected and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum DepotError {
+    /// A file or folder that the operating system would not give or take.
+    #[error("{path}: cannot be {doing}: {source}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was being done to it: `read`, `written`, …
+        doing: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A manifest that cannot be read or makes no sense.
+    #[error("{0}")]
+    Manifest(String),
+    /// A package that lacks a file, has one too many, or is not in canonical form.
+    #[error("{path}: {reason}")]
+    Package {
+        /// The folder or file.
+        path: PathBuf,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// Golden vectors that cannot be read, do not fit or prove nothing.
+    #[error("{file}: {reason}")]
+    Golden {
+        /// The file, as the package calls it.
+        file: String,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// A decision that does not fit the graph.
+    #[error("{0}")]
+    Decision(String),
+    /// The process that proves a variant could not be started or did not answer.
+    #[error("the proof of {variant} on {engine} could not be carried out: {reason}")]
+    Proof {
+        /// Name of the engine.
+        engine: String,
+        /// The variant's file.
+        variant: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// No engine may serve the package: every variant was refused or failed.
+    #[error("{model}: no variant passed its proof: {reasons}")]
+    NotProved {
+        /// Name and version of the model.
+        model: String,
+        /// Engine, variant and reason of each.
+        reasons: String,
+    },
+    /// A graph that was proved and that the engine now refuses.
+    #[error(transparent)]
+    Engine(#[from] limpet_engine::EngineError),
+}
+
+impl DepotError {
+    pub(crate) fn io(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, doing, source }
+    }
+
+    pub(crate) fn package(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Package { path: path.to_owned(), reason: reason.into() }
+    }
+
+    pub(crate) fn golden(file: &str, reason: impl Into<String>) -> Self {
+        Self::Golden { file: file.to_owned(), reason: reason.into() }
+    }
+}
