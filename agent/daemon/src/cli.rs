@@ -1,0 +1,157 @@
+//! The command line.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{CliError, config, console, run};
+
+/// Inference agent for AIoT gateways: sensor samples in, proven results out, on time.
+#[derive(Debug, Parser)]
+#[command(name = "limpet", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the agent until SIGTERM
+    Run(ConfigArgs),
+    /// Check a configuration and print what is in effect, with where each value came from
+    Check(ConfigArgs),
+    /// Prove a package, or a bare graph, on this device: does it give its golden outputs, and how fast?
+    Prove(ProveArgs),
+    /// Run a recording through a package, on a clock that waits for nothing
+    Try(TryArgs),
+}
+
+/// Where the configuration is.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// The configuration
+    #[arg(long, value_name = "FILE", default_value = "/etc/limpet/limpet.toml")]
+    pub config: PathBuf,
+}
+
+/// What to prove.
+#[derive(Debug, Args)]
+pub struct ProveArgs {
+    /// A package (folder or .limpet file), or a graph (.onnx or .tflite) with --golden
+    #[arg(value_name = "PACKAGE|MODEL")]
+    pub subject: PathBuf,
+    /// Golden vectors of a bare graph
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub golden: Option<PathBuf>,
+    /// Least share of vectors whose best class must agree [default: the package's, or 0.93]
+    #[arg(long, value_name = "SHARE")]
+    pub top1: Option<f64>,
+    /// Largest normalized mean absolute error [default: the package's, or 0.25]
+    #[arg(long, value_name = "ERROR")]
+    pub nmae: Option<f64>,
+    /// Print the table as one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Write what each engine and variant gave to DIR/<engine>.<variant>.safetensors
+    #[arg(long, value_name = "DIR")]
+    pub outputs: Option<PathBuf>,
+}
+
+/// What to play.
+#[derive(Debug, Args)]
+pub struct TryArgs {
+    /// A package: folder or .limpet file
+    pub package: PathBuf,
+    /// A recording: .wav, .csv or .raw
+    #[arg(value_name = "FILE")]
+    pub recording: PathBuf,
+    /// Play at the recording's own pace, through the queue that drops what is late
+    #[arg(long)]
+    pub realtime: bool,
+    /// Print one result object a line
+    #[arg(long)]
+    pub json: bool,
+    /// Expect LABEL between two times in seconds; repeat for more. Exit code 1 if it comes otherwise
+    ///
+    /// LABEL is that of the model's trigger ("anomaly" where the trigger is about a score without labels): exactly one
+    /// trigger from START to END, both included. The time of a trigger is the end of its window. LABEL is any other, or
+    /// the model has no trigger: more than half of the results whose windows lie wholly between START and END have it
+    /// as their best label, and there is at least one such. If anything is expected, a trigger outside all ranges of
+    /// its own label is a failure too.
+    #[arg(long, value_name = "START-END:LABEL")]
+    pub expect: Vec<Expectation>,
+    /// Type of the numbers in a .raw file
+    #[arg(long, value_name = "i8|u8|i16|i32|f32", default_value = "i16")]
+    pub r#type: String,
+    /// Number of channels in a .raw file, which does not say it [default: the model's]. Needed with --channels
+    #[arg(long, value_name = "N")]
+    pub of: Option<NonZeroUsize>,
+    /// Channels to take, where the recording has more than the model wants: their positions, from 0
+    #[arg(long, value_delimiter = ',', value_name = "N,…")]
+    pub channels: Vec<usize>,
+    /// Factor from the recording's numbers to the model's unit, for all channels or one each; N or N/M
+    /// [default: 1; a .wav file's full scale is 1]
+    #[arg(long, value_delimiter = ',', value_name = "FACTOR,…")]
+    pub scale: Vec<config::Fraction>,
+}
+
+/// `START-END:LABEL`, times in seconds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Expectation {
+    /// Start, in seconds.
+    pub start: f64,
+    /// End, in seconds.
+    pub end: f64,
+    /// The label.
+    pub label: String,
+}
+
+impl FromStr for Expectation {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parse = || {
+            let (times, label) = text.split_once(':')?;
+            let (start, end) = times.split_once('-')?;
+            let (start, end): (f64, f64) = (start.parse().ok()?, end.parse().ok()?);
+            let ordered = start.is_finite() && end.is_finite() && 0.0 <= start && start < end;
+            (ordered && !label.is_empty()).then(|| Self { start, end, label: label.to_owned() })
+        };
+        parse().ok_or_else(|| "expected START-END:LABEL with times in seconds, such as 1.0-1.65:marvin".to_owned())
+    }
+}
+
+/// `limpet check`.
+///
+/// # Errors
+/// Everything that is wrong with the configuration and the packages it names.
+pub fn check(args: &ConfigArgs) -> Result<(), CliError> {
+    let loaded = config::read(&args.config)?;
+    console::print(config::effective(&loaded).as_bytes())?;
+    run::fit(&loaded)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn expectations_are_ordered_times_and_a_label() {
+        let expected = Expectation { start: 1.0, end: 1.65, label: "marvin".into() };
+        assert_eq!("1.0-1.65:marvin".parse(), Ok(expected));
+        for wrong in ["", "1-2", "2-1:a", "1-1:a", "a-b:c", "1-2:", "nan-2:a", "-1-2:a"] {
+            assert!(wrong.parse::<Expectation>().is_err(), "{wrong}");
+        }
+    }
+}

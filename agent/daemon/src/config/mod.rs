@@ -1,0 +1,477 @@
+//! The configuration: one file, `limpet.toml`, and environment variables over its tables.
+//!
+//! Three steps, each a module of its own: [`load`] reads the text and remembers where every key stands, [`file`] gives
+//! the keys their types, and [`resolve`] checks them against each other and fills in what depends on other keys. What
+//! comes out is the [`Config`] below, in which every default is filled in and every name refers to something that
+//! exists. [`effective`] prints it with the origin of every value.
+//!
+//! A problem is one sentence that names the file and line (or the variable), the key, what was found, what was expected
+//! and what to do. All problems of a file are reported together, except where one hides the others (broken TOML).
+
+pub mod codec;
+pub mod effective;
+mod file;
+pub mod load;
+mod resolve;
+pub mod units;
+
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Borrow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize, Serializer};
+
+pub use codec::Codec;
+pub use effective::effective;
+pub use file::OneOrMany;
+pub use load::{Loaded, Surroundings, load};
+pub use units::{Fraction, Interval, Size};
+
+use crate::CliError;
+
+use crate::topic::{Filter, Template};
+
+/// Reads the configuration of this process: the file, and the environment over it.
+///
+/// # Errors
+/// One sentence for each problem.
+pub fn read(path: &Path) -> Result<Loaded, CliError> {
+    load(path, &Surroundings::of_this_process()).map_err(|error| CliError::configuration(vec![error.to_string()]))
+}
+
+/// A configuration for one recording: a source of raw `f32` samples, and a pipeline that publishes every result.
+pub fn for_recording(package: &Path, channels: usize, rate_hz: f64) -> Config {
+    let source = Source {
+        name: Name("recording".into()),
+        broker: Name("none".into()),
+        input: Input::Topic(Filter::parse("recording").expect("a topic of one level is one")),
+        codec: Codec::Raw(codec::Raw { number: codec::NumberType::F32, channels, header: Vec::new() }),
+        scale: Vec::new(),
+        offset: Vec::new(),
+        rate_hz: Some(rate_hz),
+        time: TimeOrigin::Arrival,
+        max_skew: Interval(Duration::ZERO),
+        // A recording has no gaps, whatever the machine that plays it does.
+        max_gap: Some(Interval(Duration::MAX)),
+        on_gap: OnGap::Reset,
+        max_streams: 1,
+        stream_idle: Interval(Duration::MAX),
+        accept_retained: false,
+    };
+    let pipeline = Pipeline {
+        name: Name("try".into()),
+        source: Name("recording".into()),
+        model: package.to_owned(),
+        class: Class::Realtime,
+        deadline: Interval(Duration::from_millis(100)),
+        queue: Queue { depth: 1, policy: QueuePolicy::LatestOnly },
+        publish: Publish::Every,
+        deadband: 0.0,
+        heartbeat: Interval(Duration::ZERO),
+        message_batch: MessageBatch { max: 1, delay: Interval(Duration::ZERO) },
+        encoding: Encoding::Json,
+        local: Vec::new(),
+    };
+    Config {
+        format: FORMAT,
+        gateway: Gateway {
+            id: Name("try".into()),
+            labels: BTreeMap::new(),
+            state: PathBuf::new(),
+            run: PathBuf::new(),
+        },
+        brokers: BTreeMap::new(),
+        uplink: Uplink { broker: Name("none".into()), prefix: String::new(), commands: Vec::new() },
+        budget: Budget { cpu: 1.0, memory: Size(u64::MAX) },
+        sources: vec![source],
+        pipelines: vec![pipeline],
+        log: Log { level: LogLevel::Warn, format: LogFormat::Text },
+    }
+}
+
+/// The version of the configuration that this agent reads.
+pub const FORMAT: u32 = 1;
+
+/// A configured name that was checked (`[a-z0-9][a-z0-9_-]{0,47}`): of a gateway, broker, source or pipeline. Cheap to
+/// clone.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name(Arc<str>);
+
+impl Name {
+    /// Checks a name.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, limpet_wire::WireError> {
+        limpet_wire::name::check_name(text).map(|()| Self(text.into()))
+    }
+
+    /// The shared text, as results carry it.
+    pub fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.0)
+    }
+}
+
+impl Deref for Name {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Borrow<str> for Name {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Serialize for Name {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+/// Everything that a person can set. Serializing it gives the keys of `limpet.toml`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Config {
+    /// Version of the file's keys; [`FORMAT`].
+    pub format: u32,
+    /// Who this gateway is.
+    pub gateway: Gateway,
+    /// Brokers by name; at least one.
+    #[serde(rename = "broker")]
+    pub brokers: BTreeMap<Name, Broker>,
+    /// Where results, status and models go.
+    pub uplink: Uplink,
+    /// What all models together may use.
+    pub budget: Budget,
+    /// Origins of samples, in the order of the file; names are unique.
+    #[serde(rename = "source")]
+    pub sources: Vec<Source>,
+    /// Trips from samples to results, in the order of the file; names are unique.
+    #[serde(rename = "pipeline")]
+    pub pipelines: Vec<Pipeline>,
+    /// What is written to standard error.
+    pub log: Log,
+}
+
+/// Identity and folders.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Gateway {
+    /// Name of this gateway in topics and ids.
+    pub id: Name,
+    /// Groups that this gateway belongs to.
+    pub labels: BTreeMap<String, String>,
+    /// Folder of what must survive a restart.
+    pub state: PathBuf,
+    /// Folder on tmpfs, for the socket and the ring.
+    pub run: PathBuf,
+}
+
+/// One MQTT broker, and how to connect to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Broker {
+    /// Addresses, tried in order; at least one.
+    pub url: Vec<BrokerUrl>,
+    /// MQTT client id.
+    pub client_id: String,
+    /// User name, if the broker asks for one.
+    pub username: Option<String>,
+    /// File with the password; only there together with `username`.
+    pub password_file: Option<PathBuf>,
+    /// MQTT keep-alive, whole seconds.
+    pub keep_alive: Interval,
+    /// Version of MQTT: 5.
+    pub mqtt: u8,
+}
+
+impl Broker {
+    /// Reads the password, anew at each connection, so that it can be changed without a restart. One line end at the
+    /// end of the file is not part of it.
+    ///
+    /// # Errors
+    /// If the file cannot be read or holds no UTF-8.
+    pub fn password(&self) -> std::io::Result<Option<String>> {
+        let Some(path) = &self.password_file else { return Ok(None) };
+        let text = std::fs::read_to_string(path)?;
+        let line = text.strip_suffix('\n').unwrap_or(&text);
+        Ok(Some(line.strip_suffix('\r').unwrap_or(line).to_owned()))
+    }
+}
+
+/// `mqtt://HOST[:PORT]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokerUrl {
+    /// Name or address, without brackets.
+    pub host: String,
+    /// TCP port; 1883 unless given.
+    pub port: u16,
+}
+
+/// The link that carries results.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Uplink {
+    /// Which broker.
+    pub broker: Name,
+    /// First levels of all topics, without a slash at the end.
+    pub prefix: String,
+    /// Commands that are enabled. None exists in this version.
+    pub commands: Vec<String>,
+}
+
+/// Limits for all models together.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Budget {
+    /// Processor cores; the number of workers is this, rounded up.
+    pub cpu: f64,
+    /// Measured memory of all models.
+    pub memory: Size,
+}
+
+impl Budget {
+    /// How many worker threads run sessions.
+    pub fn workers(&self) -> usize {
+        // Checked when it was read: above 0 and at most 64.
+        self.cpu.ceil() as usize
+    }
+}
+
+/// An origin of samples.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Source {
+    /// Unique name.
+    pub name: Name,
+    /// Which broker.
+    pub broker: Name,
+    /// Which messages.
+    #[serde(flatten)]
+    pub input: Input,
+    /// How a payload becomes samples.
+    pub codec: Codec,
+    /// Factor per channel, payload → the manifest's unit; empty: all 1.
+    pub scale: Vec<Fraction>,
+    /// Added after `scale`, per channel; empty: all 0.
+    pub offset: Vec<Fraction>,
+    /// Samples a second; `None`: as the model's manifest says.
+    pub rate_hz: Option<f64>,
+    /// Where a sample's time comes from.
+    pub time: TimeOrigin,
+    /// How far a payload's time may deviate from its mapping to this machine's clock.
+    pub max_skew: Interval,
+    /// Longest step between samples that is no gap; `None`: 1.5 periods of payload time, or 3 × the median interval of
+    /// arrivals.
+    pub max_gap: Option<Interval>,
+    /// What a gap does to a window.
+    pub on_gap: OnGap,
+    /// How many streams the source may have.
+    pub max_streams: u32,
+    /// After how long without samples a stream is forgotten.
+    pub stream_idle: Interval,
+    /// Whether retained messages are samples; only with times in the payload.
+    pub accept_retained: bool,
+}
+
+impl Source {
+    /// Every filter to subscribe to: one, or one per joined channel.
+    pub fn filters(&self) -> &[Filter] {
+        match &self.input {
+            Input::Topic(filter) => std::slice::from_ref(filter),
+            Input::Join(join) => &join.topics,
+        }
+    }
+
+    /// Whether the source is a shared subscription. That is allowed only where one message holds a whole window, which
+    /// only the model's manifest can tell.
+    pub fn is_shared(&self) -> bool {
+        self.filters().iter().any(Filter::is_shared)
+    }
+}
+
+/// Which messages a source reads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Input {
+    /// One filter; every message holds all channels.
+    Topic(Filter),
+    /// One filter per channel.
+    Join(Join),
+}
+
+/// Several topics that are the channels of one source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Join {
+    /// At least two, in the order of the channels; all of them name the stream, or none does.
+    pub topics: Vec<Filter>,
+    /// How far apart in time samples of one row may be.
+    pub tolerance: Interval,
+}
+
+/// Where a sample's time comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TimeOrigin {
+    /// The moment its message arrived.
+    Arrival,
+    /// The message itself.
+    Payload,
+}
+
+/// What a gap does to a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnGap {
+    /// The window starts anew.
+    Reset,
+    /// The last sample is repeated.
+    Hold,
+    /// A straight line is drawn.
+    Interpolate,
+}
+
+/// One configured trip: source, model, decision, publish.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Pipeline {
+    /// Unique name.
+    pub name: Name,
+    /// Name of a source that exists.
+    pub source: Name,
+    /// A package: folder or `.limpet` file.
+    pub model: PathBuf,
+    /// What is given up last.
+    pub class: Class,
+    /// From the capture of the window's last sample.
+    pub deadline: Interval,
+    /// What waits for a worker.
+    pub queue: Queue,
+    /// What goes to the uplink.
+    pub publish: Publish,
+    /// By how much a score must change to count as a change.
+    pub deadband: f64,
+    /// A result is published at least this often; 0: no such promise.
+    pub heartbeat: Interval,
+    /// How results share a message.
+    pub message_batch: MessageBatch,
+    /// How results are written.
+    pub encoding: Encoding,
+    /// Who else hears of results.
+    pub local: Vec<LocalOutput>,
+}
+
+/// What a pipeline gives up last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// Latency.
+    Realtime,
+    /// Throughput.
+    Analytic,
+}
+
+/// Windows that wait for a worker, per stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Queue {
+    /// How many.
+    pub depth: u32,
+    /// What happens to the next one.
+    pub policy: QueuePolicy,
+}
+
+/// What happens to a window when the queue is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QueuePolicy {
+    /// It replaces all that wait.
+    LatestOnly,
+    /// It replaces the oldest.
+    DropOldest,
+    /// It is rejected.
+    Reject,
+}
+
+/// Which results go out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Publish {
+    /// All.
+    Every,
+    /// Those whose label changed, or whose score changed by more than the deadband.
+    Changes,
+    /// Those at which the model's trigger fired.
+    Triggers,
+}
+
+/// How results share a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct MessageBatch {
+    /// Results in one message.
+    pub max: u32,
+    /// How long a result may wait for others.
+    pub delay: Interval,
+}
+
+/// How results are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encoding {
+    /// JSON objects; JSON lines in batches.
+    Json,
+    /// Postcard items.
+    Postcard,
+}
+
+/// Results for whoever stands beside the machine: sent first, never stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LocalOutput {
+    /// Which broker.
+    pub broker: Name,
+    /// Where to.
+    pub topic: Template,
+    /// Which results.
+    pub on: Publish,
+    /// MQTT quality of service: 0 or 1.
+    pub qos: u8,
+}
+
+/// What is written to standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Log {
+    /// Least important level that is written.
+    pub level: LogLevel,
+    /// How.
+    pub format: LogFormat,
+}
+
+/// Importance of a log event. WARN: nothing was lost; ERROR: data was lost or a person is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// How a log event is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One line for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}

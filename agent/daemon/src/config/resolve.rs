@@ -1,0 +1,727 @@
+//! Checks the keys of a file against each other, and fills in what was left out.
+//!
+//! A check that fails is recorded and the rest goes on, so that a person sees all problems at once. A part that cannot
+//! be built for its problems is left out; since there is then at least one problem, nobody sees the incomplete result.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use limpet_wire::name::check_name;
+
+use super::codec::{Codec, Column, Csv, HeaderField, Json, Raw};
+use super::file::{self, File, OneOrMany};
+use super::load::{Origins, Problem, Surroundings, nearest};
+use super::units::{Interval, Size};
+use super::{
+    Broker, BrokerUrl, Budget, Class, Config, Encoding, FORMAT, Gateway, Input, Join, LocalOutput, Log, LogFormat,
+    LogLevel, MessageBatch, Name, OnGap, Pipeline, Publish, Queue, QueuePolicy, Source, TimeOrigin, Uplink,
+};
+use crate::topic::{Filter, Template};
+
+const STATE: &str = "/var/lib/limpet";
+const RUN: &str = "/run/limpet";
+const MQTT_PORT: u16 = 1883;
+/// Shortest keep-alive in seconds: rumqttc panics below it.
+const KEEP_ALIVE_MIN: u64 = 5;
+/// MQTT writes the keep-alive as 16 bits of seconds.
+const KEEP_ALIVE_MAX: u64 = 65_535;
+const CPU_MAX: f64 = 64.0;
+const CHANNELS_MAX: usize = 1024;
+const STREAMS_MAX: u32 = 65_536;
+const QUEUE_MAX: u32 = 4096;
+const BATCH_MAX: u32 = 1000;
+/// Ten minutes: a result that waits longer for company is late for everybody.
+const BATCH_DELAY_MAX: Duration = Duration::from_secs(600);
+
+const NO_TLS: &str =
+    "TLS and WebSocket links are not in this version yet; use mqtt:// through a local broker or bridge";
+
+/// Builds the configuration.
+pub(super) fn resolve(
+    file: File,
+    folder: &Path,
+    surroundings: &Surroundings,
+    origins: &Origins,
+) -> Result<Config, Vec<Problem>> {
+    let mut check = Check { origins, folder, surroundings, problems: Vec::new() };
+    if file.format.is_none() {
+        check.problem(&At::top(), "format", format!("the key is missing; add 'format = {FORMAT}' as the first line"));
+    }
+    let gateway = check.gateway(file.gateway);
+    let id = gateway.as_ref().map_or("gateway", |gateway| &gateway.id);
+    let brokers = check.brokers(file.broker, id);
+    let uplink = check.uplink(file.uplink, &brokers);
+    let budget = check.budget(&file.budget);
+    let sources = check.sources(file.source, &brokers);
+    let pipelines = check.pipelines(file.pipeline, &brokers, &sources);
+    let log =
+        Log { level: file.log.level.unwrap_or(LogLevel::Info), format: file.log.format.unwrap_or(LogFormat::Text) };
+
+    match (gateway, uplink) {
+        (Some(gateway), Some(uplink)) if check.problems.is_empty() => {
+            let brokers = brokers.found;
+            let sources = sources.found;
+            Ok(Config { format: FORMAT, gateway, brokers, uplink, budget, sources, pipelines, log })
+        }
+        _ => Err(check.problems),
+    }
+}
+
+/// A table that is being checked: its path in the document, and the same for people.
+#[derive(Clone)]
+struct At {
+    path: String,
+    shown: String,
+}
+
+impl At {
+    fn top() -> Self {
+        Self { path: String::new(), shown: String::new() }
+    }
+
+    fn table(path: &str) -> Self {
+        Self { path: path.to_owned(), shown: path.to_owned() }
+    }
+
+    /// An element of a list of tables, shown by its name where it has one that is good.
+    fn item(list: &str, index: usize, name: &str) -> Self {
+        let shown = if check_name(name).is_ok() { format!("{list}.{name}") } else { format!("{list}[{index}]") };
+        Self { path: format!("{list}.{index}"), shown }
+    }
+
+    fn key(&self, key: &str) -> (String, String) {
+        let join = |path: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+        (join(&self.path), join(&self.shown))
+    }
+
+    fn inner(&self, key: &str) -> Self {
+        let (path, shown) = self.key(key);
+        Self { path, shown }
+    }
+
+    fn inner_item(&self, key: &str, index: usize) -> Self {
+        let (path, shown) = self.key(key);
+        Self { path: format!("{path}.{index}"), shown: format!("{shown}[{index}]") }
+    }
+}
+
+/// What was found, and every name that somebody tried to give: a reference to a source whose other keys are wrong is
+/// no second problem.
+struct Named<T> {
+    found: T,
+    names: BTreeSet<String>,
+}
+
+struct Check<'a> {
+    origins: &'a Origins,
+    folder: &'a Path,
+    surroundings: &'a Surroundings,
+    problems: Vec<Problem>,
+}
+
+impl Check<'_> {
+    fn problem(&mut self, at: &At, key: &str, text: impl Into<String>) {
+        let (path, shown) = at.key(key);
+        self.problems.push(Problem { origin: self.origins.nearest(&path), key: shown, text: text.into() });
+    }
+
+    /// Records a problem and gives nothing; or gives the value.
+    fn accept<T>(&mut self, at: &At, key: &str, value: Result<T, String>) -> Option<T> {
+        value.map_err(|text| self.problem(at, key, text)).ok()
+    }
+
+    fn require(&mut self, at: &At, key: &str, holds: bool, text: impl FnOnce() -> String) {
+        if !holds {
+            self.problem(at, key, text());
+        }
+    }
+
+    fn name(&mut self, at: &At, key: &str, name: &str) -> Option<Name> {
+        self.accept(at, key, Name::parse(name).map_err(|error| format!("{error}; rename it")))
+    }
+
+    /// Relative paths start at the folder of the file.
+    fn path(&self, path: &Path) -> PathBuf {
+        // Taking the parts together again drops the '.' of "./model".
+        self.folder.join(path).components().collect()
+    }
+
+    fn gateway(&mut self, file: file::Gateway) -> Option<Gateway> {
+        let at = At::table("gateway");
+        let id = match (file.id, &self.surroundings.host_name) {
+            (Some(id), _) => self.name(&at, "id", &id),
+            (None, host) => host.as_deref().and_then(|host| Name::parse(host).ok()).or_else(|| {
+                let host = host.as_deref().unwrap_or_default().to_owned();
+                let text = format!(
+                    "not given, and the host name '{host}' is no valid name; add 'id = \"…\"' of lower-case letters, digits, '_' and '-'"
+                );
+                self.problem(&at, "id", text);
+                None
+            }),
+        };
+        let labels_at = at.inner("labels");
+        for (key, value) in &file.labels {
+            self.name(&labels_at, key, key);
+            let fits = !value.is_empty() && value.len() <= 64 && !value.chars().any(char::is_control);
+            self.require(&labels_at, key, fits, || {
+                format!("found '{}', expected 1 to 64 bytes without control characters", value.escape_debug())
+            });
+        }
+        let state = self.path(&file.state.unwrap_or_else(|| STATE.into()));
+        let run = self.path(&file.run.unwrap_or_else(|| RUN.into()));
+        Some(Gateway { id: id?, labels: file.labels, state, run })
+    }
+
+    fn brokers(&mut self, file: BTreeMap<String, file::Broker>, gateway: &str) -> Named<BTreeMap<Name, Broker>> {
+        if file.is_empty() {
+            self.problem(
+                &At::top(),
+                "broker",
+                "there is none; add '[broker.local]' with 'url = \"mqtt://127.0.0.1:1883\"'",
+            );
+        }
+        let mut found = BTreeMap::new();
+        let names = file.keys().cloned().collect();
+        let mut client_ids: BTreeMap<String, String> = BTreeMap::new();
+        for (name, broker) in file {
+            let at = At::table("broker").inner(&name);
+            let checked = self.name(&At::table("broker"), &name, &name);
+            let Some(broker) = self.broker(&at, &name, gateway, broker) else { continue };
+            // Two links with one id on one server throw each other off for ever.
+            for url in &broker.url {
+                let link = format!("{}@{url}", broker.client_id);
+                if let Some(other) = client_ids.insert(link, name.clone())
+                    && other != name
+                {
+                    let text = format!(
+                        "'{}' is also the client id of broker.{other} at the same address; give each its own",
+                        broker.client_id
+                    );
+                    self.problem(&at, "client_id", text);
+                }
+            }
+            if let Some(name) = checked {
+                found.insert(name, broker);
+            }
+        }
+        Named { found, names }
+    }
+
+    fn broker(&mut self, at: &At, name: &str, gateway: &str, file: file::Broker) -> Option<Broker> {
+        for (key, set) in [
+            ("ca_file", file.ca_file.is_some()),
+            ("cert_file", file.cert_file.is_some()),
+            ("key_file", file.key_file.is_some()),
+        ] {
+            self.require(at, key, !set, || NO_TLS.into());
+        }
+        let mqtt = file.mqtt.unwrap_or(5);
+        self.require(at, "mqtt", mqtt == 5, || match mqtt {
+            4 => "MQTT 3.1.1 is not in this version yet; use a broker that speaks MQTT 5 and leave the key out".into(),
+            other => format!("found {other}, expected 5"),
+        });
+        let keep_alive = file.keep_alive.unwrap_or(Interval(Duration::from_secs(12)));
+        let whole =
+            keep_alive.0.subsec_nanos() == 0 && (KEEP_ALIVE_MIN..=KEEP_ALIVE_MAX).contains(&keep_alive.0.as_secs());
+        self.require(at, "keep_alive", whole, || {
+            format!(
+                "found {keep_alive}, expected whole seconds from {KEEP_ALIVE_MIN}s, the least that the MQTT client takes, to {KEEP_ALIVE_MAX}s, the most that MQTT can say"
+            )
+        });
+        let client_id = file.client_id.unwrap_or_else(|| format!("limpet-{gateway}-{name}"));
+        let fits = !client_id.is_empty() && client_id.len() <= 128 && !client_id.chars().any(char::is_control);
+        self.require(at, "client_id", fits, || {
+            format!("found '{}', expected 1 to 128 bytes without control characters", client_id.escape_debug())
+        });
+        let password_file = file.password_file.map(|path| self.password_file(at, &path));
+        self.require(at, "password_file", password_file.is_none() || file.username.is_some(), || {
+            "a password without a user name is not sent; add 'username'".into()
+        });
+
+        let urls = file.url.as_slice();
+        self.require(at, "url", !urls.is_empty(), || "the list is empty; give at least one address".into());
+        let parsed: Vec<Option<BrokerUrl>> = urls.iter().map(|url| self.accept(at, "url", parse_url(url))).collect();
+        let url = parsed.into_iter().collect::<Option<Vec<_>>>()?;
+        Some(Broker { url, client_id, username: file.username, password_file, keep_alive, mqtt })
+    }
+
+    /// A path, or the bare name of a systemd credential.
+    fn password_file(&mut self, at: &At, path: &Path) -> PathBuf {
+        let bare = path.components().count() == 1 && path.is_relative();
+        let credentials =
+            self.surroundings.variable("CREDENTIALS_DIRECTORY").filter(|_| bare).map(|dir| Path::new(dir).join(path));
+        let chosen = credentials.filter(|path| path.is_file()).unwrap_or_else(|| self.path(path));
+        self.require(at, "password_file", chosen.is_file(), || {
+            format!("there is no file {}; put the password there, readable for the agent alone", chosen.display())
+        });
+        chosen
+    }
+
+    /// The broker that is named, or the only one there is.
+    fn choose_broker(
+        &mut self,
+        at: &At,
+        named: Option<String>,
+        brokers: &Named<BTreeMap<Name, Broker>>,
+    ) -> Option<Name> {
+        let list = || brokers.names.iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
+        match named {
+            // A name that is no good has been reported where it is given.
+            Some(name) if brokers.names.contains(&name) => Name::parse(&name).ok(),
+            Some(name) => {
+                let names: Vec<&String> = brokers.names.iter().collect();
+                let near = nearest(&name, &names).map_or(String::new(), |near| format!("; the nearest is '{near}'"));
+                self.problem(at, "broker", format!("there is no [broker.{name}]{near}; the brokers are {}", list()));
+                None
+            }
+            None => {
+                let mut names = brokers.names.iter();
+                match (names.next(), names.next()) {
+                    (Some(only), None) => Name::parse(only).ok(),
+                    // That there is no broker at all has been said.
+                    (None, _) => None,
+                    _ => {
+                        self.problem(
+                            at,
+                            "broker",
+                            format!("not given, and there are several: {}; name one of them", list()),
+                        );
+                        None
+                    }
+                }
+            }
+        }
+    }
+
+    fn uplink(&mut self, file: file::Uplink, brokers: &Named<BTreeMap<Name, Broker>>) -> Option<Uplink> {
+        let at = At::table("uplink");
+        let broker = self.choose_broker(&at, file.broker, brokers);
+        let prefix = file.prefix.unwrap_or_else(|| limpet_wire::topic::DEFAULT_PREFIX.into());
+        let problem = match Template::parse(&prefix) {
+            Err(reason) => Some(reason),
+            Ok(_) if prefix.contains('{') => Some(format!("'{prefix}' holds a placeholder; it belongs to all streams")),
+            Ok(_) if prefix.split('/').any(str::is_empty) => {
+                Some(format!("'{prefix}' has an empty level; write it without '/' at either end, such as \"limpet/1\""))
+            }
+            Ok(_) if prefix.len() > 256 => Some("it is longer than 256 bytes".into()),
+            Ok(_) => None,
+        };
+        if let Some(problem) = problem {
+            self.problem(&at, "prefix", problem);
+        }
+        self.require(&at, "commands", file.commands.is_empty(), || {
+            format!(
+                "found '{}', and commands are not in this version yet; leave the list empty",
+                file.commands.join("', '")
+            )
+        });
+        Some(Uplink { broker: broker?, prefix, commands: file.commands })
+    }
+
+    fn budget(&mut self, file: &file::Budget) -> Budget {
+        let at = At::table("budget");
+        let cpu = file.cpu.unwrap_or(1.0);
+        self.require(&at, "cpu", cpu > 0.0 && cpu <= CPU_MAX, || {
+            format!("found {cpu}, expected cores above 0 and up to {CPU_MAX}, such as 1.5")
+        });
+        let memory = file.memory.unwrap_or(Size(96 << 20));
+        self.require(&at, "memory", memory.0 > 0, || {
+            "found 0B, and no model fits into that; give e.g. \"96MiB\"".into()
+        });
+        Budget { cpu, memory }
+    }
+
+    fn sources(&mut self, file: Vec<file::Source>, brokers: &Named<BTreeMap<Name, Broker>>) -> Named<Vec<Source>> {
+        let mut found = Vec::with_capacity(file.len());
+        let mut names = BTreeSet::new();
+        for (index, source) in file.into_iter().enumerate() {
+            let at = At::item("source", index, &source.name);
+            if !names.insert(source.name.clone()) {
+                let text = format!("a [[source]] named '{}' exists already; names are unique, rename one", source.name);
+                self.problem(&at, "name", text);
+            }
+            found.extend(self.source(&at, source, brokers));
+        }
+        Named { found, names }
+    }
+
+    fn source(&mut self, at: &At, file: file::Source, brokers: &Named<BTreeMap<Name, Broker>>) -> Option<Source> {
+        let name = self.name(at, "name", &file.name);
+        let broker = self.choose_broker(at, file.broker, brokers);
+        self.codec(at, &file.codec);
+        let input = match (file.topic, file.join) {
+            (Some(topic), None) => self.accept(at, "topic", Filter::parse(&topic)).map(Input::Topic),
+            (None, Some(join)) => self.join(at, join, &file.codec),
+            (Some(_), Some(_)) => {
+                self.problem(at, "join", "'topic' and 'join' exclude each other; keep one of them");
+                None
+            }
+            (None, None) => {
+                self.problem(at, "topic", "the key is missing; add 'topic = \"…\"', or 'join' for several topics");
+                None
+            }
+        };
+
+        // A joined source has one channel per topic, each from a payload of one channel.
+        let channels = match &input {
+            Some(Input::Join(join)) => Some(join.topics.len()),
+            _ => file.codec.channels(),
+        };
+        for (key, list) in [("scale", &file.scale), ("offset", &file.offset)] {
+            if let Some(channels) = channels {
+                self.require(at, key, list.is_empty() || list.len() == channels, || {
+                    format!("found {} values, expected {channels}, one per channel", list.len())
+                });
+            }
+            let image = matches!(file.codec, Codec::Image(_));
+            self.require(at, key, list.is_empty() || !image, || {
+                "a picture is not scaled here; 'mean' and 'std' stand in the model's manifest".into()
+            });
+        }
+        self.require(at, "scale", file.scale.iter().all(|scale| scale.value() != 0.0), || {
+            "a factor is 0, which makes every sample the same; correct it".into()
+        });
+        if let Some(rate) = file.rate_hz {
+            self.require(at, "rate_hz", rate > 0.0 && rate <= 1e9, || {
+                format!("found {rate}, expected samples a second above 0 and up to 1e9")
+            });
+        }
+
+        let time = file.time.unwrap_or(TimeOrigin::Arrival);
+        self.require(at, "time", time == TimeOrigin::Arrival || file.codec.has_time(), || {
+            format!(
+                "found \"payload\", and the codec '{}' names no time in it; add one there, or use \"arrival\"",
+                file.codec.name()
+            )
+        });
+        let max_skew = file.max_skew.unwrap_or(Interval(Duration::from_secs(2)));
+        self.positive(at, "max_skew", max_skew);
+        if let Some(gap) = file.max_gap {
+            self.positive(at, "max_gap", gap);
+        }
+        let max_streams = file.max_streams.unwrap_or(16);
+        self.require(at, "max_streams", (1..=STREAMS_MAX).contains(&max_streams), || {
+            format!("found {max_streams}, expected 1 to {STREAMS_MAX}")
+        });
+        let stream_idle = file.stream_idle.unwrap_or(Interval(Duration::from_secs(600)));
+        self.positive(at, "stream_idle", stream_idle);
+        let accept_retained = file.accept_retained.unwrap_or(false);
+        self.require(at, "accept_retained", !accept_retained || time == TimeOrigin::Payload, || {
+            "a retained message may be of any age, so its time must be in it; set 'time = \"payload\"'".into()
+        });
+
+        Some(Source {
+            name: name?,
+            broker: broker?,
+            input: input?,
+            codec: file.codec,
+            scale: file.scale,
+            offset: file.offset,
+            rate_hz: file.rate_hz,
+            time,
+            max_skew,
+            max_gap: file.max_gap,
+            on_gap: file.on_gap.unwrap_or(OnGap::Reset),
+            max_streams,
+            stream_idle,
+            accept_retained,
+        })
+    }
+
+    fn positive(&mut self, at: &At, key: &str, interval: Interval) {
+        self.require(at, key, !interval.0.is_zero(), || "found 0, expected more, such as \"20ms\"".into());
+    }
+
+    fn join(&mut self, at: &At, join: file::Join, codec: &Codec) -> Option<Input> {
+        let inner = at.inner("join");
+        self.positive(&inner, "tolerance", join.tolerance);
+        self.require(&inner, "topics", (2..=CHANNELS_MAX).contains(&join.topics.len()), || {
+            format!("found {} topics, expected 2 to {CHANNELS_MAX}; for one topic use 'topic'", join.topics.len())
+        });
+        self.require(at, "codec", codec.channels() == Some(1), || {
+            "every joined topic is one channel, so its payload must hold one; set the codec's channels to 1".into()
+        });
+        let parsed: Vec<Option<Filter>> =
+            join.topics.iter().map(|topic| self.accept(&inner, "topics", Filter::parse(topic))).collect();
+        let topics = parsed.into_iter().collect::<Option<Vec<_>>>()?;
+        let naming = topics.iter().filter(|topic| topic.names_stream()).count();
+        self.require(&inner, "topics", naming == 0 || naming == topics.len(), || {
+            "some topics have '{stream}' and others do not, so their samples cannot be matched; give it to all or to none".into()
+        });
+        for (index, topic) in topics.iter().enumerate() {
+            self.require(&inner, "topics", !topic.is_shared(), || {
+                format!("'{topic}' is shared, and a row cannot be joined from half of the messages; drop '$share/…/'")
+            });
+            self.require(&inner, "topics", !topics[..index].contains(topic), || {
+                format!("'{topic}' stands there twice; each channel has its own topic")
+            });
+        }
+        Some(Input::Join(Join { topics, tolerance: join.tolerance }))
+    }
+
+    fn codec(&mut self, at: &At, codec: &Codec) {
+        let at = at.inner("codec").inner(codec.name());
+        if let Some(channels) = codec.channels() {
+            let key = if matches!(codec, Codec::Csv(_)) { "columns" } else { "channels" };
+            self.require(&at, key, (1..=CHANNELS_MAX).contains(&channels), || {
+                format!("found {channels} channels, expected 1 to {CHANNELS_MAX}")
+            });
+        }
+        match codec {
+            Codec::Raw(raw) => self.raw(&at, raw),
+            Codec::Json(json) => self.json(&at, json),
+            Codec::Csv(csv) => self.csv(&at, csv),
+            Codec::Image(_) => {}
+        }
+    }
+
+    fn raw(&mut self, at: &At, raw: &Raw) {
+        for (index, field) in raw.header.iter().enumerate() {
+            let same = |other: &HeaderField| std::mem::discriminant(other) == std::mem::discriminant(field);
+            self.require(at, "header", !raw.header[..index].iter().any(same), || {
+                format!("field {} stands there twice; each field occurs once", index + 1)
+            });
+        }
+    }
+
+    fn json(&mut self, at: &At, json: &Json) {
+        if let (Some(channels), Some(OneOrMany::Many(pointers))) = (json.channels, &json.value) {
+            self.require(at, "channels", channels == pointers.len(), || {
+                format!(
+                    "found {channels}, and 'value' lists {} pointers, one per channel; leave 'channels' out",
+                    pointers.len()
+                )
+            });
+        }
+        let values = json.value.iter().flat_map(|value| value.as_slice()).map(|pointer| ("value", pointer));
+        for (key, pointer) in values.chain(json.time.iter().map(|pointer| ("time", pointer))) {
+            self.require(at, key, pointer.is_empty() || pointer.starts_with('/'), || {
+                format!("'{pointer}' is no JSON pointer; write '/{pointer}', with '/' between levels")
+            });
+        }
+    }
+
+    fn csv(&mut self, at: &At, csv: &Csv) {
+        let forbidden = csv.separator.is_alphanumeric() || matches!(csv.separator, '\n' | '\r' | '"' | '.' | '-' | '+');
+        self.require(at, "separator", !forbidden, || {
+            format!("found {:?}, which occurs in numbers or ends lines; use \",\", \";\" or \"\\t\"", csv.separator)
+        });
+        let columns = csv.columns.iter().map(|column| ("columns", column));
+        for (key, column) in columns.chain(csv.time.iter().map(|column| ("time", column))) {
+            match column {
+                Column::Name(name) => self.require(at, key, csv.header, || {
+                    format!("'{name}' is a name, and there is no line that names columns; set 'header = true' or give numbers")
+                }),
+                Column::Number(number) => self.require(at, key, *number <= CHANNELS_MAX, || {
+                    format!("found column {number}, expected at most {CHANNELS_MAX}")
+                }),
+            }
+        }
+    }
+
+    fn pipelines(
+        &mut self,
+        file: Vec<file::Pipeline>,
+        brokers: &Named<BTreeMap<Name, Broker>>,
+        sources: &Named<Vec<Source>>,
+    ) -> Vec<Pipeline> {
+        let mut found = Vec::with_capacity(file.len());
+        let mut names = BTreeSet::new();
+        for (index, pipeline) in file.into_iter().enumerate() {
+            let at = At::item("pipeline", index, &pipeline.name);
+            if !names.insert(pipeline.name.clone()) {
+                let text =
+                    format!("a [[pipeline]] named '{}' exists already; names are unique, rename one", pipeline.name);
+                self.problem(&at, "name", text);
+            }
+            found.extend(self.pipeline(&at, pipeline, brokers, sources));
+        }
+        found
+    }
+
+    fn pipeline(
+        &mut self,
+        at: &At,
+        file: file::Pipeline,
+        brokers: &Named<BTreeMap<Name, Broker>>,
+        sources: &Named<Vec<Source>>,
+    ) -> Option<Pipeline> {
+        let name = self.name(at, "name", &file.name);
+        let source = Name::parse(&file.source).ok();
+        if !sources.names.contains(&file.source) {
+            let names: Vec<&String> = sources.names.iter().collect();
+            let text = match nearest(&file.source, &names) {
+                Some(near) => format!("there is no [[source]] named '{}'; the nearest is '{near}'", file.source),
+                None => format!("there is no [[source]] named '{}', nor any other; add it", file.source),
+            };
+            self.problem(at, "source", text);
+        }
+        let model = self.model(at, &file.model);
+
+        let class = file.class.unwrap_or(Class::Realtime);
+        let deadline = file.deadline.unwrap_or(Interval(match class {
+            Class::Realtime => Duration::from_millis(100),
+            Class::Analytic => Duration::from_secs(10),
+        }));
+        self.positive(at, "deadline", deadline);
+        let policy = file.queue.policy.unwrap_or(match class {
+            Class::Realtime => QueuePolicy::LatestOnly,
+            Class::Analytic => QueuePolicy::DropOldest,
+        });
+        let depth = match (class, policy) {
+            (Class::Realtime, _) | (_, QueuePolicy::LatestOnly) => 1,
+            (Class::Analytic, QueuePolicy::DropOldest | QueuePolicy::Reject) => 16,
+        };
+        let queue = Queue { depth: file.queue.depth.unwrap_or(depth), policy };
+        let queue_at = at.inner("queue");
+        self.require(&queue_at, "depth", (1..=QUEUE_MAX).contains(&queue.depth), || {
+            format!("found {}, expected 1 to {QUEUE_MAX} windows", queue.depth)
+        });
+        self.require(&queue_at, "depth", queue.policy != QueuePolicy::LatestOnly || queue.depth <= 1, || {
+            format!(
+                "found {}, but with the policy \"latest_only\"{} one window waits; leave 'depth' out, or set 'policy = \"drop_oldest\"'",
+                queue.depth,
+                if file.queue.policy.is_none() { ", the default of this class," } else { "" }
+            )
+        });
+
+        let deadband = file.deadband.unwrap_or(0.05);
+        self.require(at, "deadband", deadband.is_finite() && deadband >= 0.0, || {
+            format!("found {deadband}, expected a number that is not negative, in units of the score")
+        });
+        let message_batch = self.message_batch(&at.inner("message_batch"), &file.message_batch);
+        let mut local = Vec::with_capacity(file.local.len());
+        for (index, output) in file.local.into_iter().enumerate() {
+            local.extend(self.local(&at.inner_item("local", index), output, brokers, sources));
+        }
+
+        Some(Pipeline {
+            name: name?,
+            source: source?,
+            model: model?,
+            class,
+            deadline,
+            queue,
+            publish: file.publish.unwrap_or(Publish::Changes),
+            deadband,
+            heartbeat: file.heartbeat.unwrap_or(Interval(Duration::from_secs(60))),
+            message_batch,
+            encoding: file.encoding.unwrap_or(Encoding::Json),
+            local,
+        })
+    }
+
+    fn model(&mut self, at: &At, model: &str) -> Option<PathBuf> {
+        if model.contains('/') || model.ends_with(".limpet") {
+            return Some(self.path(Path::new(model)));
+        }
+        self.problem(at, "model", format!(
+            "'{model}' is a name, and models by name come with the depot, which is not in this version yet; give a path, such as \"./{}\" or \"/usr/share/limpet/models/{0}.limpet\"",
+            model.split('@').next().unwrap_or_default()
+        ));
+        None
+    }
+
+    fn message_batch(&mut self, at: &At, file: &file::MessageBatch) -> MessageBatch {
+        let batch = MessageBatch { max: file.max.unwrap_or(1), delay: file.delay.unwrap_or(Interval(Duration::ZERO)) };
+        self.require(at, "max", (1..=BATCH_MAX).contains(&batch.max), || {
+            format!("found {}, expected 1 to {BATCH_MAX} results in one message", batch.max)
+        });
+        self.require(at, "delay", batch.delay.0 <= BATCH_DELAY_MAX, || {
+            format!("found {}, expected at most {}", batch.delay, Interval(BATCH_DELAY_MAX))
+        });
+        self.require(at, "delay", batch.delay.0.is_zero() || batch.max > 1, || {
+            "a message of one result has nothing to wait for; set 'max' above 1 or leave 'delay' out".into()
+        });
+        batch
+    }
+
+    fn local(
+        &mut self,
+        at: &At,
+        file: file::LocalOutput,
+        brokers: &Named<BTreeMap<Name, Broker>>,
+        sources: &Named<Vec<Source>>,
+    ) -> Option<LocalOutput> {
+        let broker = self.choose_broker(at, file.broker, brokers);
+        let qos = file.qos.unwrap_or(0);
+        self.require(at, "qos", qos <= 1, || format!("found {qos}, expected 0 or 1"));
+        let topic = self.accept(at, "topic", Template::parse(&file.topic));
+        if let (Some(topic), Some(broker)) = (&topic, &broker) {
+            let mut own = sources.found.iter().filter(|source| source.broker == *broker);
+            if let Some(source) = own.find(|source| source.filters().iter().any(|filter| filter.may_receive(topic))) {
+                let text = format!(
+                    "'{topic}' is read by source '{}' too, so results would come back as samples; choose another topic",
+                    source.name
+                );
+                self.problem(at, "topic", text);
+            }
+        }
+        Some(LocalOutput { broker: broker?, topic: topic?, on: file.on.unwrap_or(Publish::Triggers), qos })
+    }
+}
+
+/// Reads `mqtt://HOST[:PORT]`. Whatever is wrong with it, a password that stands in it is not repeated.
+fn parse_url(url: &str) -> Result<BrokerUrl, String> {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return Err(format!("found '{}', expected mqtt://HOST:PORT", if url.contains('@') { "…" } else { url }));
+    };
+    match scheme {
+        "mqtt" => {}
+        "mqtts" | "ws" | "wss" => return Err(format!("found {scheme}://; {NO_TLS}")),
+        _ => return Err(format!("found {}://, expected mqtt://HOST:PORT", scheme.escape_debug())),
+    }
+    if rest.contains('@') {
+        return Err("user name and password do not belong into the address; use 'username' and 'password_file'".into());
+    }
+    let wrong = |reason: &str| format!("'{}' {reason}; expected mqtt://HOST:PORT", url.escape_debug());
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    let (host, port) = match rest.strip_prefix('[') {
+        Some(bracketed) => {
+            let (host, port) = bracketed.split_once(']').ok_or_else(|| wrong("has no closing bracket"))?;
+            let address = host.parse::<std::net::Ipv6Addr>().map_err(|_| wrong("holds no IPv6 address"))?;
+            (
+                address.to_string(),
+                if port.is_empty() {
+                    None
+                } else {
+                    Some(port.strip_prefix(':').ok_or_else(|| wrong("has text after the bracket"))?)
+                },
+            )
+        }
+        None => match rest.split_once(':') {
+            Some((host, port)) => (host.to_owned(), Some(port)),
+            None => (rest.to_owned(), None),
+        },
+    };
+    let plain = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if host.is_empty() || host.len() > 253 || !(host.contains(':') || host.chars().all(plain)) {
+        return Err(wrong("names no host"));
+    }
+    let digits = |port: &&str| port.bytes().all(|b| b.is_ascii_digit());
+    let port = match port {
+        None => MQTT_PORT,
+        Some(port) => match Some(port).filter(digits).and_then(|port| port.parse().ok()) {
+            Some(port @ 1..) => port,
+            _ => return Err(wrong("has no port from 1 to 65535")),
+        },
+    };
+    Ok(BrokerUrl { host, port })
+}
+
+impl std::fmt::Display for BrokerUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "mqtt://[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "mqtt://{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl serde::Serialize for BrokerUrl {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}

@@ -1,0 +1,554 @@
+//! One MQTT connection, and what becomes of it.
+//!
+//! Each broker has a link of its own: its own connection, back-off and queue ([`outgoing`]); the loss of one never stops
+//! another. A link that is lost is made anew from nothing, client library included: rumqttc keeps what it has not sent
+//! and, on a reconnect to a broker without the session, throws it away without an error, so nothing that it holds counts
+//! as stored.
+//!
+//! - Clean start, no session: a broker that keeps one replays hours-old samples as if they were new.
+//! - Subscriptions are made on every connection, at most eight filters in one packet, without retained messages.
+//! - A subscription or publication that the broker refuses is an error that names the topic.
+//! - Nothing blocks the task that polls: a second task hands messages to the client, never more than there are places
+//!   in flight, so the client's own queue is never full.
+
+pub mod backoff;
+pub mod outgoing;
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::io::Read;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use limpet_wire::message::{Message, Presence, Status};
+use limpet_wire::topic::Topics;
+use rumqttc::NetworkOptions;
+use rumqttc::Outgoing as Sent;
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{
+    ConnectReturnCode, DisconnectReasonCode, Filter, LastWill, LastWillProperties, Packet, PubAckReason,
+    PublishProperties, RetainForwardRule, SubscribeReasonCode,
+};
+use rumqttc::v5::{AsyncClient, ConnectionError, Event, MqttOptions, StateError};
+use tokio::sync::watch;
+
+use self::backoff::Backoff;
+use self::outgoing::{BATCH_BYTES, Kept, Next, Outgoing, Ready, Room};
+use crate::config::{Broker, BrokerUrl};
+use crate::report::Reporter;
+use crate::wall;
+
+/// Messages in flight, where the broker allows as many.
+const IN_FLIGHT: u16 = 64;
+/// Requests that the client takes at once: more than there are places in flight, so that it never refuses one.
+const CLIENT_QUEUE: usize = 256;
+/// A connection that ends sooner than this was hardly worth making…
+const SHORT_LIVED: Duration = Duration::from_secs(30);
+/// …and so many in a row are probably two clients with one id that throw each other off: mosquitto 2.0.11 closes the
+/// loser's connection without a DISCONNECT that would say so.
+const RIVALS: u32 = 3;
+/// Messages that the client may hold without having sent them: fewer than it takes.
+const HANDED: usize = CLIENT_QUEUE / 2;
+/// How long a goodbye may take beyond the time for sending what waits.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// Filters in one SUBSCRIBE.
+const FILTERS: usize = 8;
+/// Largest packet in either direction: the client's own limit of 10 KiB would end the connection.
+const PACKET_BYTES: u32 = 1024 * 1024;
+
+/// A sample or another message that came in.
+pub struct Received<'a> {
+    /// Its topic.
+    pub topic: &'a str,
+    /// Its payload.
+    pub payload: bytes::Bytes,
+    /// Whether the broker had kept it.
+    pub retained: bool,
+}
+
+/// What a link is for.
+pub struct Role {
+    /// The broker's name in the configuration.
+    pub name: Arc<str>,
+    /// How to reach it.
+    pub broker: Broker,
+    /// Filters to subscribe to, each with whether retained messages are wanted.
+    pub filters: Vec<(String, bool)>,
+    /// Where status goes, if this is the uplink.
+    pub status: Option<Topics>,
+    /// What waits to be sent.
+    pub outgoing: Arc<Outgoing>,
+}
+
+/// Runs a link until `stop` turns true and everything that can be sent was, or `stop`'s grace has passed.
+///
+/// `receive` is called with every message, on the task that polls: it must not block.
+pub async fn run(role: Role, reporter: Arc<Reporter>, receive: impl Fn(Received<'_>), mut stop: watch::Receiver<Stop>) {
+    let mut backoff = Backoff::default();
+    let mut url_index = 0;
+    let mut short_lived = 0;
+    loop {
+        let url = &role.broker.url[url_index % role.broker.url.len()];
+        let started = Instant::now();
+        let end = connection(&role, url, &reporter, &receive, &stop).await;
+        let held = match end {
+            End::Stopped => return,
+            End::Lost { why, connected } => {
+                reporter.link_lost(&role.name, url, &why, connected);
+                let held = if connected { started.elapsed() } else { Duration::ZERO };
+                short_lived = if connected && held < SHORT_LIVED { short_lived + 1 } else { 0 };
+                if short_lived == RIVALS {
+                    reporter.rival(&role.name, &role.broker.client_id, RIVALS);
+                }
+                held
+            }
+        };
+        url_index += 1;
+        let wait = backoff.next(held, random());
+        tracing::debug!(broker = %role.name, wait_ms = wait.as_millis() as u64, "next try to connect");
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = stopped(&mut stop) => return,
+        }
+    }
+}
+
+/// Whether links go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// They do.
+    Run,
+    /// They send what waits and say goodbye, until that moment.
+    Drain(Instant),
+}
+
+/// Until the time for saying goodbye is over.
+async fn overdue(stop: &watch::Receiver<Stop>) {
+    let mut stop = stop.clone();
+    stopped(&mut stop).await;
+    let until = match *stop.borrow() {
+        Stop::Drain(until) => until + GOODBYE,
+        Stop::Run => Instant::now(),
+    };
+    tokio::time::sleep_until(until.into()).await;
+}
+
+async fn stopped(stop: &mut watch::Receiver<Stop>) {
+    // An error means that the sender is gone, which is a stop too.
+    let _ = stop.wait_for(|stop| *stop != Stop::Run).await;
+}
+
+enum End {
+    Stopped,
+    Lost { why: String, connected: bool },
+}
+
+/// Messages that were handed to the client, until the broker has acknowledged them.
+#[derive(Default)]
+struct Flight {
+    /// In the order in which they were handed over; the client gives them their ids in this order.
+    handed: VecDeque<Flying>,
+    /// With their ids.
+    numbered: HashMap<u16, Flying>,
+}
+
+struct Flying {
+    topic: String,
+    acknowledged: bool,
+    kept: Vec<Kept>,
+}
+
+impl Flight {
+    /// Messages without acknowledgement.
+    fn len(&self) -> usize {
+        self.numbered.len() + self.handed.iter().filter(|m| m.acknowledged).count()
+    }
+
+    /// Everything that was not settled.
+    fn ground(&mut self) -> Vec<Kept> {
+        let numbered = self.numbered.drain().map(|(_, message)| message);
+        self.handed.drain(..).chain(numbered).flat_map(|message| message.kept).collect()
+    }
+}
+
+/// One connection from its beginning to its end.
+async fn connection(
+    role: &Role,
+    url: &BrokerUrl,
+    reporter: &Arc<Reporter>,
+    receive: &impl Fn(Received<'_>),
+    stop: &watch::Receiver<Stop>,
+) -> End {
+    let session = format!("{:016x}", random());
+    let options = match options(role, url, &session) {
+        Ok(options) => options,
+        Err(why) => return End::Lost { why, connected: false },
+    };
+    let (client, mut events) = AsyncClient::new(options, CLIENT_QUEUE);
+    let flight = Rc::new(RefCell::new(Flight::default()));
+    let mut sender: Option<tokio::task::JoinHandle<()>> = None;
+    // Filters of each SUBSCRIBE, in the order in which they were handed over; then by packet id.
+    let mut asked: VecDeque<Vec<String>> = VecDeque::new();
+    let mut asking: HashMap<u16, Vec<String>> = HashMap::new();
+    // A healthy connection has an event at least once in a keep-alive period, when the client pings. The client's own
+    // check of that stands still while it waits for a socket that takes no more.
+    let longest = role.broker.keep_alive.0.mul_f64(2.5);
+    let mut guard = std::pin::pin!(tokio::time::sleep(longest));
+    let mut last_event = Instant::now();
+    // Made once, not for every event: each holds a place in the queue of those who wait for the stop.
+    let mut waiting = stop.clone();
+    let mut stopped = std::pin::pin!(stopped(&mut waiting));
+    let mut overdue = std::pin::pin!(overdue(stop));
+    let end = loop {
+        let event = {
+            // Polled to its end except when the connection is given up: a poll that is dropped may lose what it read.
+            let mut polling = std::pin::pin!(events.poll());
+            loop {
+                tokio::select! {
+                    // In this order, so that the others cost nothing while there are events.
+                    biased;
+                    event = &mut polling => break Ok(event),
+                    () = &mut stopped, if sender.is_none() => break Err(End::Stopped),
+                    () = &mut overdue, if sender.is_some() => break Err(End::Stopped),
+                    () = &mut guard => {
+                        if last_event.elapsed() >= longest {
+                            let why = format!("nothing moved for {} s; the line is dead or the broker hangs", longest.as_secs());
+                            break Err(End::Lost { why, connected: sender.is_some() });
+                        }
+                        guard.as_mut().reset((last_event + longest).into());
+                    }
+                }
+            }
+        };
+        let event = match event {
+            Ok(event) => event,
+            Err(end) => break end,
+        };
+        last_event = Instant::now();
+        match event {
+            Ok(Event::Incoming(Packet::ConnAck(ack))) => {
+                let properties = ack.properties.as_ref();
+                let places = properties.and_then(|p| p.receive_max).unwrap_or(u16::MAX);
+                let largest = properties.and_then(|p| p.max_packet_size).unwrap_or(u32::MAX) as usize;
+                // One place stays free, because the client reads no request, not even a fleeting one, when all are taken.
+                let room = RoomRule {
+                    places: usize::from(places.saturating_sub(1).clamp(1, IN_FLIGHT)),
+                    bytes: BATCH_BYTES.min(largest.saturating_sub(1024).max(1)),
+                };
+                if let Some(topics) = &role.status {
+                    announce(&client, &flight, topics, Presence::Online, &session);
+                }
+                asked = subscribe(&client, &role.filters);
+                reporter.link_made(&role.name, url);
+                role.outgoing.connected();
+                sender = Some(tokio::task::spawn_local(send(
+                    Arc::clone(&role.name),
+                    Arc::clone(reporter),
+                    client.clone(),
+                    Arc::clone(&role.outgoing),
+                    Rc::clone(&flight),
+                    room,
+                    role.status.clone().map(|topics| (topics, session.clone())),
+                    stop.clone(),
+                )));
+            }
+            Ok(Event::Incoming(Packet::Publish(publish))) => match std::str::from_utf8(&publish.topic) {
+                Ok(topic) => receive(Received { topic, payload: publish.payload.clone(), retained: publish.retain }),
+                Err(_) => tracing::debug!(broker = %role.name, "a message on a topic that is not UTF-8 was ignored"),
+            },
+            Ok(Event::Incoming(Packet::SubAck(ack))) => {
+                let filters = asking.remove(&ack.pkid).unwrap_or_default();
+                for (reason, filter) in ack.return_codes.iter().zip(&filters) {
+                    match reason {
+                        SubscribeReasonCode::Success(_) => tracing::debug!(broker = %role.name, filter, "subscribed"),
+                        reason => reporter.subscription_refused(&role.name, filter, &format!("{reason:?}")),
+                    }
+                }
+            }
+            Ok(Event::Incoming(Packet::PubAck(ack))) => {
+                let message = flight.borrow_mut().numbered.remove(&ack.pkid);
+                if let Some(message) = message {
+                    match ack.reason {
+                        PubAckReason::Success | PubAckReason::NoMatchingSubscribers => {
+                            let heard = ack.reason == PubAckReason::Success;
+                            role.outgoing.settle(&message.topic, &message.kept, heard);
+                        }
+                        reason => {
+                            if role.outgoing.refuse(&message.topic, message.kept) {
+                                reporter.publish_refused(&role.name, &message.topic, &format!("{reason:?}"));
+                            }
+                        }
+                    }
+                }
+                role.outgoing.bell.notify_one();
+            }
+            Ok(Event::Outgoing(Sent::Publish(id))) => {
+                let mut flight = flight.borrow_mut();
+                if flight.handed.len() >= HANDED {
+                    role.outgoing.bell.notify_one();
+                }
+                if let Some(message) = flight.handed.pop_front()
+                    && message.acknowledged
+                {
+                    flight.numbered.insert(id, message);
+                }
+            }
+            Ok(Event::Outgoing(Sent::Subscribe(id))) => {
+                if let Some(filters) = asked.pop_front() {
+                    asking.insert(id, filters);
+                }
+            }
+            // It is on its way: the client flushes before it tells.
+            Ok(Event::Outgoing(Sent::Disconnect)) => break End::Stopped,
+            Ok(_) => {}
+            Err(error) => break End::Lost { why: explain(&error, &role.broker), connected: sender.is_some() },
+        }
+    };
+    if let Some(sender) = sender {
+        sender.abort();
+    }
+    let unsettled = flight.borrow_mut().ground();
+    role.outgoing.put_back(unsettled);
+    end
+}
+
+/// What a connection has room for.
+#[derive(Debug, Clone, Copy)]
+struct RoomRule {
+    places: usize,
+    bytes: usize,
+}
+
+/// Hands messages to the client as long as there is room, and says goodbye when it is time.
+#[expect(clippy::too_many_arguments, reason = "a task that is given what it owns")]
+async fn send(
+    name: Arc<str>,
+    reporter: Arc<Reporter>,
+    client: AsyncClient,
+    outgoing: Arc<Outgoing>,
+    flight: Rc<RefCell<Flight>>,
+    rule: RoomRule,
+    status: Option<(Topics, String)>,
+    mut stop: watch::Receiver<Stop>,
+) {
+    loop {
+        let deadline = match *stop.borrow() {
+            Stop::Run => None,
+            Stop::Drain(until) => Some(until),
+        };
+        if flight.borrow().handed.len() >= HANDED {
+            outgoing.bell.notified().await;
+            continue;
+        }
+        let in_flight = flight.borrow().len();
+        let room = Room { in_flight, places: rule.places, bytes: rule.bytes, hurry: deadline.is_some() };
+        let wake = match outgoing.next(Instant::now(), room) {
+            Next::Send(ready) => {
+                if let Err(ready) = hand_over(&client, &flight, *ready) {
+                    // Never by construction; if it were, the bell would ring when the client has sent something.
+                    outgoing.not_taken(*ready);
+                    outgoing.bell.notified().await;
+                }
+                continue;
+            }
+            Next::TooLarge { topic, bytes } => {
+                reporter.too_large(&name, &topic, bytes, rule.bytes);
+                continue;
+            }
+            Next::Wait(wake) => wake,
+        };
+        if let Some(until) = deadline
+            && (outgoing.is_empty() || Instant::now() >= until)
+        {
+            break;
+        }
+        let wake = [wake, deadline].into_iter().flatten().min();
+        tokio::select! {
+            () = outgoing.bell.notified() => {}
+            () = sleep_until(wake) => {}
+            () = stopped(&mut stop), if deadline.is_none() => {}
+        }
+    }
+    let until = match *stop.borrow() {
+        Stop::Drain(until) => until,
+        Stop::Run => Instant::now(),
+    };
+    if let Some((topics, session)) = &status {
+        announce(&client, &flight, topics, Presence::Offline, session);
+    }
+    while flight.borrow().len() > 0 && Instant::now() < until {
+        tokio::select! {
+            () = outgoing.bell.notified() => {}
+            () = sleep_until(Some(until)) => {}
+        }
+    }
+    // The client's queue has room for it by construction; if it were full, the connection would be closed without a word.
+    let _ = client.try_disconnect();
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Hands one message to the client, or gives it back.
+fn hand_over(client: &AsyncClient, flight: &RefCell<Flight>, mut ready: Ready) -> Result<(), Box<Ready>> {
+    let qos = if ready.at_least_once { QoS::AtLeastOnce } else { QoS::AtMostOnce };
+    let properties = PublishProperties {
+        content_type: Some(ready.content_type.to_owned()),
+        message_expiry_interval: ready.expiry_s,
+        user_properties: ready.id.take().map(|id| ("id".to_owned(), id)).into_iter().collect(),
+        ..PublishProperties::default()
+    };
+    // What comes back is written again from what was kept.
+    let payload = std::mem::take(&mut ready.payload);
+    match client.try_publish_with_properties(ready.topic.clone(), qos, ready.retain, payload, properties) {
+        Ok(()) => {
+            let flying = Flying { topic: ready.topic, acknowledged: ready.at_least_once, kept: ready.kept };
+            flight.borrow_mut().handed.push_back(flying);
+            Ok(())
+        }
+        Err(error) => {
+            tracing::warn!(topic = ready.topic, %error, "the MQTT client took no message");
+            Err(Box::new(ready))
+        }
+    }
+}
+
+fn announce(client: &AsyncClient, flight: &RefCell<Flight>, topics: &Topics, state: Presence, session: &str) {
+    let ready = Ready {
+        topic: topics.status(),
+        payload: status(state, session),
+        content_type: limpet_wire::content_type::JSON,
+        id: None,
+        at_least_once: true,
+        retain: true,
+        expiry_s: None,
+        kept: Vec::new(),
+    };
+    // The client has room: this is its first message, or its last after the others were sent.
+    drop(hand_over(client, flight, ready));
+}
+
+fn status(state: Presence, session: &str) -> Vec<u8> {
+    Status { state, session: session.to_owned(), connected_at: wall::now_text() }.to_json()
+}
+
+/// Asks for the filters, and gives them in the order of the packets.
+fn subscribe(client: &AsyncClient, filters: &[(String, bool)]) -> VecDeque<Vec<String>> {
+    let packet = |some: &[(String, bool)]| {
+        let wanted = some.iter().map(|(path, retained)| Filter {
+            path: path.clone(),
+            // Samples are wanted now or not at all, but a command or a chunk must come.
+            qos: QoS::AtLeastOnce,
+            nolocal: false,
+            // A sensor that publishes with retain sends fresh samples all the same; only what the broker kept from
+            // before is not fresh, and that is not asked for.
+            preserve_retain: false,
+            retain_forward_rule: if *retained { RetainForwardRule::OnEverySubscribe } else { RetainForwardRule::Never },
+        });
+        if let Err(error) = client.try_subscribe_many(wanted) {
+            tracing::error!(%error, "the MQTT client took no subscription");
+        }
+        some.iter().map(|(path, _)| path.clone()).collect()
+    };
+    filters.chunks(FILTERS).map(packet).collect()
+}
+
+fn options(role: &Role, url: &BrokerUrl, session: &str) -> Result<MqttOptions, String> {
+    let broker = &role.broker;
+    let mut options = MqttOptions::new(broker.client_id.clone(), url.host.clone(), url.port);
+    options.set_clean_start(true);
+    options.set_session_expiry_interval(Some(0));
+    options.set_keep_alive(broker.keep_alive.0);
+    options.set_max_packet_size(Some(PACKET_BYTES));
+    options.set_outgoing_inflight_upper_limit(IN_FLIGHT + 1);
+    let mut network = NetworkOptions::new();
+    network.set_tcp_nodelay(true);
+    options.set_network_options(network);
+    if let Some(username) = &broker.username {
+        let password = broker.password().map_err(|error| {
+            let path = broker.password_file.as_deref().unwrap_or(Path::new(""));
+            format!("password_file {} cannot be read: {error}", path.display())
+        })?;
+        options.set_credentials(username.clone(), password.unwrap_or_default());
+    }
+    if let Some(topics) = &role.status {
+        let properties = LastWillProperties {
+            delay_interval: None,
+            payload_format_indicator: None,
+            message_expiry_interval: None,
+            content_type: Some(limpet_wire::content_type::JSON.to_owned()),
+            response_topic: None,
+            correlation_data: None,
+            user_properties: Vec::new(),
+        };
+        let payload = status(Presence::Offline, session);
+        let will = LastWill::new(topics.status(), payload, QoS::AtLeastOnce, true, Some(properties));
+        options.set_last_will(will);
+    }
+    Ok(options)
+}
+
+/// Why a connection ended or was not made, and what to do.
+fn explain(error: &ConnectionError, broker: &Broker) -> String {
+    match error {
+        ConnectionError::ConnectionRefused(code) => refused(*code, broker),
+        ConnectionError::MqttState(StateError::ConnFail { reason }) => refused(*reason, broker),
+        ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => match reason_code {
+            DisconnectReasonCode::SessionTakenOver => format!(
+                "another client connected with the client id '{}'; give each gateway an id of its own",
+                broker.client_id
+            ),
+            code => format!("the broker ended the connection: {code:?}"),
+        },
+        ConnectionError::MqttState(StateError::AwaitPingResp) => "the broker does not answer pings any more".into(),
+        ConnectionError::MqttState(StateError::ConnectionAborted) => "the broker closed the connection".into(),
+        ConnectionError::MqttState(StateError::IncomingPacketTooLarge { pkt_size, max }) => {
+            format!("a message of {pkt_size} bytes came in, {max} are taken at most; make the sender split it")
+        }
+        ConnectionError::Timeout(_) => {
+            "no answer within 5 s; is the address right, and does a firewall let it through?".into()
+        }
+        ConnectionError::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            "connection refused; does a broker listen there?".into()
+        }
+        ConnectionError::Io(error) | ConnectionError::MqttState(StateError::Io(error)) => error.to_string(),
+        other => other.to_string(),
+    }
+}
+
+fn refused(code: ConnectReturnCode, broker: &Broker) -> String {
+    let user = match &broker.username {
+        Some(user) => format!("user '{user}'"),
+        None => "a client without username".into(),
+    };
+    match code {
+        ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized => format!(
+            "the broker refuses {user} with client id '{}' ({code:?}); check username and password_file",
+            broker.client_id
+        ),
+        ConnectReturnCode::UnsupportedProtocolVersion => {
+            "the broker does not speak MQTT 5, which this version needs".into()
+        }
+        code => format!("the broker refuses the connection: {code:?}"),
+    }
+}
+
+/// A run of ids: random, and never 0, by which the wire format tells an item from a length (`limpet_wire::binary`).
+pub fn random_run() -> u64 {
+    random().max(1)
+}
+
+/// 64 random bits from the kernel.
+pub fn random() -> u64 {
+    let mut bytes = [0; 8];
+    let read = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
+    // Without it, two runs could share an id and a consumer would take the second for a repeat.
+    read.expect("every Linux system has /dev/urandom");
+    u64::from_ne_bytes(bytes)
+}

@@ -1,0 +1,278 @@
+//! What leaves a link, in which order, and what becomes of it when the link ends.
+
+use super::*;
+use limpet_wire::id::Serial;
+use limpet_wire::result::{Captured, Clock, LatencyUs, Span, Verdict};
+use proptest::prelude::*;
+
+const PACKING: Packing = Packing { encoding: Encoding::Json, max: 1, delay: Duration::ZERO };
+const ROOM: Room = Room { in_flight: 0, places: 8, bytes: BATCH_BYTES, hurry: false };
+
+fn record(stream: &str, seq: u64) -> Arc<ResultRecord> {
+    Arc::new(ResultRecord {
+        serial: Some(Serial { run: 7, seq }),
+        gateway: "g".into(),
+        pipeline: "p".into(),
+        stream: stream.into(),
+        model: "m".into(),
+        version: "1.0.0".into(),
+        engine: "tract".into(),
+        variant: "v.onnx".into(),
+        captured: Captured::Utc(0),
+        clock: Clock::Synced,
+        window: Span { first: seq, last: seq },
+        filled: 0,
+        verdict: Verdict::Anomaly { score: 0.5, threshold: None },
+        trigger: false,
+        latency: LatencyUs::default(),
+        late: false,
+        tag: None,
+    })
+}
+
+fn outgoing() -> Outgoing {
+    let outgoing = Outgoing::new(Topics::new("limpet/1", "g"));
+    outgoing.connected();
+    outgoing
+}
+
+fn send(outgoing: &Outgoing, room: Room) -> Option<Ready> {
+    match outgoing.next(Instant::now(), room) {
+        Next::Send(ready) => Some(*ready),
+        Next::TooLarge { .. } | Next::Wait(_) => None,
+    }
+}
+
+/// Sequence numbers in a message.
+fn numbers(ready: &Ready) -> Vec<u64> {
+    let lines = ready.payload.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| ResultRecord::from_json(line).unwrap().serial.unwrap().seq).collect()
+}
+
+#[test]
+fn a_result_by_itself_is_one_object_with_its_id() {
+    let outgoing = outgoing();
+    outgoing.offer_result(record("s", 1), PACKING);
+    let ready = send(&outgoing, ROOM).unwrap();
+    assert_eq!(ready.topic, "limpet/1/g/result/p/s");
+    assert_eq!(ready.id.as_deref(), Some("g/p/s/0000000000000007-1"));
+    assert_eq!(ready.content_type, content_type::JSON);
+    assert!(ready.at_least_once && !ready.retain);
+    assert!(!outgoing.is_empty(), "what is in flight is not delivered");
+    outgoing.settle(&ready.topic, &ready.kept, true);
+    assert!(outgoing.is_empty());
+}
+
+#[test]
+fn what_waited_for_the_link_goes_out_in_batches_per_topic() {
+    let outgoing = Outgoing::new(Topics::new("limpet/1", "g"));
+    for seq in 1..=3 {
+        outgoing.offer_result(record("s", seq), PACKING);
+        outgoing.offer_result(record("t", seq), PACKING);
+    }
+    outgoing.connected();
+    let (first, second) = (send(&outgoing, ROOM).unwrap(), send(&outgoing, ROOM).unwrap());
+    assert_eq!((numbers(&first), numbers(&second)), (vec![1, 2, 3], vec![1, 2, 3]));
+    assert_eq!((first.content_type, first.id), (content_type::NDJSON, None));
+}
+
+#[test]
+fn results_that_wait_for_a_place_are_a_backlog_until_most_places_are_free() {
+    let outgoing = outgoing();
+    let take = |in_flight: usize| {
+        let ready = send(&outgoing, Room { in_flight, ..ROOM });
+        ready.map(|ready| numbers(&ready))
+    };
+    (1..=2).for_each(|seq| outgoing.offer_result(record("s", seq), PACKING));
+    assert_eq!((take(3), take(3)), (Some(vec![1]), Some(vec![2])));
+    (3..=4).for_each(|seq| outgoing.offer_result(record("s", seq), PACKING));
+    assert_eq!((take(8), take(7)), (None, Some(vec![3, 4])));
+    (5..=6).for_each(|seq| outgoing.offer_result(record("s", seq), PACKING));
+    assert_eq!((take(2), take(1)), (Some(vec![5, 6]), None));
+    (7..=8).for_each(|seq| outgoing.offer_result(record("s", seq), PACKING));
+    assert_eq!((take(1), take(1)), (Some(vec![7]), Some(vec![8])));
+}
+
+#[test]
+fn a_batch_ends_where_the_broker_takes_no_more() {
+    let outgoing = Outgoing::new(Topics::new("limpet/1", "g"));
+    (1..=3).for_each(|seq| outgoing.offer_result(record("s", seq), PACKING));
+    outgoing.connected();
+    let one = {
+        let mut json = Vec::new();
+        record("s", 1).to_json(&mut json);
+        json.len() + 1
+    };
+    let small = Room { bytes: 2 * one + 20, ..ROOM };
+    assert_eq!(numbers(&send(&outgoing, small).unwrap()), [1, 2]);
+    let one_only = Room { bytes: one, ..ROOM };
+    let last = send(&outgoing, one_only).unwrap();
+    assert_eq!((numbers(&last), last.id.is_some()), (vec![3], true));
+}
+
+#[test]
+fn a_result_that_no_message_can_hold_is_given_up_and_named() {
+    let outgoing = outgoing();
+    outgoing.offer_result(record("s", 1), PACKING);
+    outgoing.offer_result(record("s", 2), PACKING);
+    let tiny = Room { bytes: 10, ..ROOM };
+    assert!(matches!(outgoing.next(Instant::now(), tiny), Next::TooLarge { bytes, .. } if bytes > 10));
+    assert_eq!((outgoing.counts().dropped, outgoing.waiting()), (1, 1));
+    assert_eq!(numbers(&send(&outgoing, ROOM).unwrap()), [2]);
+}
+
+#[test]
+fn a_topic_that_waits_does_not_hold_up_another_however_much_of_it_waits() {
+    let outgoing = outgoing();
+    let patient = Packing { max: 100_000, delay: Duration::from_secs(60), ..PACKING };
+    (1..=2000).for_each(|seq| outgoing.offer_result(record("s", seq), patient));
+    outgoing.offer_result(record("t", 1), PACKING);
+    outgoing.offer_event(b"{}".to_vec());
+    assert!(send(&outgoing, ROOM).unwrap().topic.ends_with("/t"));
+    assert!(send(&outgoing, ROOM).unwrap().topic.ends_with("/event"));
+    assert!(send(&outgoing, ROOM).is_none());
+}
+
+#[test]
+fn a_message_that_the_client_does_not_take_comes_back() {
+    let outgoing = outgoing();
+    outgoing.offer_result(record("s", 1), PACKING);
+    outgoing.offer_retained("models".into(), b"{}".to_vec());
+    for _ in 0..2 {
+        let first = send(&outgoing, ROOM).unwrap();
+        assert_eq!(first.topic, "models");
+        outgoing.not_taken(first);
+    }
+    drop(send(&outgoing, ROOM));
+    let second = send(&outgoing, ROOM).unwrap();
+    outgoing.not_taken(second);
+    assert_eq!(numbers(&send(&outgoing, ROOM).unwrap()), [1]);
+}
+
+#[test]
+fn a_local_output_with_acknowledgement_waits_for_a_place_and_others_pass_it() {
+    let outgoing = outgoing();
+    for at_least_once in [true, false] {
+        let topic = format!("{at_least_once}");
+        outgoing.offer_fleeting(Fleeting { topic, body: Body::Json(Vec::new()), at_least_once, expiry_s: None });
+    }
+    let full = Room { in_flight: 8, ..ROOM };
+    assert_eq!(send(&outgoing, full).unwrap().topic, "false");
+    assert!(send(&outgoing, full).is_none());
+    assert_eq!(send(&outgoing, ROOM).unwrap().topic, "true");
+}
+
+#[test]
+fn a_batch_waits_for_its_company_until_it_is_full_due_or_in_a_hurry() {
+    let outgoing = outgoing();
+    let packing = Packing { max: 3, delay: Duration::from_secs(60), ..PACKING };
+    outgoing.offer_result(record("s", 1), packing);
+    assert!(matches!(outgoing.next(Instant::now(), ROOM), Next::Wait(Some(_))));
+    let due = Instant::now() + Duration::from_secs(61);
+    let Next::Send(ready) = outgoing.next(due, ROOM) else { panic!("it is due") };
+    assert_eq!(numbers(&ready), [1]);
+    (2..=4).for_each(|seq| outgoing.offer_result(record("s", seq), packing));
+    assert_eq!(numbers(&send(&outgoing, ROOM).unwrap()), [2, 3, 4], "it is full");
+    outgoing.offer_result(record("s", 5), packing);
+    assert_eq!(numbers(&send(&outgoing, Room { hurry: true, ..ROOM }).unwrap()), [5]);
+}
+
+#[test]
+fn local_outputs_go_first_even_when_nothing_else_has_a_place() {
+    let outgoing = outgoing();
+    outgoing.offer_result(record("s", 1), PACKING);
+    outgoing.offer_fleeting(Fleeting {
+        topic: "alarm".into(),
+        body: Body::Record(record("s", 1), Encoding::Json),
+        at_least_once: false,
+        expiry_s: Some(1),
+    });
+    let full = Room { in_flight: 8, ..ROOM };
+    let ready = send(&outgoing, full).unwrap();
+    assert_eq!((ready.topic.as_str(), ready.expiry_s, ready.at_least_once), ("alarm", Some(1), false));
+    assert!(send(&outgoing, full).is_none());
+}
+
+#[test]
+fn a_fleeting_message_without_a_link_is_counted_and_gone() {
+    let outgoing = Outgoing::new(Topics::new("limpet/1", "g"));
+    let body = Body::Json(Vec::new());
+    outgoing.offer_fleeting(Fleeting { topic: "t".into(), body, at_least_once: false, expiry_s: None });
+    assert_eq!(outgoing.counts().unsent, 1);
+    outgoing.connected();
+    assert!(send(&outgoing, ROOM).is_none());
+}
+
+#[test]
+fn the_oldest_is_dropped_and_counted_when_too_many_wait() {
+    let outgoing = Outgoing::new(Topics::new("limpet/1", "g"));
+    for seq in 1..=KEPT as u64 + 2 {
+        outgoing.offer_result(record("s", seq), PACKING);
+    }
+    assert_eq!((outgoing.waiting(), outgoing.counts().dropped), (KEPT, 2));
+    outgoing.connected();
+    assert_eq!(numbers(&send(&outgoing, ROOM).unwrap())[0], 3);
+}
+
+#[test]
+fn a_refused_topic_is_left_alone_and_others_go_on() {
+    let outgoing = outgoing();
+    outgoing.offer_result(record("s", 1), PACKING);
+    let ready = send(&outgoing, ROOM).unwrap();
+    assert!(outgoing.refuse(&ready.topic, ready.kept), "news");
+    assert!(!outgoing.refuse(&ready.topic, Vec::new()), "no news");
+    outgoing.offer_result(record("t", 1), PACKING);
+    assert!(send(&outgoing, ROOM).unwrap().topic.ends_with("/t"));
+    let Next::Wait(Some(again)) = outgoing.next(Instant::now(), ROOM) else { panic!("the topic is parked") };
+    let Next::Send(ready) = outgoing.next(again, ROOM) else { panic!("it is tried again") };
+    assert!(ready.topic.ends_with("/s"));
+}
+
+#[test]
+fn the_latest_decision_replaces_the_one_before_and_goes_out_once_a_second() {
+    let outgoing = outgoing();
+    outgoing.offer_latest(&record("s", 1));
+    outgoing.offer_latest(&record("s", 2));
+    let ready = send(&outgoing, ROOM).unwrap();
+    assert_eq!((ready.topic.as_str(), ready.retain), ("limpet/1/g/latest/p/s", true));
+    assert_eq!(numbers(&ready), [2]);
+    outgoing.offer_latest(&record("s", 3));
+    let Next::Wait(Some(due)) = outgoing.next(Instant::now(), ROOM) else { panic!("not yet") };
+    assert!(matches!(outgoing.next(due, ROOM), Next::Send(_)));
+}
+
+proptest! {
+    /// Whatever happens on the way, every result is settled in the end, and those of a stream in their order.
+    #[test]
+    fn nothing_kept_is_forgotten(steps in proptest::collection::vec(0u8..6, 1..120)) {
+        let outgoing = outgoing();
+        let (mut flying, mut offered, mut settled) = (Vec::<Ready>::new(), 0, Vec::new());
+        let take = |ready: Ready, settled: &mut Vec<u64>| {
+            settled.extend(numbers(&ready));
+            outgoing.settle(&ready.topic, &ready.kept, true);
+        };
+        for step in steps {
+            match step {
+                0 | 1 => {
+                    offered += 1;
+                    outgoing.offer_result(record("s", offered), PACKING);
+                }
+                2 => flying.extend(send(&outgoing, ROOM)),
+                3 if !flying.is_empty() => take(flying.remove(0), &mut settled),
+                4 if !flying.is_empty() => {
+                    // The connection ends: nothing that was in flight is settled.
+                    let kept = flying.drain(..).flat_map(|ready| ready.kept).collect();
+                    outgoing.put_back(kept);
+                    outgoing.connected();
+                }
+                _ => drop(outgoing.next(Instant::now(), Room { in_flight: 8, ..ROOM })),
+            }
+            prop_assert_eq!(outgoing.waiting(), offered as usize - settled.len());
+        }
+        flying.into_iter().for_each(|ready| take(ready, &mut settled));
+        while let Some(ready) = send(&outgoing, ROOM) {
+            take(ready, &mut settled);
+        }
+        prop_assert_eq!(settled, (1..=offered).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,100 @@
+//! `limpet`: the agent on the gateway.
+//!
+//! Reads the command line, does the one thing that it asks for, and turns the outcome into an exit code: 0 done, 1 the
+//! answer is no or something failed, 64 the command line is wrong, 78 the configuration or a package is wrong.
+
+#![forbid(unsafe_code)]
+
+mod cli;
+mod codec;
+mod config;
+mod console;
+mod join;
+mod link;
+mod logging;
+mod pipeline;
+mod play;
+mod prove;
+mod report;
+mod router;
+mod run;
+mod serve;
+mod sink;
+mod topic;
+mod wall;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use clap::error::ErrorKind;
+
+use crate::cli::{Cli, Command};
+
+/// Exit code for a wrong command line.
+const USAGE: u8 = 64;
+/// Exit code for a wrong configuration or package.
+const CONFIGURATION: u8 = 78;
+
+/// Why a command did not do what it was asked.
+#[derive(Debug)]
+pub enum CliError {
+    /// The configuration or a package is wrong: one sentence for each problem.
+    Configuration(Vec<String>),
+    /// The command line asks for what does not fit.
+    Usage(String),
+    /// The command did its work, and the answer is no. It has said so already.
+    No,
+    /// Anything else.
+    Other(anyhow::Error),
+}
+
+impl CliError {
+    /// Problems with the configuration.
+    pub fn configuration(problems: Vec<String>) -> Self {
+        Self::Configuration(problems)
+    }
+}
+
+impl From<anyhow::Error> for CliError {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+fn main() -> ExitCode {
+    // A package is proved in a process of its own, which is this program.
+    limpet_depot::run_if_proof_child();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            // Nothing can be done about a standard output that is closed.
+            let _ = error.print();
+            return if asked { ExitCode::SUCCESS } else { ExitCode::from(USAGE) };
+        }
+    };
+    let outcome = match &cli.command {
+        Command::Run(args) => config::read(&args.config).and_then(|loaded| {
+            logging::start(loaded.config.log);
+            run::run(&loaded)
+        }),
+        Command::Check(args) => cli::check(args),
+        Command::Prove(args) => prove::prove(args),
+        Command::Try(args) => {
+            // What is wrong with samples or windows is said in the log.
+            logging::start(config::Log { level: config::LogLevel::Warn, format: config::LogFormat::Text });
+            play::play(args)
+        }
+    };
+    let problems = match outcome {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(CliError::No) => return ExitCode::FAILURE,
+        Err(CliError::Configuration(problems)) => (problems, CONFIGURATION),
+        Err(CliError::Usage(problem)) => (vec![problem], USAGE),
+        Err(CliError::Other(error)) => (vec![format!("{error:#}")], 1),
+    };
+    for problem in &problems.0 {
+        console::tell(problem);
+    }
+    ExitCode::from(problems.1)
+}

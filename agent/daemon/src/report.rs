@@ -1,0 +1,321 @@
+//! What the agent says of itself: events, counters, and log lines that do not flood.
+//!
+//! Log levels have a meaning: WARN, nothing that was accepted is lost; ERROR, something is, or a person is needed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use limpet_depot::{Manifest, Proved};
+use limpet_runtime::{Ledger, Moment, Outcome, Stage};
+use limpet_wire::id::Serial;
+use limpet_wire::message::{Event, Message, PipelineFigures, Quantiles, SourceFigures};
+
+use crate::config::BrokerUrl;
+use crate::link::outgoing::Outgoing;
+use crate::{link, wall};
+
+/// The same complaint is logged at most once in this time.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
+
+/// Sends events and writes the log.
+pub struct Reporter {
+    gateway: Arc<str>,
+    uplink: Arc<Outgoing>,
+    run: u64,
+    seq: AtomicU64,
+    /// What keeps each broker from being reached and needs a person, as far as it was said since the last connection.
+    barred: Mutex<BTreeMap<String, BTreeSet<String>>>,
+}
+
+impl Reporter {
+    /// Events of this process, from number 1, through the uplink.
+    pub fn new(gateway: Arc<str>, uplink: Arc<Outgoing>) -> Self {
+        Self { gateway, uplink, run: link::random_run(), seq: AtomicU64::new(0), barred: Mutex::default() }
+    }
+
+    /// Sends an event: a word for programs, a sentence for people, and what it is about.
+    pub fn event(&self, kind: &str, message: &str, about: &[(&str, &str)]) {
+        let serial = Serial { run: self.run, seq: self.seq.fetch_add(1, Ordering::Relaxed) + 1 };
+        let event = Event {
+            id: format!("{}/event/{serial}", self.gateway),
+            gateway: self.gateway.as_ref().to_owned(),
+            at: wall::now_text(),
+            kind: kind.to_owned(),
+            message: message.to_owned(),
+            about: about.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        };
+        self.uplink.offer_event(event.to_json());
+    }
+
+    /// A link is up.
+    pub fn link_made(&self, broker: &str, url: &BrokerUrl) {
+        tracing::info!(broker, %url, "connected");
+        self.barred.lock().unwrap_or_else(PoisonError::into_inner).remove(broker);
+        self.event("link-up", &format!("connected to broker {broker} at {url}"), &[("broker", broker)]);
+    }
+
+    /// A link is down, or could not be made.
+    ///
+    /// What only a person can change, such as a wrong password, is an error and an event the first time; later tries
+    /// that fail for the same reason are warnings, until a connection is made.
+    pub fn link_lost(&self, broker: &str, url: &BrokerUrl, why: &str, connected: bool) {
+        let what = if connected { "connection lost" } else { "cannot connect" };
+        if self.is_newly_barred(broker, why) {
+            tracing::error!(broker, %url, why, "{what}");
+            if !connected {
+                let message = format!("cannot connect to broker {broker} at {url}: {why}");
+                self.event("link-refused", &message, &[("broker", broker)]);
+            }
+        } else {
+            tracing::warn!(broker, %url, why, "{what}");
+        }
+        if connected {
+            self.event("link-down", &format!("lost broker {broker} at {url}: {why}"), &[("broker", broker)]);
+        }
+    }
+
+    /// The broker closed several connections in a row soon after they were made.
+    pub fn rival(&self, broker: &str, client_id: &str, times: u32) {
+        let message = format!(
+            "broker {broker} closed the connection {times} times in a row soon after it was made; does another client use the client id '{client_id}'? Give each gateway an id of its own"
+        );
+        tracing::error!(broker, client_id, "{message}");
+        self.event("session-taken-over", &message, &[("broker", broker)]);
+    }
+
+    /// The broker refused a subscription.
+    pub fn subscription_refused(&self, broker: &str, filter: &str, why: &str) {
+        let message = format!(
+            "broker {broker} refuses the subscription to {filter} ({why}); allow it in the broker's access list"
+        );
+        tracing::error!(broker, topic = filter, "{message}");
+        self.event("subscription-refused", &message, &[("broker", broker), ("topic", filter)]);
+    }
+
+    /// The broker refused a message; it is kept and tried again.
+    pub fn publish_refused(&self, broker: &str, topic: &str, why: &str) {
+        let message =
+            format!("broker {broker} refuses a message on {topic} ({why}); allow it in the broker's access list");
+        tracing::error!(broker, topic, "{message}");
+        // Not as an event through the same broker if events are what it refuses.
+        if !topic.ends_with("/event") {
+            self.event("publish-refused", &message, &[("broker", broker), ("topic", topic)]);
+        }
+    }
+
+    /// A result or event is larger than the broker takes, and is given up.
+    pub fn too_large(&self, broker: &str, topic: &str, bytes: usize, most: usize) {
+        let message = format!(
+            "a message of {bytes} bytes on {topic} is lost: broker {broker} takes {most} at most; raise its max_packet_size"
+        );
+        tracing::error!(broker, topic, bytes, "{message}");
+        self.event("too-large", &message, &[("broker", broker), ("topic", topic)]);
+    }
+
+    /// Whether `why` needs a person and was not said of this broker since the last connection to it.
+    fn is_newly_barred(&self, broker: &str, why: &str) -> bool {
+        needs_a_person(why) && {
+            let mut barred = self.barred.lock().unwrap_or_else(PoisonError::into_inner);
+            barred.entry(broker.to_owned()).or_default().insert(why.to_owned())
+        }
+    }
+
+    /// Results or events were lost, because more waited for the broker than the agent keeps.
+    pub fn dropped(&self, count: u64) {
+        let message = format!(
+            "{count} results or events were dropped, the oldest first, because too many wait for the uplink's broker; see that it can be reached and takes them, or publish less, such as with publish = \"changes\""
+        );
+        tracing::error!(count, "{message}");
+        self.event("results-dropped", &message, &[("count", &count.to_string())]);
+    }
+
+    /// A model serves from now on.
+    pub fn model_activated(&self, manifest: &Manifest, proved: &Proved) {
+        let (name, version) = (manifest.name.as_str(), manifest.version.to_string());
+        let (engine, variant) = (proved.choice.engine.as_str(), proved.choice.variant.as_str());
+        tracing::info!(model = name, version, engine, variant, "serving");
+        let message = format!("model {name} {version} serves: {variant} on {engine}");
+        self.event("model-activated", &message, &[("model", name), ("version", &version)]);
+    }
+
+    /// A model does not serve.
+    pub fn model_refused(&self, pipeline: &str, model: &str, why: &str) {
+        tracing::error!(pipeline, model, why, "the model is refused, its pipeline does not run");
+        self.event("model-refused", why, &[("pipeline", pipeline), ("model", model)]);
+    }
+}
+
+/// Whether the reason that a link gives goes away only if somebody changes something.
+fn needs_a_person(why: &str) -> bool {
+    why.contains("check username and password_file")
+        || ["password_file ", "another client connected with the client id", "the broker does not speak MQTT 5"]
+            .iter()
+            .any(|beginning| why.starts_with(beginning))
+}
+
+/// What was dropped for want of room, and how much of it was said.
+///
+/// The event that tells of it may itself take the place of a result. That one is told with the next that are dropped,
+/// or an agent without its broker and without samples would report its own reports for ever.
+#[derive(Debug, Default)]
+pub struct DropWatch {
+    told: u64,
+    by_telling: u64,
+}
+
+impl DropWatch {
+    /// Looks at the count, and calls `tell` with what was dropped since it was called last, if there is any. `dropped`
+    /// gives the count since the start.
+    pub fn look(&mut self, dropped: impl Fn() -> u64, tell: impl FnOnce(u64)) {
+        let count = dropped();
+        let lost = count.saturating_sub(self.told);
+        if lost > self.by_telling {
+            tell(lost);
+            self.told = count;
+            self.by_telling = dropped().saturating_sub(count);
+        }
+    }
+}
+
+/// Why messages or samples of a source were refused, and how often.
+#[derive(Debug, Default)]
+pub struct SourceLedger {
+    messages: AtomicU64,
+    samples: AtomicU64,
+    complaints: Mutex<BTreeMap<&'static str, Complaint>>,
+}
+
+#[derive(Debug, Default)]
+struct Complaint {
+    count: u64,
+    logged: Option<Moment>,
+    since_logged: u64,
+}
+
+impl SourceLedger {
+    /// Counts a message that was taken, with its samples.
+    pub fn took(&self, samples: u64) {
+        self.messages.fetch_add(1, Ordering::Relaxed);
+        self.samples.fetch_add(samples, Ordering::Relaxed);
+    }
+
+    /// Counts `count` of something refused, and logs it unless the same was logged within the minute.
+    pub fn complain(
+        &self,
+        source: &str,
+        topic: &str,
+        reason: &'static str,
+        count: u64,
+        sentence: impl FnOnce() -> String,
+    ) {
+        let now = Moment::now();
+        let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        let complaint = complaints.entry(reason).or_default();
+        complaint.count += count;
+        complaint.since_logged += count;
+        if complaint.logged.is_none_or(|at| now.since(at) >= COMPLAIN_EVERY) {
+            let times = std::mem::take(&mut complaint.since_logged);
+            complaint.logged = Some(now);
+            drop(complaints);
+            tracing::warn!(source, topic, reason, times, "{}", sentence());
+        }
+    }
+
+    /// Whether any message was taken or refused so far.
+    pub fn heard(&self) -> bool {
+        self.messages.load(Ordering::Relaxed) > 0
+            || !self.complaints.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// For telemetry.
+    pub fn figures(&self) -> SourceFigures {
+        let complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        SourceFigures {
+            messages: self.messages.load(Ordering::Relaxed),
+            samples: self.samples.load(Ordering::Relaxed),
+            refused: complaints.iter().map(|(reason, c)| ((*reason).to_owned(), c.count)).collect(),
+        }
+    }
+}
+
+/// A pipeline's ledger for telemetry. Quantiles start anew.
+pub fn pipeline_figures(ledger: &Ledger) -> PipelineFigures {
+    let outcomes = Outcome::ALL.iter().map(|outcome| (outcome.word().to_owned(), ledger.count(*outcome))).collect();
+    let quantiles = ledger.take_quantiles();
+    let latency_us = quantiles
+        .iter()
+        .flat_map(|quantiles| Stage::ALL.iter().zip(quantiles))
+        .map(|(stage, q)| (stage.word().to_owned(), Quantiles { p50: q.p50, p99: q.p99, max: q.max }));
+    PipelineFigures { windows: ledger.windows(), outcomes, latency_us: latency_us.collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use limpet_wire::topic::Topics;
+
+    use super::*;
+
+    fn reporter() -> (Reporter, Arc<Outgoing>) {
+        let uplink = Arc::new(Outgoing::new(Topics::new("limpet/1", "g")));
+        (Reporter::new("g".into(), Arc::clone(&uplink)), uplink)
+    }
+
+    fn url() -> BrokerUrl {
+        BrokerUrl { host: "broker".into(), port: 1883 }
+    }
+
+    const LOGIN: &str =
+        "the broker refuses user 'a' with client id 'g' (NotAuthorized); check username and password_file";
+
+    #[test]
+    fn a_refused_login_is_an_event_once_until_a_connection_is_made() {
+        let (reporter, uplink) = reporter();
+        for _ in 0..5 {
+            reporter.link_lost("b", &url(), LOGIN, false);
+            reporter.link_lost("b", &url(), "connection refused; does a broker listen there?", false);
+        }
+        assert_eq!(uplink.waiting(), 1);
+        // Another reason, and another broker, are news.
+        reporter.link_lost("b", &url(), "password_file /p cannot be read: No such file", false);
+        reporter.link_lost("c", &url(), LOGIN, false);
+        assert_eq!(uplink.waiting(), 3);
+        reporter.link_made("b", &url());
+        reporter.link_lost("b", &url(), LOGIN, false);
+        assert_eq!(uplink.waiting(), 5, "link-up, and the login is refused anew");
+    }
+
+    #[test]
+    fn only_what_stays_wrong_needs_a_person() {
+        assert!(needs_a_person(LOGIN));
+        assert!(needs_a_person("password_file /p cannot be read: Permission denied"));
+        assert!(!needs_a_person("the broker refuses the connection: ServerBusy"));
+        assert!(!needs_a_person("the broker closed the connection"));
+    }
+
+    #[test]
+    fn every_drop_is_told_in_some_report() {
+        let (count, told) = (Cell::new(0), Cell::new(0));
+        let mut watch = DropWatch::default();
+        let mut look = |more: u64, own: u64| {
+            count.set(count.get() + more);
+            let before = told.get();
+            watch.look(
+                || count.get(),
+                |lost| {
+                    told.set(before + lost);
+                    count.set(count.get() + own);
+                },
+            );
+            told.get() - before
+        };
+        assert_eq!(look(0, 0), 0);
+        assert_eq!(look(3, 1), 3);
+        assert_eq!(look(0, 1), 0, "what the report itself pushed out is no reason for another");
+        assert_eq!(look(2, 1), 3, "and is told with the next");
+        assert_eq!(look(0, 1), 0);
+    }
+}
