@@ -1,0 +1,217 @@
+//! The real agent as a child process.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::LIMIT;
+use crate::client::{Client, Message};
+use crate::lines::Lines;
+use crate::package::Package;
+use crate::program::{binary, command, end_of, text_of};
+
+/// Name of the gateway in all tests.
+pub const GATEWAY: &str = "gw";
+
+/// A folder with a configuration, and state and run folders of its own.
+pub struct Home {
+    folder: TempDir,
+}
+
+impl Home {
+    /// A home in which nothing was ever proved.
+    pub fn empty() -> Self {
+        Self { folder: tempfile::tempdir().expect("a temporary folder can be made") }
+    }
+
+    /// A home in which the packages that the tests make by hand were proved before.
+    pub fn proved() -> Self {
+        let home = Self::empty();
+        copy(proofs(), &home.folder.path().join("state"));
+        home
+    }
+
+    /// Writes a configuration of [`GATEWAY`]; `config` is everything but `format` and `[gateway]`.
+    pub fn write(&self, config: &str) -> PathBuf {
+        self.write_as(GATEWAY, config)
+    }
+
+    /// [`Home::write`] for a gateway of another name.
+    pub fn write_as(&self, gateway: &str, config: &str) -> PathBuf {
+        let base = text_of(self.folder.path());
+        let text = format!(
+            "format = 1\n[gateway]\nid = \"{gateway}\"\nstate = \"{base}/state\"\nrun = \"{base}/run\"\n{config}"
+        );
+        let path = self.folder.path().join("limpet.toml");
+        std::fs::write(&path, text).expect("a temporary file can be written");
+        path
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// A state folder with proofs of [`Package::scores`] and [`Package::loudness`], made once for all tests.
+fn proofs() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = binary("limpet").with_file_name("limpet-tests-proofs");
+        // It is not there at first.
+        let _ = std::fs::remove_dir_all(&folder);
+        let (scores, loudness) = (Package::scores(), Package::loudness());
+        // Nobody listens there: a proof needs no broker.
+        let config = format!(
+            "[broker.nobody]\nurl = \"mqtt://127.0.0.1:1\"\n{}{}",
+            source_and_pipeline("scores", &scores, "json = {}"),
+            source_and_pipeline("loudness", &loudness, "json = {}")
+        );
+        let agent = Agent::start_in(Home::empty(), &config);
+        agent.wait_for_log(&["proved", "scores"]);
+        agent.wait_for_log(&["proved", "loudness"]);
+        copy(&agent.home.path().join("state"), &folder);
+        folder
+    })
+}
+
+fn source_and_pipeline(name: &str, package: &Package, codec: &str) -> String {
+    format!(
+        "[[source]]\nname = \"{name}\"\ntopic = \"{name}\"\ncodec = {{ {codec} }}\n\
+         [[pipeline]]\nname = \"{name}\"\nsource = \"{name}\"\nmodel = \"{}\"\n",
+        package.display()
+    )
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a temporary folder can be made");
+    for entry in std::fs::read_dir(from).expect("the folder is there").map_while(Result::ok) {
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), &to).expect("a temporary file can be copied");
+        }
+    }
+}
+
+/// A running agent; it ends with this value.
+pub struct Agent {
+    home: Home,
+    child: Child,
+    lines: Lines,
+}
+
+impl Agent {
+    /// Starts `limpet run`; `config` is everything but `format` and `[gateway]`.
+    pub fn start(config: &str) -> Self {
+        Self::start_in(Home::proved(), config)
+    }
+
+    /// Starts `limpet run` where an agent may have run before.
+    pub fn start_in(home: Home, config: &str) -> Self {
+        Self::start_as(GATEWAY, home, config)
+    }
+
+    /// Starts `limpet run` for a gateway of another name.
+    pub fn start_as(gateway: &str, home: Home, config: &str) -> Self {
+        let path = home.write_as(gateway, config);
+        let mut child = command("limpet")
+            .args(["run", "--config", text_of(&path)])
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("a built binary starts");
+        let lines = Lines::read(child.stderr.take().expect("it is piped"));
+        Self { home, child, lines }
+    }
+
+    /// Its log so far.
+    pub fn log(&self) -> Vec<String> {
+        self.lines.all()
+    }
+
+    /// Lines of its log that hold all of `words`.
+    pub fn log_with(&self, words: &[&str]) -> Vec<String> {
+        self.log().into_iter().filter(|line| words.iter().all(|word| line.contains(word))).collect()
+    }
+
+    /// Waits for a line of the log that holds all of `words`.
+    ///
+    /// # Panics
+    /// If none comes.
+    #[track_caller]
+    pub fn wait_for_log(&self, words: &[&str]) -> String {
+        match self.lines.wait_for(0, |line| words.iter().all(|word| line.contains(word))) {
+            Ok((_, line)) => line,
+            Err(why) => panic!("no line with {words:?}: {why}"),
+        }
+    }
+
+    /// Waits until a model is in a state, by the retained `models` message; gives the model's entry.
+    ///
+    /// # Panics
+    /// If it does not get there. `client` must have subscribed to the topic.
+    #[track_caller]
+    pub fn wait_for_model(&self, client: &mut Client, model: &str, state: &str) -> Value {
+        let entry = |json: &Value| {
+            json["models"].as_array()?.iter().find(|m| m["name"] == model && m["state"] == state).cloned()
+        };
+        let wanted = |message: &Message| message.topic.ends_with("/models") && entry(&message.json()).is_some();
+        let until = Instant::now() + LIMIT;
+        while Instant::now() < until && !self.lines.ended() {
+            if let Some(message) = client.try_wait_for(Duration::from_millis(200), wanted) {
+                return entry(&message.json()).expect("it was waited for");
+            }
+        }
+        panic!("{model} did not become {state}");
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().expect("a child can be asked").is_none()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks it to stop with SIGTERM and waits for its end.
+    ///
+    /// # Panics
+    /// If it does not end.
+    #[track_caller]
+    pub fn stop(mut self) -> (ExitStatus, Home, Vec<String>) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a child has a process id");
+        kill_process(pid, Signal::TERM).expect("the agent runs");
+        let Some(status) = end_of(&mut self.child, LIMIT) else {
+            panic!("the agent did not stop; it said:\n{}", self.log().join("\n"))
+        };
+        (status, std::mem::replace(&mut self.home, Home::empty()), self.lines.to_end())
+    }
+
+    /// Ends it as if it had crashed.
+    pub fn kill(mut self) -> Home {
+        self.child.kill().expect("a child can be killed");
+        self.child.wait().expect("a killed child ends");
+        std::mem::replace(&mut self.home, Home::empty())
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            // Nothing can be done about a child that is gone.
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("the agent said:\n{}", self.log().join("\n"));
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! A real mosquitto on a free port of the loopback interface.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::LIMIT;
+use crate::lines::Lines;
+use crate::program::{end_of, text_of};
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("the loopback interface has free ports");
+    listener.local_addr().expect("a bound socket has an address").port()
+}
+
+/// Where mosquitto is; Debian puts it where only root looks.
+fn mosquitto() -> &'static str {
+    let known = "/usr/sbin/mosquitto";
+    if Path::new(known).exists() { known } else { "mosquitto" }
+}
+
+/// A password file of mosquitto.
+///
+/// # Panics
+/// If `mosquitto_passwd`, which comes with mosquitto, is not there.
+pub fn passwords(users: &[(&str, &str)]) -> String {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
+    let lines: String = users.iter().map(|(user, password)| format!("{user}:{password}\n")).collect();
+    std::fs::write(file.path(), lines).expect("a temporary file can be written");
+    let made = Command::new("mosquitto_passwd").arg("-U").arg(file.path()).status();
+    assert!(made.is_ok_and(|status| status.success()), "mosquitto_passwd comes with mosquitto: scripts/setup --tests");
+    std::fs::read_to_string(file.path()).expect("it was written")
+}
+
+/// One broker; it ends with this value.
+pub struct Broker {
+    folder: TempDir,
+    port: u16,
+    config: PathBuf,
+    running: Option<(Child, Lines)>,
+}
+
+impl Broker {
+    /// A broker that lets everybody in and throws nothing away.
+    pub fn start() -> Self {
+        Self::start_with("allow_anonymous true\nmax_queued_messages 0\n", &[])
+    }
+
+    /// A broker with the given lines in its configuration and the given files beside it.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn start_with(lines: &str, files: &[(&str, &str)]) -> Self {
+        let fixed = "listener {port} 127.0.0.1\nset_tcp_nodelay true\npersistence false\n";
+        Self::start_from(&format!("{fixed}{lines}"), files)
+    }
+
+    /// A broker with the given configuration and the given files beside it. `{dir}` stands for the folder of the files
+    /// and `{port}` for a free port.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn start_from(text: &str, files: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        for (name, content) in files {
+            std::fs::write(folder.path().join(name), content).expect("a temporary file can be written");
+        }
+        let text = text.replace("{dir}", text_of(folder.path()));
+        // A port that is taken between the choice and the start is another test's; there are others.
+        for _ in 0..20 {
+            let port = free_port();
+            let config = folder.path().join("mosquitto.conf");
+            let user = if rustix::process::geteuid().is_root() { "user root\n" } else { "" };
+            let text = text.replace("{port}", &port.to_string());
+            let text = format!(
+                "{text}\n{user}log_dest stderr\nlog_type error\nlog_type warning\nlog_type notice\nlog_type subscribe\n"
+            );
+            std::fs::write(&config, text).expect("a temporary file can be written");
+            if let Some(broker) = Self::try_start(&folder, port, &config) {
+                return Self { folder, port, config, running: Some(broker) };
+            }
+        }
+        panic!("mosquitto does not start: install it with scripts/setup --tests")
+    }
+
+    fn try_start(folder: &TempDir, port: u16, config: &Path) -> Option<(Child, Lines)> {
+        let mut child = Command::new(mosquitto())
+            .arg("-c")
+            .arg(config)
+            .current_dir(folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("mosquitto is not installed: run scripts/setup --tests");
+        let lines = Lines::read(child.stderr.take().expect("it is piped"));
+        let until = Instant::now() + LIMIT;
+        while Instant::now() < until {
+            if child.try_wait().expect("a child can be asked").is_some() {
+                eprintln!("mosquitto ended: {}", lines.to_end().join("\n"));
+                return None;
+            }
+            if TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), LIMIT).is_ok() {
+                return Some((child, lines));
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        // It is being given up.
+        let _ = child.kill();
+        let _ = child.wait();
+        None
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> String {
+        format!("mqtt://127.0.0.1:{}", self.port)
+    }
+
+    /// The folder with its configuration and files.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Waits until a client has subscribed to a filter since the broker started.
+    ///
+    /// # Panics
+    /// If nobody does.
+    #[track_caller]
+    pub fn wait_subscribed(&self, filter: &str) {
+        let (_, lines) = self.running.as_ref().expect("the broker runs");
+        let ending = format!(" {filter}");
+        let seen = lines.wait_for(0, |line| line.ends_with(&ending));
+        seen.unwrap_or_else(|why| panic!("no subscription to {filter}: {why}"));
+    }
+
+    /// Ends it as if the power went.
+    pub fn kill(&mut self) {
+        if let Some((mut child, _)) = self.running.take() {
+            child.kill().expect("a child can be killed");
+            child.wait().expect("a killed child ends");
+        }
+    }
+
+    /// Starts it again, on the same port and without anything it knew.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn restart(&mut self) {
+        self.kill();
+        let again = Self::try_start(&self.folder, self.port, &self.config);
+        self.running = Some(again.unwrap_or_else(|| panic!("mosquitto does not come back on port {}", self.port)));
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        if let Some((mut child, _)) = self.running.take() {
+            // Nothing can be done about a child that is gone.
+            let _ = child.kill();
+            let _ = end_of(&mut child, LIMIT);
+        }
+    }
+}
