@@ -1,0 +1,45 @@
+"""The driver of scripts/bench: runs the sections and prints figures beside targets."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import machine
+import models
+import parts
+import wire
+from report import Report
+
+def main():
+    parser = argparse.ArgumentParser(prog="scripts/bench")
+    parser.add_argument("--bin", type=Path, required=True, help=argparse.SUPPRESS)
+    parser.add_argument("--only", action="append", choices=["models", "parts", "wire"])
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+
+    binaries = options.bin.resolve()
+    # The binaries find the TFLite library beside themselves; examples lie one folder deeper.
+    os.environ["LD_LIBRARY_PATH"] = str(binaries)
+    shared = Path(os.environ.get("LIMPET_SHARED", "../shared")).resolve()
+    sections = options.only or ["models", "parts", "wire"]
+    if not (shared / "models" / "mlperf-tiny").is_dir():
+        print(f"skipped: models and wire need {shared}/models/mlperf-tiny")
+        sections = [section for section in sections if section == "parts"]
+
+    report = Report()
+    report.figures["machine"] = about = machine.describe()
+    print(f"{about['cpu']} (family {about['family']}), {about['cores']} cores, {about['system']}, "
+          f"instruction sets {' '.join(about['instruction_sets'])}, load average {about['load_average']:.1f}")
+    if "models" in sections:
+        models.run(report, binaries / "limpet", shared)
+    if "parts" in sections:
+        parts.run(report, binaries, shared)
+    if "wire" in sections:
+        wire.run(report, binaries, shared, options.seconds)
+    report.print()
+    if options.json:
+        options.json.write_text(json.dumps({**report.figures, "targets": report.claims}, indent=1) + "\n")
+
+main()
