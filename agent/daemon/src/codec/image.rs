@@ -8,7 +8,7 @@
 use std::io::Cursor;
 
 use image::imageops::{self, FilterType};
-use image::{DynamicImage, GrayImage, ImageFormat, ImageReader, Limits, RgbImage};
+use image::{DynamicImage, GrayImage, ImageBuffer, ImageFormat, ImageReader, Limits, Pixel, RgbImage};
 
 use super::{Message, Refusal};
 
@@ -140,9 +140,9 @@ impl ImageDecoder {
         out.clear();
         let picture = self.picture(payload)?;
         if self.spec.channels == 1 {
-            self.features(&self.fit_gray(picture.into_luma8())?, out);
+            self.features(&self.fit(picture.into_luma8())?, out);
         } else {
-            self.features(&self.fit_color(picture.into_rgb8())?, out);
+            self.features(&self.fit(picture.into_rgb8())?, out);
         }
         Ok(Message { samples: 1, ..Message::default() })
     }
@@ -175,18 +175,8 @@ impl ImageDecoder {
         }
     }
 
-    fn fit_gray(&self, picture: GrayImage) -> Result<Vec<u8>, Refusal> {
-        let picture = match self.spec.resize {
-            Some((width, height)) if picture.dimensions() != (width, height) => {
-                imageops::resize(&picture, width, height, FilterType::Triangle)
-            }
-            _ => picture,
-        };
-        let (x, y, width, height) = self.middle(picture.dimensions())?;
-        Ok(imageops::crop_imm(&picture, x, y, width, height).to_image().into_raw())
-    }
-
-    fn fit_color(&self, picture: RgbImage) -> Result<Vec<u8>, Refusal> {
+    /// Brings a picture, gray or color, to the graph's size.
+    fn fit<P: Pixel<Subpixel = u8> + 'static>(&self, picture: ImageBuffer<P, Vec<u8>>) -> Result<Vec<u8>, Refusal> {
         let picture = match self.spec.resize {
             Some((width, height)) if picture.dimensions() != (width, height) => {
                 imageops::resize(&picture, width, height, FilterType::Triangle)

@@ -156,6 +156,9 @@ pub struct Room {
     pub hurry: bool,
 }
 
+/// Topics that the broker refused: until when they are left alone, and for how long that was.
+type Parked = HashMap<String, (Instant, Duration)>;
+
 #[derive(Debug, Default)]
 struct State {
     connected: bool,
@@ -167,8 +170,7 @@ struct State {
     handed_out: usize,
     next_number: u64,
     backlog: bool,
-    /// Topics that the broker refused: until when they are left alone, and for how long that was.
-    parked: HashMap<String, (Instant, Duration)>,
+    parked: Parked,
     latest: HashMap<(Arc<str>, Arc<str>), Latest>,
     retained: BTreeMap<String, (Vec<u8>, bool)>,
     counts: Counts,
@@ -446,18 +448,13 @@ impl State {
         latest.map(|(_, latest)| latest.dirty = true).is_some()
     }
 
-    /// Until when a topic is left alone, if it is.
-    fn parked(&self, topic: &str, now: Instant) -> Option<Instant> {
-        self.parked.get(topic).map(|(until, _)| *until).filter(|until| *until > now)
-    }
-
     fn next_retained(&mut self, now: Instant, earlier: &mut impl FnMut(Instant)) -> Option<Ready> {
         for (topic, (json, dirty)) in &mut self.retained {
             if !*dirty {
                 continue;
             }
-            if let Some((until, _)) = self.parked.get(topic).filter(|(until, _)| *until > now) {
-                earlier(*until);
+            if let Some(until) = parked(&self.parked, topic, now) {
+                earlier(until);
                 continue;
             }
             *dirty = false;
@@ -473,10 +470,9 @@ impl State {
         room: Room,
         earlier: &mut impl FnMut(Instant),
     ) -> Option<Ready> {
-        let parked = &self.parked;
         for latest in self.latest.values_mut().filter(|latest| latest.dirty) {
             let topic = topics.latest(&latest.record.pipeline, &latest.record.stream);
-            let parked = parked.get(&topic).map(|(until, _)| *until).filter(|until| *until > now);
+            let parked = parked(&self.parked, &topic, now);
             let due = latest.sent.map(|sent| sent + LATEST_EVERY).filter(|due| *due > now && !room.hurry);
             if let Some(later) = parked.max(due) {
                 earlier(later);
@@ -500,7 +496,7 @@ impl State {
     ) -> Option<Next> {
         for (_, key) in self.lanes() {
             let topic = key.topic(topics);
-            if let Some(until) = self.parked(&topic, now) {
+            if let Some(until) = parked(&self.parked, &topic, now) {
                 earlier(until);
                 continue;
             }
@@ -534,6 +530,11 @@ impl State {
         }
         None
     }
+}
+
+/// Until when a topic is left alone, if it is.
+fn parked(parked: &Parked, topic: &str, now: Instant) -> Option<Instant> {
+    parked.get(topic).map(|(until, _)| *until).filter(|until| *until > now)
 }
 
 /// Takes items off the front of a lane and makes one message of them: as many as `max` and `bytes` allow, at least one.
