@@ -1,12 +1,12 @@
 //! The command line.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{CliError, config, console, run};
+use crate::config;
 
 /// Inference agent for AIoT gateways: sensor samples in, proven results out, on time.
 #[derive(Debug, Parser)]
@@ -23,11 +23,13 @@ pub enum Command {
     /// Run the agent until SIGTERM
     Run(ConfigArgs),
     /// Check a configuration and print what is in effect, with where each value came from
-    Check(ConfigArgs),
+    Check(CheckArgs),
     /// Prove a package, or a bare graph, on this device: does it give its golden outputs, and how fast?
     Prove(ProveArgs),
     /// Run a recording through a package, on a clock that waits for nothing
     Try(TryArgs),
+    /// Show what the running agent is doing: budget, pipelines, models
+    Status(StatusArgs),
 }
 
 /// Where the configuration is.
@@ -36,6 +38,17 @@ pub struct ConfigArgs {
     /// The configuration
     #[arg(long, value_name = "FILE", default_value = "/etc/limpet/limpet.toml")]
     pub config: PathBuf,
+}
+
+/// What to check.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Where the configuration is
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Prove models that have no proof on this device yet, so that what they cost is known
+    #[arg(long)]
+    pub prove: bool,
 }
 
 /// What to prove.
@@ -99,6 +112,26 @@ pub struct TryArgs {
     pub scale: Vec<config::Fraction>,
 }
 
+/// What to show of the running agent.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// The configuration, which says where the socket is
+    #[arg(long, value_name = "FILE", default_value = "/etc/limpet/limpet.toml")]
+    pub config: PathBuf,
+    /// The agent's socket [default: limpet.sock in the configuration's gateway.run]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Show it again and again, every 2 seconds or as said
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2")]
+    pub watch: Option<NonZeroU64>,
+    /// Every stream, and the stages of its latency
+    #[arg(long)]
+    pub streams: bool,
+    /// Print the report as one JSON object a line
+    #[arg(long, conflicts_with = "streams")]
+    pub json: bool,
+}
+
 /// `START-END:LABEL`, times in seconds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Expectation {
@@ -123,17 +156,6 @@ impl FromStr for Expectation {
         };
         parse().ok_or_else(|| "expected START-END:LABEL with times in seconds, such as 1.0-1.65:marvin".to_owned())
     }
-}
-
-/// `limpet check`.
-///
-/// # Errors
-/// Everything that is wrong with the configuration and the packages it names.
-pub fn check(args: &ConfigArgs) -> Result<(), CliError> {
-    let loaded = config::read(&args.config)?;
-    console::print(config::effective(&loaded).as_bytes())?;
-    run::fit(&loaded)?;
-    Ok(())
 }
 
 #[cfg(test)]

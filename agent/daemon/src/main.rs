@@ -1,25 +1,34 @@
 //! `limpet`: the agent on the gateway.
 //!
 //! Reads the command line, does the one thing that it asks for, and turns the outcome into an exit code: 0 done, 1 the
-//! answer is no or something failed, 64 the command line is wrong, 78 the configuration or a package is wrong.
+//! answer is no or something failed, 64 the command line is wrong, 69 no agent answers, 78 the configuration or a
+//! package is wrong.
 
-#![forbid(unsafe_code)]
+// One module may: a signal handler cannot be installed otherwise.
+#![deny(unsafe_code)]
 
+mod admission;
+mod api;
+mod backend;
+mod check;
 mod cli;
 mod codec;
 mod config;
 mod console;
+mod crash;
 mod join;
 mod link;
 mod logging;
 mod pipeline;
 mod play;
+mod pressure;
 mod prove;
 mod report;
 mod router;
 mod run;
 mod serve;
 mod sink;
+mod threads;
 mod topic;
 mod wall;
 
@@ -32,6 +41,8 @@ use crate::cli::{Cli, Command};
 
 /// Exit code for a wrong command line.
 const USAGE: u8 = 64;
+/// Exit code if no agent answers.
+const UNAVAILABLE: u8 = 69;
 /// Exit code for a wrong configuration or package.
 const CONFIGURATION: u8 = 78;
 
@@ -42,6 +53,8 @@ pub enum CliError {
     Configuration(Vec<String>),
     /// The command line asks for what does not fit.
     Usage(String),
+    /// The agent that should be asked does not answer.
+    Unavailable(String),
     /// The command did its work, and the answer is no. It has said so already.
     No,
     /// Anything else.
@@ -78,19 +91,21 @@ fn main() -> ExitCode {
             logging::start(loaded.config.log);
             run::run(&loaded)
         }),
-        Command::Check(args) => cli::check(args),
+        Command::Check(args) => check::check(args),
         Command::Prove(args) => prove::prove(args),
         Command::Try(args) => {
             // What is wrong with samples or windows is said in the log.
             logging::start(config::Log { level: config::LogLevel::Warn, format: config::LogFormat::Text });
             play::play(args)
         }
+        Command::Status(args) => api::client::status(args),
     };
     let problems = match outcome {
         Ok(()) => return ExitCode::SUCCESS,
         Err(CliError::No) => return ExitCode::FAILURE,
         Err(CliError::Configuration(problems)) => (problems, CONFIGURATION),
         Err(CliError::Usage(problem)) => (vec![problem], USAGE),
+        Err(CliError::Unavailable(why)) => (vec![why], UNAVAILABLE),
         Err(CliError::Other(error)) => (vec![format!("{error:#}")], 1),
     };
     for problem in &problems.0 {

@@ -13,19 +13,24 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use bytes::Bytes;
-use limpet_depot::Package;
 use limpet_depot::manifest::{InputKind, Series};
-use limpet_runtime::queue::Queue;
-use limpet_runtime::{Class, Clock, Context, Handler as _, LanePolicy, Moment, Order, Outcome, Overflow, Pool};
+use limpet_depot::{Options, Package};
+use limpet_runtime::queue::{Queue, Turn};
+use limpet_runtime::{
+    BatchCost, Class, Clock, Context, Handler as _, LanePolicy, Moment, Order, Outcome, Overflow, Pool,
+};
 use limpet_wire::result::{ResultRecord, Verdict};
 
 use crate::cli::{Expectation, TryArgs};
 use crate::config::{self, Fraction};
 use crate::console::Reader;
+use crate::pipeline::model::Model;
 use crate::pipeline::plan::{Misfit, Plan};
+use crate::pipeline::stream::{INGEST_COST, Serve};
 use crate::pipeline::worker::{Decided, Ingest, Job, Policy, Sink, StreamKey, Worker};
+use crate::serve::{Proved, open};
 use crate::wall::Wall;
-use crate::{CliError, console, serve};
+use crate::{CliError, console};
 
 /// Samples in one message are at most this long.
 const MESSAGE: Duration = Duration::from_millis(20);
@@ -58,14 +63,19 @@ pub fn play(args: &TryArgs) -> Result<(), CliError> {
     let plan = Plan::new(&config, &packages).map_err(misfits)?;
     // On the played clock the queue loses nothing.
     let plan = if args.realtime { Arc::new(plan) } else { plan.with_lanes(UNBOUNDED) };
-    let trigger = plan.pipelines[0].trigger.as_ref().map(|rule| match rule.label {
+    let trigger = plan.pipelines[0].version.trigger.as_ref().map(|rule| match rule.label {
         Some(label) => package.labels()[label].as_str(),
         None => ANOMALY,
     });
     let expectations = Expectations::new(&args.expect, trigger, package.labels())?;
     let engines = limpet_engine::engines();
-    let proved = serve::prove_for_now(&package, &engines)?;
-    let serving = serve::open(&package, &proved, &engines)?;
+    let proved = open::prove_for_now(&package, &engines, &Options::default())?;
+    let facts = open::look(&package, &proved, &proved.serving, 1, &engines, 0)?;
+    let graph = proved.open_graph(&proved.serving, &package, &engines).map_err(|error| anyhow!(error))?;
+    let model = open::load(&package, graph.as_ref(), &facts)?;
+    let version = Arc::clone(&plan.pipelines[0].version);
+    let served = Serve::new(0, version, facts, None, Duration::ZERO);
+    let serving = (model, Arc::new(served));
 
     let mut judge = Judge { args, rate_hz: series.rate_hz, results: 0, expectations, reader: Reader::There };
     let mut drained = true;
@@ -119,27 +129,38 @@ impl Sink for Collect {
     }
 }
 
+/// Gives the worker of a recording its one model and its one stream.
+fn set_up<S: Sink + 'static>(
+    worker: &mut Worker<S>,
+    (model, serve): (Model, Arc<Serve>),
+    key: StreamKey,
+    context: &mut Context<'_, Worker<S>>,
+) {
+    worker.load(model, context);
+    worker.serve(serve, context);
+    worker.add_stream(key, 0, "recording".into(), "recording".into(), context);
+}
+
 /// All results of the recording. The lanes of `plan` are [`UNBOUNDED`].
 fn on_a_played_clock(
     plan: &Arc<Plan>,
-    serving: serve::Served,
+    serving: (Model, Arc<Serve>),
     series: &Series,
     recording: &[f32],
 ) -> Vec<Arc<ResultRecord>> {
     let clock = Clock::played(Moment(0));
-    let policy = Policy { clock: clock.clone(), wall: Some(Wall::unknown()), expires: false };
+    let policy = Policy { clock: clock.clone(), wall: Some(Wall::unknown()) };
     let mut worker = Worker::new("try".into(), Arc::clone(plan), policy, Collect(Vec::new()));
     let mut queue = Queue::default();
-    let lane = queue.open(UNBOUNDED);
+    let (lane, group) = (queue.open(UNBOUNDED), queue.open_group(Class::Realtime, &[BatchCost::single(INGEST_COST)]));
     let key = StreamKey(0);
-    worker.serve(0, serving.into_serving(), &mut Context::over(&mut queue));
-    worker.add_stream(key, 0, "recording".into(), "recording".into(), &mut Context::over(&mut queue));
+    set_up(&mut worker, serving, key, &mut Context::over(&mut queue, Moment(0)));
     for (at, payload) in messages(series, recording) {
         clock.set(at);
-        let order = Order { lane, class: Class::Realtime, deadline: at, weight: 0 };
-        queue.push(order, Job::Ingest(Ingest { stream: key, topic: 0, payload, arrived: at, missed: 0 }));
-        while let Some(job) = queue.pop() {
-            worker.run(job, &mut Context::over(&mut queue));
+        let order = Order { lane, group, deadline: at, expires: false, hold: at, weight: 0 };
+        queue.push(at, order, Job::Ingest(Ingest { stream: key, topic: 0, payload, arrived: at, missed: 0 }));
+        while let Turn::Run(jobs) = queue.next(clock.now()) {
+            worker.run(jobs, &mut Context::over(&mut queue, clock.now()));
         }
     }
     std::mem::take(&mut worker.sink().0)
@@ -159,26 +180,32 @@ impl Sink for Send {
     }
 }
 
+/// Nobody watches a recording but who plays it.
+struct Unwatched;
+
+impl limpet_runtime::Watch for Unwatched {
+    fn starved(&self, _worker: usize, _waited: Duration) {}
+    fn hung(&self, _worker: usize, _ran: Duration) {}
+}
+
 /// Results as they come, and the thread that plays the recording: it ends after the last of them and says whether
 /// every window had its turn.
 fn in_real_time(
     plan: &Arc<Plan>,
-    serving: serve::Served,
+    serving: (Model, Arc<Serve>),
     series: &Series,
     recording: &[f32],
 ) -> Result<(mpsc::Receiver<Arc<ResultRecord>>, JoinHandle<bool>), CliError> {
     let (sender, results) = mpsc::channel();
-    let policy = Policy { clock: Clock::boottime(), wall: None, expires: true };
+    let policy = Policy { clock: Clock::boottime(), wall: None };
     let sink = Send(Arc::new(Mutex::new(sender)));
     let worker = Worker::new("try".into(), Arc::clone(plan), policy, sink);
-    let pool = Pool::start(vec![worker]).context("the system gives no thread for a worker")?;
+    let pool = Pool::start(vec![worker], Duration::MAX, Unwatched, |_| Ok(()));
+    let pool = pool.context("the system gives no thread for a worker")?;
     let thread = pool.workers()[0].clone();
     let key = StreamKey(0);
-    thread.change(move |worker, context| {
-        worker.serve(0, serving.into_serving(), context);
-        worker.add_stream(key, 0, "recording".into(), "recording".into(), context);
-    });
-    let lane = thread.open(UNBOUNDED);
+    thread.change(move |worker, context| set_up(worker, serving, key, context));
+    let (lane, group) = (thread.open(UNBOUNDED), thread.open_group(Class::Realtime, &[BatchCost::single(INGEST_COST)]));
     let messages: Vec<_> = messages(series, recording).collect();
     let deadline = plan.pipelines[0].deadline;
     let feeder = std::thread::Builder::new().name("sensor".into()).spawn(move || {
@@ -186,7 +213,8 @@ fn in_real_time(
         for (at, payload) in messages {
             std::thread::sleep(Duration::from_nanos(at.0).saturating_sub(start.elapsed()));
             let arrived = Moment::now();
-            let order = Order { lane, class: Class::Realtime, deadline: arrived.after(deadline), weight: 0 };
+            let order =
+                Order { lane, group, deadline: arrived.after(deadline), expires: false, hold: arrived, weight: 0 };
             thread.push(order, Job::Ingest(Ingest { stream: key, topic: 0, payload, arrived, missed: 0 }));
         }
         // The results end when the pool is dropped, and with it the last sender.
@@ -230,7 +258,7 @@ impl Judge<'_> {
         plan: &Plan,
         series: &Series,
         samples: usize,
-        proved: &serve::Proved,
+        proved: &Proved,
         drained: bool,
     ) -> Result<(), CliError> {
         let pipeline = &plan.pipelines[0];
@@ -247,15 +275,15 @@ impl Judge<'_> {
                 self.results,
                 samples as f64 / series.rate_hz,
                 series.rate_hz,
-                proved.choice.variant,
-                proved.choice.engine,
+                proved.serving.choice.variant,
+                proved.serving.choice.engine,
                 if other.is_empty() { "" } else { "; " },
                 other.join(", ")
             ));
         }
         let broken = ended(&[Outcome::Invalid, Outcome::Failed]);
         if pipeline.ledger.windows() == 0 {
-            let needed = pipeline.front_end.as_ref().map_or(0, |front_end| front_end.samples_per_window());
+            let needed = pipeline.version.front_end.as_ref().map_or(0, |front_end| front_end.samples_per_window());
             problems.push(format!("no window was complete: one needs {needed} samples, the recording has {samples}"));
         } else if !broken.is_empty() {
             problems.push(format!("not every window could be judged: {}; the log says why", broken.join(", ")));

@@ -8,11 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use limpet_depot::{Manifest, Proved};
+use limpet_runtime::ledger::StageQuantiles;
 use limpet_runtime::{Ledger, Moment, Outcome, Stage};
 use limpet_wire::id::Serial;
 use limpet_wire::message::{Event, Message, PipelineFigures, Quantiles, SourceFigures};
 
 use crate::config::BrokerUrl;
+use crate::crash::Death;
 use crate::link::outgoing::Outgoing;
 use crate::{link, wall};
 
@@ -134,10 +136,80 @@ impl Reporter {
     /// A model serves from now on.
     pub fn model_activated(&self, manifest: &Manifest, proved: &Proved) {
         let (name, version) = (manifest.name.as_str(), manifest.version.to_string());
-        let (engine, variant) = (proved.choice.engine.as_str(), proved.choice.variant.as_str());
+        let (engine, variant) = (proved.serving.choice.engine.as_str(), proved.serving.choice.variant.as_str());
         tracing::info!(model = name, version, engine, variant, "serving");
         let message = format!("model {name} {version} serves: {variant} on {engine}");
         self.event("model-activated", &message, &[("model", name), ("version", &version)]);
+    }
+
+    /// A pipeline does not fit beside what runs.
+    pub fn pipeline_refused(&self, pipeline: &str, why: &str) {
+        tracing::error!(pipeline, why, "the pipeline is refused; what runs goes on");
+        self.event("pipeline-refused", why, &[("pipeline", pipeline)]);
+    }
+
+    /// A new version does not take the place of the one that serves.
+    pub fn swap_refused(&self, model: &str, why: &str) {
+        tracing::error!(model, why, "the new version is refused; the old one goes on");
+        self.event("swap-refused", why, &[("model", model)]);
+    }
+
+    /// Windows wait for a model that finds no room.
+    pub fn model_waits(&self, model: &str, why: &str) {
+        tracing::warn!(model, why, "a model that is wanted cannot be loaded now; its windows are rejected");
+        self.event("model-waits", why, &[("model", model)]);
+    }
+
+    /// A source turned out to ask for more than was admitted.
+    pub fn over_budget(&self, source: &str, why: &str) {
+        let message =
+            format!("source {source}, as measured, does not fit: {why}; what comes faster than declared is shed first");
+        tracing::warn!(source, "{message}");
+        self.event("over-budget", &message, &[("source", source)]);
+    }
+
+    /// No analytic job has started for so long.
+    pub fn starved(&self, worker: usize, waited: Duration) {
+        let message = format!(
+            "worker {worker} has started no analytic job for {:.0} s, for all the realtime work; raise budget.cpu, or lower rates",
+            waited.as_secs_f64()
+        );
+        tracing::warn!(worker, "{message}");
+        self.event("starved", &message, &[("worker", &worker.to_string())]);
+    }
+
+    /// The last process did not end by itself.
+    pub fn crashed(&self, death: &Death) {
+        let digests: Vec<String> = death.digests.iter().map(ToString::to_string).collect();
+        let running = match digests.as_slice() {
+            [] => "no session was running".to_owned(),
+            some => format!("a session of the package {} was running", some.join(" or ")),
+        };
+        let message = format!("the agent was ended by {}; {running}", death.signal);
+        tracing::error!("{message}");
+        self.event("crashed", &message, &[]);
+    }
+
+    /// A session does not come back.
+    pub fn session_hung(&self, model: &str, pipeline: Option<&str>, ran: Duration) {
+        let message = format!(
+            "model {model} has been running for {:.1} s, which is longer than runtime.hang_limit; its windows failed, and the agent ends to be started again",
+            ran.as_secs_f64()
+        );
+        tracing::error!(model, pipeline, "{message}");
+        self.event("session-hung", &message, &[("model", model), ("pipeline", pipeline.unwrap_or("request"))]);
+    }
+
+    /// The machine suffers, or no longer.
+    pub fn pressure(&self, pressed: bool, why: &str) {
+        let kind = if pressed { "pressure" } else { "pressure-relieved" };
+        tracing::warn!(
+            pressed,
+            why,
+            "pipelines with a reduced variant {}",
+            if pressed { "go down to it" } else { "come back" }
+        );
+        self.event(kind, why, &[]);
     }
 
     /// A model does not serve.
@@ -240,15 +312,20 @@ impl SourceLedger {
     }
 }
 
-/// A pipeline's ledger for telemetry. Quantiles start anew.
-pub fn pipeline_figures(ledger: &Ledger) -> PipelineFigures {
+/// A ledger for telemetry and status, with these quantiles.
+pub fn figures(ledger: &Ledger, quantiles: Option<[StageQuantiles; Stage::ALL.len()]>) -> PipelineFigures {
     let outcomes = Outcome::ALL.iter().map(|outcome| (outcome.word().to_owned(), ledger.count(*outcome))).collect();
-    let quantiles = ledger.take_quantiles();
     let latency_us = quantiles
         .iter()
         .flat_map(|quantiles| Stage::ALL.iter().zip(quantiles))
         .map(|(stage, q)| (stage.word().to_owned(), Quantiles { p50: q.p50, p99: q.p99, max: q.max }));
-    PipelineFigures { windows: ledger.windows(), outcomes, latency_us: latency_us.collect() }
+    PipelineFigures {
+        windows: ledger.windows(),
+        outcomes,
+        late: ledger.late(),
+        batches: ledger.batches().map(|(size, count)| (size as u32, count)).collect(),
+        latency_us: latency_us.collect(),
+    }
 }
 
 #[cfg(test)]

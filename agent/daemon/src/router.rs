@@ -1,7 +1,8 @@
 //! From a topic to the worker that owns its stream.
 //!
-//! Lives on the I/O thread, next to the links. A stream is placed on the worker with the fewest streams when its first
-//! message comes, and forgotten when it has been silent for `stream_idle`.
+//! Lives on the I/O thread, next to the links. A stream gets one of the places that were admitted for its source when its
+//! first message comes, on the first worker that has one free, and is forgotten when it has been silent for
+//! `stream_idle`.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -9,12 +10,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use limpet_runtime::queue::Pushed;
-use limpet_runtime::{Lane, LanePolicy, Moment, Order, Overflow, Worker as Thread};
+use limpet_runtime::{BatchCost, Class, Group, Lane, LanePolicy, Moment, Order, Overflow, Worker as Thread};
 use limpet_wire::name::check_stream;
 
 use crate::link::Received;
+use crate::pipeline::observe::Pace;
 use crate::pipeline::plan::{Plan, SourcePlan};
+use crate::pipeline::stream::INGEST_COST;
 use crate::pipeline::worker::{Ingest, Job, Sink, StreamKey, Worker};
+use crate::serve::Places;
+use crate::topic::Filters;
 
 /// Messages of one stream that may wait for their worker, and their bytes.
 const WAITING: LanePolicy = LanePolicy { depth: 256, weight: 4 * 1024 * 1024, overflow: Overflow::Refuse };
@@ -23,6 +28,9 @@ const WAITING: LanePolicy = LanePolicy { depth: 256, weight: 4 * 1024 * 1024, ov
 pub struct Router<S: Sink + 'static> {
     plan: Arc<Plan>,
     threads: Vec<Thread<Worker<S>>>,
+    places: Arc<Places>,
+    /// By broker: every filter with its source and its place among the source's topics.
+    filters: HashMap<Arc<str>, Filters<(usize, usize)>>,
     state: RefCell<State>,
 }
 
@@ -30,10 +38,20 @@ pub struct Router<S: Sink + 'static> {
 struct State {
     closed: bool,
     next_key: u32,
+    /// Sources and topics of the message at hand.
+    heard: Vec<(usize, usize)>,
     /// By source, then by stream name.
     streams: Vec<HashMap<Box<str>, Route>>,
-    /// Streams on each worker.
-    load: Vec<usize>,
+    /// By source, then by worker.
+    load: Vec<Vec<Load>>,
+}
+
+/// What a source has on a worker: streams, and the groups of their messages, for those that were admitted and for those
+/// that come too fast.
+#[derive(Debug, Clone, Copy, Default)]
+struct Load {
+    streams: u32,
+    groups: Option<(Group, Group)>,
 }
 
 struct Route {
@@ -41,19 +59,30 @@ struct Route {
     name: Arc<str>,
     thread: usize,
     lane: Lane,
+    group: Group,
+    /// Where messages go that come too fast.
+    excess: Group,
+    pace: Pace,
     heard: Moment,
     missed: u32,
 }
 
 impl<S: Sink + 'static> Router<S> {
     /// A router without streams.
-    pub fn new(plan: Arc<Plan>, threads: Vec<Thread<Worker<S>>>) -> Self {
+    pub fn new(plan: Arc<Plan>, threads: Vec<Thread<Worker<S>>>, places: Arc<Places>) -> Self {
         let state = State {
             streams: plan.sources.iter().map(|_| HashMap::new()).collect(),
-            load: vec![0; threads.len()],
+            load: vec![vec![Load::default(); threads.len()]; plan.sources.len()],
             ..State::default()
         };
-        Self { plan, threads, state: RefCell::new(state) }
+        let mut filters: HashMap<Arc<str>, Filters<(usize, usize)>> = HashMap::new();
+        for (index, source) in plan.sources.iter().enumerate() {
+            let of_broker = filters.entry(source.config.broker.shared()).or_default();
+            for (topic, filter) in source.config.filters().iter().enumerate() {
+                of_broker.insert(filter, (index, topic));
+            }
+        }
+        Self { plan, threads, places, filters, state: RefCell::new(state) }
     }
 
     /// Takes no message any more.
@@ -68,20 +97,20 @@ impl<S: Sink + 'static> Router<S> {
         if state.closed {
             return;
         }
-        for (index, source) in self.plan.sources.iter().enumerate() {
-            if *source.config.broker != *broker {
-                continue;
-            }
-            for (topic, filter) in source.config.filters().iter().enumerate() {
-                if !filter.matches(message.topic) {
-                    continue;
-                }
-                let name = if filter.names_stream() { filter.stream_of(message.topic) } else { Some(source.name()) };
-                if let Some(name) = name {
-                    self.deliver(&mut state, index, source, topic, name, message, arrived);
-                }
+        let Some(filters) = self.filters.get(broker) else { return };
+        let mut heard = std::mem::take(&mut state.heard);
+        filters.matching(message.topic, &mut |found| heard.push(*found));
+        // In the order of the configuration.
+        heard.sort_unstable();
+        for (index, topic) in heard.drain(..) {
+            let source = &self.plan.sources[index];
+            let filter = &source.config.filters()[topic];
+            let name = if filter.names_stream() { filter.stream_of(message.topic) } else { Some(source.name()) };
+            if let Some(name) = name {
+                self.deliver(&mut state, index, source, topic, name, message, arrived);
             }
         }
+        state.heard = heard;
     }
 
     #[expect(clippy::too_many_arguments, reason = "one message and where it goes, taken apart once")]
@@ -115,15 +144,24 @@ impl<S: Sink + 'static> Router<S> {
                     )
                 });
             }
-            let route = self.place(state, index, name, message.topic, arrived);
+            let Some(route) = self.place(state, index, name, message.topic, arrived) else {
+                return refuse("no_model", &|| {
+                    "no model of this source serves: it is still being proved, or was refused; see limpet status".into()
+                });
+            };
             state.streams[index].insert(name.into(), route);
         }
         let Some(route) = state.streams[index].get_mut(name) else { return };
         route.heard = arrived;
+        // Who sends more than was admitted is shed first: what is too much goes behind everything that was.
+        let over = self.places.period(index).is_some_and(|period| route.pace.is_over(period, arrived));
+        let group = if over { route.excess } else { route.group };
         let order = Order {
             lane: route.lane,
-            class: source.class,
-            deadline: arrived.after(source.deadline),
+            group,
+            deadline: arrived.after(self.places.deadline(index)),
+            expires: false,
+            hold: arrived,
             weight: message.payload.len(),
         };
         let job = Job::Ingest(Ingest {
@@ -148,18 +186,26 @@ impl<S: Sink + 'static> Router<S> {
         }
     }
 
-    fn place(&self, state: &mut State, source: usize, name: &str, topic: &str, now: Moment) -> Route {
-        let (thread, _) =
-            state.load.iter().enumerate().min_by_key(|(_, load)| **load).expect("there is at least one worker");
-        state.load[thread] += 1;
+    /// A place on the first worker that has one free; none if no pipeline of the source was admitted.
+    fn place(&self, state: &mut State, source: usize, name: &str, topic: &str, now: Moment) -> Option<Route> {
+        let places = self.places.of(source)?;
+        let load = &mut state.load[source];
+        // There are as many places as streams are allowed, so one is free.
+        let thread = load.iter().zip(&places).position(|(load, places)| load.streams < *places)?;
+        let Load { streams, groups } = &mut load[thread];
+        *streams += 1;
+        let class = self.plan.sources[source].class;
+        let worker = &self.threads[thread];
+        let open = |class| worker.open_group(class, &[BatchCost::single(INGEST_COST)]);
+        let (group, excess) = *groups.get_or_insert_with(|| (open(class), open(Class::Analytic)));
         let key = StreamKey(state.next_key);
         state.next_key += 1;
         let name: Arc<str> = name.into();
-        let lane = self.threads[thread].open(WAITING);
+        let lane = worker.open(WAITING);
         let (named, topic) = (Arc::clone(&name), Arc::from(topic));
-        self.threads[thread].change(move |worker, context| worker.add_stream(key, source, named, topic, context));
+        worker.change(move |worker, context| worker.add_stream(key, source, named, topic, context));
         tracing::debug!(source = self.plan.sources[source].name(), stream = %name, thread, "new stream");
-        Route { key, name, thread, lane, heard: now, missed: 0 }
+        Some(Route { key, name, thread, lane, group, excess, pace: Pace::default(), heard: now, missed: 0 })
     }
 
     /// Forgets streams that have been silent for too long, and names them with their source.
@@ -176,7 +222,7 @@ impl<S: Sink + 'static> Router<S> {
                 let (key, thread) = (route.key, &self.threads[route.thread]);
                 thread.close(route.lane);
                 thread.change(move |worker, context| worker.remove_stream(key, context));
-                load[route.thread] -= 1;
+                load[index][route.thread].streams -= 1;
                 gone.push((index, Arc::clone(&route.name)));
                 false
             });

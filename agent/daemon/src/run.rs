@@ -11,27 +11,38 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use limpet_runtime::{Clock, Moment, Pool};
-use limpet_wire::message::{Message, SystemFigures, Telemetry};
+use limpet_runtime::{Clock, Ledger, Moment, Pool};
+use limpet_wire::message::{Message, PipelineTelemetry, SystemFigures, Telemetry};
 use limpet_wire::topic::Topics;
 use sysinfo::{Components, Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
+use crate::api::socket::Socket;
+use crate::backend::LocalBackend;
 use crate::config::{Config, Loaded};
+use crate::crash::{Crashes, Markers};
 use crate::link::outgoing::{Body, Fleeting, Outgoing};
 use crate::link::{self, Role, Stop};
-use crate::pipeline::plan::{self, Misfit, Packages, Plan};
+use crate::pipeline::plan::{self, Misfit, Packages, PipelinePlan, Plan};
 use crate::pipeline::worker::{Policy, Worker};
-use crate::report::{DropWatch, Reporter, pipeline_figures};
+use crate::pressure::{Limits, Pressure, Probe};
+use crate::report::{DropWatch, Reporter};
 use crate::router::Router;
-use crate::serve::{Board, Loader};
-use crate::sink::LinkSink;
-use crate::{CliError, wall};
+use crate::serve::{Board, Loader, Places, Request, Tools};
+use crate::sink::{LinkSink, Outputs, Running};
+use crate::threads::Placement;
+use crate::{CliError, api, config, crash, report, threads, wall};
 
 /// How long a stop may take: half for the windows that wait, half for the results.
 const STOP: Duration = Duration::from_secs(8);
+/// How long the process may take to end for a session that hangs, once it was noticed.
+const LAST_WORDS: Duration = Duration::from_secs(4);
+/// Exit code for that: an internal error, as sysexits.h has it.
+const HUNG: i32 = 70;
+/// Streams of a pipeline that telemetry tells apart.
+const STREAMS_IN_TELEMETRY: usize = 32;
 /// How often telemetry is sent.
 const TELEMETRY: Duration = Duration::from_secs(60);
 /// How often idle streams are looked for.
@@ -51,13 +62,14 @@ pub fn run(loaded: &Loaded) -> Result<(), CliError> {
     let default_hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         default_hook(info);
+        crash::panicked();
         std::process::abort();
     }));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio does not start")?;
     let outcome = runtime.block_on(LocalSet::new().run_until(serve(config, plan, packages)));
     // Dropping it would wait for what blocks: the resolver of a network that is gone, a sensor on a slow bus.
     runtime.shutdown_background();
-    Ok(outcome?)
+    outcome
 }
 
 /// Fits the configuration and the packages that it names together.
@@ -85,11 +97,56 @@ fn prepare_state(path: &Path) -> Result<(), CliError> {
     })
 }
 
-async fn serve(config: &Config, plan: Arc<Plan>, packages: Packages) -> anyhow::Result<()> {
+/// What tells of sessions that hang, and ends the process for them.
+struct Watcher {
+    reporter: Arc<Reporter>,
+    uplink: Arc<Outgoing>,
+    running: Vec<Arc<Running>>,
+    markers: Markers,
+}
+
+impl limpet_runtime::Watch for Watcher {
+    fn starved(&self, worker: usize, waited: Duration) {
+        self.reporter.starved(worker, waited);
+    }
+
+    fn hung(&self, worker: usize, ran: Duration) {
+        // The worker is not locked: the session may have come back in this very moment.
+        let Some(run) = self.running[worker].read() else {
+            tracing::error!(
+                worker,
+                "a job that is no session, or one that has just ended, ran for {:.1} s",
+                ran.as_secs_f64()
+            );
+            return;
+        };
+        if let Some(marker) = self.markers.marker(worker) {
+            marker.hung();
+        }
+        let pipeline = run.pipeline.as_ref().map(|pipeline| &*pipeline.name);
+        self.reporter.session_hung(&run.facts.name, pipeline, ran);
+        // A thread cannot be ended safely, so the process is: once the broker has the event, or after a while.
+        let end = Instant::now() + LAST_WORDS;
+        while self.uplink.waiting() > 0 && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        std::process::exit(HUNG);
+    }
+}
+
+async fn serve(config: &Config, plan: Arc<Plan>, packages: Packages) -> Result<(), CliError> {
     let started = Instant::now();
     // Before anything runs that a signal should stop in good order.
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be caught")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be caught")?;
+    let mut hangup = signal(SignalKind::hangup()).context("SIGHUP cannot be caught")?;
+    // A second agent on this run directory ends here, before it touches anything there.
+    let socket = Socket::bind(&config.gateway.run).map_err(|error| CliError::configuration(vec![error.to_string()]))?;
+    // What the last process left, and what tells of the end of this one.
+    let crashes = Crashes::take(&config.gateway.run, &config.gateway.state);
+    let markers = Markers::create(&config.gateway.run, config.budget.workers())
+        .map_err(|why| CliError::configuration(vec![why]))?;
+    markers.catch_signals().context("the signals of a crash cannot be caught")?;
     let topics = Topics::new(&config.uplink.prefix, &config.gateway.id);
     let links: BTreeMap<Arc<str>, Arc<Outgoing>> =
         config.brokers.keys().map(|name| (name.shared(), Arc::new(Outgoing::new(topics.clone())))).collect();
@@ -97,28 +154,64 @@ async fn serve(config: &Config, plan: Arc<Plan>, packages: Packages) -> anyhow::
         links.get(&*config.uplink.broker).expect("the configuration was checked: the uplink's broker exists"),
     );
     let reporter = Arc::new(Reporter::new(config.gateway.id.shared(), Arc::clone(&uplink)));
+    if let Some(death) = crashes.last() {
+        reporter.crashed(death);
+    }
     let links = Arc::new(links);
-    let sink = LinkSink::new(Arc::clone(&uplink), Arc::clone(&links), Arc::clone(&reporter));
-    let policy = Policy { clock: Clock::boottime(), wall: None, expires: true };
-    let handlers = (0..config.budget.workers())
-        .map(|_| Worker::new(config.gateway.id.shared(), Arc::clone(&plan), policy.clone(), sink.clone()))
+    let outputs = Outputs::new(Arc::clone(&uplink), Arc::clone(&links), Arc::clone(&reporter));
+    let (requests, asked) = std::sync::mpsc::channel();
+    let policy = Policy { clock: Clock::boottime(), wall: None };
+    let running: Vec<Arc<Running>> = (0..config.budget.workers()).map(|_| Arc::default()).collect();
+    let handlers = running
+        .iter()
+        .enumerate()
+        .map(|(number, running)| {
+            let marker = markers.marker(number);
+            let sink = LinkSink::new(number, Arc::clone(running), marker, requests.clone(), outputs.clone());
+            Worker::new(config.gateway.id.shared(), Arc::clone(&plan), policy.clone(), sink)
+        })
         .collect();
-    let pool = Pool::start(handlers).context("the system gives no thread for a worker")?;
-    let board = Arc::new(Board::new(config.gateway.labels.clone(), topics.models(), Arc::clone(&uplink)));
-    let loader = Loader {
-        plan: Arc::clone(&plan),
-        packages,
-        state: config.gateway.state.clone(),
-        workers: pool.workers().to_vec(),
-        board,
-        reporter: Arc::clone(&reporter),
-    };
+    let watcher =
+        Watcher { reporter: Arc::clone(&reporter), uplink: Arc::clone(&uplink), running: running.clone(), markers };
+    let placement = placement(&config.runtime).map_err(|why| CliError::configuration(vec![why]))?;
+    let prepare = move |_| threads::apply_to_this_thread(&placement).map_err(std::io::Error::other);
+    let pool = Pool::start(handlers, config.runtime.hang_limit.0, watcher, prepare)
+        .map_err(|error| CliError::configuration(vec![error.to_string()]))?;
+    let pipelines = plan.pipelines.len();
+    let board = Arc::new(Board::new(config.gateway.labels.clone(), topics.models(), Arc::clone(&uplink), pipelines));
+    let places = Arc::new(Places::new(plan.sources.len()));
+    let loader = Loader::new(
+        config,
+        Tools {
+            plan: Arc::clone(&plan),
+            workers: pool.workers().to_vec(),
+            board: Arc::clone(&board),
+            places: Arc::clone(&places),
+            reporter: Arc::clone(&reporter),
+            blamed: Box::new(move |package| crashes.blamed(&package.digest()).map(|blame| blame.to_string())),
+            requests: (requests.clone(), asked),
+        },
+    );
     std::thread::Builder::new()
         .name("loader".into())
-        .spawn(move || loader.load())
+        .spawn(move || loader.run(packages))
         .context("the system gives no thread for the loader")?;
 
-    let router = Rc::new(Router::new(Arc::clone(&plan), pool.workers().to_vec()));
+    let suffering = Arc::new(Mutex::new(None));
+    let backend = Arc::new(LocalBackend {
+        config: config.clone(),
+        plan: Arc::clone(&plan),
+        board: Arc::clone(&board),
+        workers: pool.workers().to_vec(),
+        running,
+        links: Arc::clone(&links),
+        suffering: Arc::clone(&suffering),
+        started,
+    });
+    let (close, closed) = tokio::sync::oneshot::channel::<()>();
+    let api = tokio::task::spawn_local(api::server::serve(socket, backend, async move { _ = closed.await }));
+
+    let router = Rc::new(Router::new(Arc::clone(&plan), pool.workers().to_vec(), places));
     let (stop, stopping) = watch::channel(Stop::Run);
     let mut tasks = Vec::new();
     for (name, broker) in &config.brokers {
@@ -143,6 +236,12 @@ async fn serve(config: &Config, plan: Arc<Plan>, packages: Packages) -> anyhow::
         let gauge = Arc::clone(&gauge);
         move || _ = gauge.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Gauge::new)
     });
+    let limits = limits(&config.pressure);
+    let mut feel = tokio::time::interval(limits.interval());
+    feel.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let probe = Arc::new(Mutex::new(Probe::new(&config.pressure.root)));
+    let (felt, mut feelings) = mpsc::channel(1);
+    let mut pressure = Pressure::new(limits);
     let mut sweep = tokio::time::interval(SWEEP);
     let mut silence = std::pin::pin!(tokio::time::sleep(SILENT));
     let mut silence_over = false;
@@ -150,6 +249,11 @@ async fn serve(config: &Config, plan: Arc<Plan>, packages: Packages) -> anyhow::
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            _ = hangup.recv() => {
+                tracing::info!("looking for packages that changed");
+                // The loader ends with the process only.
+                let _ = requests.send(Request::Reload);
+            }
             () = &mut silence, if !silence_over => {
                 silence_over = true;
                 report_silent(&plan, &reporter);
@@ -168,6 +272,22 @@ async fn serve(config: &Config, plan: Arc<Plan>, packages: Packages) -> anyhow::
                 let body = Body::Json(figures(config, &plan, &uplink, system, started).to_json());
                 uplink.offer_fleeting(Fleeting { topic: topics.telemetry(), body, at_least_once: false, expiry_s: None });
             }
+            _ = feel.tick() => {
+                let (probe, felt) = (Arc::clone(&probe), felt.clone());
+                tokio::task::spawn_blocking(move || {
+                    let Ok(mut probe) = probe.try_lock() else { return };
+                    let now = Moment::now();
+                    let _ = felt.blocking_send((now, probe.read(now)));
+                });
+            }
+            Some((now, reading)) = feelings.recv() => {
+                if let Some(change) = pressure.take(now, &reading) {
+                    let pressed = change.cause.is_some();
+                    reporter.pressure(pressed, &change.message);
+                    *suffering.lock().unwrap_or_else(PoisonError::into_inner) = pressed.then_some(change.message);
+                    pool.workers().iter().for_each(|worker| worker.change(move |worker, _| worker.press(pressed)));
+                }
+            }
             _ = sweep.tick() => {
                 for (source, stream) in router.forget_idle(Moment::now()) {
                     for pipeline in &plan.sources[source].pipelines {
@@ -180,11 +300,12 @@ async fn serve(config: &Config, plan: Arc<Plan>, packages: Packages) -> anyhow::
 
     tracing::info!("stopping");
     router.close();
+    // Whoever asks now is told that nobody listens.
+    let _ = close.send(());
     let drained = tokio::task::spawn_blocking(move || {
         let drained = pool.drain(STOP / 2);
-        // Dropping the pool ends its threads after their current job.
-        drop(pool);
-        drained
+        // A session that hangs is left to itself: the process ends with it.
+        pool.stop(if drained { STOP / 2 } else { Duration::ZERO }) && drained
     });
     if !drained.await.unwrap_or(false) {
         tracing::error!("windows were still waiting when the time for stopping was half over; they are lost");
@@ -196,12 +317,34 @@ async fn serve(config: &Config, plan: Arc<Plan>, packages: Packages) -> anyhow::
     for task in tasks {
         task.await.context("a link failed")?;
     }
+    // It has nothing to do any more but to take the socket's file away.
+    let _ = tokio::time::timeout(Duration::from_secs(1), api).await;
     let left = uplink.waiting();
     if left > 0 {
         tracing::error!(results = left, "results were not delivered before the stop and are lost");
     }
     tracing::info!(delivered = uplink.counts().delivered, "stopped");
     Ok(())
+}
+
+/// How worker threads are placed, checked against this machine.
+fn placement(runtime: &config::Runtime) -> Result<Placement, String> {
+    let affinity: Vec<usize> = runtime.affinity.iter().map(|cpu| *cpu as usize).collect();
+    threads::check_affinity(&affinity)?;
+    if runtime.lock_memory {
+        threads::lock_memory()?;
+    }
+    Ok(Placement { affinity, fifo_priority: runtime.fifo_priority })
+}
+
+fn limits(pressure: &config::Pressure) -> Limits {
+    Limits {
+        temperature_c: pressure.temperature_c,
+        cpu_pressure: pressure.cpu,
+        frequency: pressure.frequency,
+        sustain: pressure.sustain.0,
+        recover: pressure.recover.0,
+    }
 }
 
 /// The filters to subscribe to at a broker, each once, with whether retained messages are wanted.
@@ -287,10 +430,23 @@ fn figures(config: &Config, plan: &Plan, uplink: &Outgoing, system: SystemFigure
         pipelines: plan
             .pipelines
             .iter()
-            .map(|pipeline| (pipeline.name.as_ref().to_owned(), pipeline_figures(&pipeline.ledger)))
+            .map(|pipeline| (pipeline.name.as_ref().to_owned(), pipeline_telemetry(pipeline)))
             .collect(),
         waiting: uplink.waiting() as u64,
         dropped: counts.dropped,
+    }
+}
+
+/// What a pipeline did. Its quantiles, and those of its streams, start anew.
+fn pipeline_telemetry(pipeline: &PipelinePlan) -> PipelineTelemetry {
+    let streams = pipeline.streams.lock().unwrap_or_else(PoisonError::into_inner);
+    let told = streams.len() <= STREAMS_IN_TELEMETRY;
+    let figures = |ledger: &Ledger| report::figures(ledger, ledger.take_quantiles());
+    let all = streams.iter().map(|(name, ledger)| (name.as_ref().to_owned(), figures(ledger)));
+    PipelineTelemetry {
+        figures: figures(&pipeline.ledger),
+        // All spans end, whether they are told or not.
+        streams: all.filter(|_| told).collect(),
     }
 }
 

@@ -1,104 +1,102 @@
-//! Models: proved, loaded, and moved to the workers that run them.
+//! Models: proved, admitted, loaded, and moved to the workers that run them.
 //!
 //! A model serves only with a valid proof: it gave its golden outputs on this device, with this engine and this agent.
 //! What has one serves at once; what lacks one is proved first, in a process of its own, and is refused if it fails.
-//! The others do not wait for it.
+//! The others do not wait for it. Then the arithmetic of [`admission`](crate::admission) decides whether it fits beside
+//! what runs already.
+//!
+//! All of that is the work of one thread, the [`loader`], which lives as long as the agent: it hears of packages that
+//! changed ([`swap`]), of windows that wait for a model that is not loaded ([`memory`]), of models that nobody needs any
+//! more, and of sources that turned out otherwise than declared. It alone loads and drops sessions ([`open`]), so no worker
+//! ever waits for that. Proofs, which take minutes, run on a thread of their own.
+//!
+//! What others may see of it is here: the [`Board`], the [`Places`] for streams, and what the loader can be asked.
 
-use std::collections::BTreeMap;
+mod loader;
+mod memory;
+pub mod open;
+mod swap;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use limpet_depot::manifest::InputKind;
-use limpet_depot::{Decider, Options, Package, ProofStore, Report, Subject};
-use limpet_engine::{Engine, LoadOptions, Session};
-use limpet_runtime::Worker as Thread;
+use limpet_depot::Package;
 use limpet_wire::message::{Message, ModelPhase, ModelState, Models};
 
 use crate::link::outgoing::Outgoing;
-use crate::pipeline::input::WindowReader;
-use crate::pipeline::plan::{Packages, PipelinePlan, Plan};
-use crate::pipeline::worker::{Serving, Sink, Worker};
-use crate::report::Reporter;
+use crate::pipeline::model::{Facts, Model};
+use crate::pipeline::observe::Observation;
 use crate::wall::Wall;
-use crate::{CliError, console};
 
 pub use limpet_depot::Proved;
+pub use loader::{Loader, Tools};
 
-/// A session that fits its package, ready to serve.
-pub struct Served {
-    session: Box<dyn Session>,
-    decider: Decider,
-    proved: Proved,
+/// What a pipeline is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PipelineState {
+    /// Its model is being proved or loaded.
+    Loading,
+    /// It serves.
+    Serving,
+    /// It does not run: why.
+    Refused(String),
 }
 
-impl Served {
-    /// For a worker.
-    pub fn into_serving(self) -> Serving {
-        Serving {
-            session: self.session,
-            decider: self.decider,
-            engine: self.proved.choice.engine.as_str().into(),
-            variant: self.proved.choice.variant.as_str().into(),
-            cost: Duration::from_secs_f64(self.proved.p50_us / 1e6),
-        }
-    }
-}
-
-/// Loads what was proved and checks that it fits the package.
-///
-/// # Errors
-/// One sentence: the package, what was found and what to do.
-pub fn open(package: &Package, proved: &Proved, engines: &[Box<dyn Engine>]) -> Result<Served, CliError> {
-    let refuse = |why: String| CliError::configuration(vec![format!("{}: {why}", package.path().display())]);
-    let session =
-        proved.open_session(package, engines, LoadOptions::default()).map_err(|error| refuse(error.to_string()))?;
-    let input = &session.inputs()[0];
-    if let InputKind::Series(series) = &package.manifest().inputs[0].kind {
-        let front_end = series.front_end().map_err(|error| refuse(error.to_string()))?;
-        if front_end.features_len() != input.elements() {
-            return Err(refuse(format!(
-                "[[input]] window: the front end gives {:?} = {} values, but the graph's input {} takes {:?} = {}; change window or front_end",
-                front_end.feature_shape(),
-                front_end.features_len(),
-                input.name,
-                input.shape,
-                input.elements()
-            )));
-        }
-    }
-    let decider = Decider::new(package.manifest(), package.labels(), session.outputs(), input.elements())
-        .map_err(|error| refuse(error.to_string()))?;
-    Ok(Served { session, decider, proved: proved.clone() })
-}
-
-/// Proves a package without keeping the proof.
-///
-/// # Errors
-/// If no engine passes: why.
-pub fn prove_for_now(package: &Package, engines: &[Box<dyn Engine>]) -> Result<Proved, CliError> {
-    let report: Report = limpet_depot::prove(Subject::Package(package), engines, &Options::default())
-        .map_err(|error| CliError::configuration(vec![error.to_string()]))?;
-    let table = report.table();
-    Proved::of(report).ok_or_else(|| {
-        let path = package.path().display();
-        console::tell(format_args!("{path}: no engine gives the golden outputs; it is not run\n{table}"));
-        CliError::No
-    })
-}
-
-/// What the models are doing, for everybody to see.
+/// What models and pipelines are doing, for everybody to see.
 pub struct Board {
     labels: BTreeMap<String, String>,
     topic: String,
     uplink: Arc<Outgoing>,
     models: Mutex<BTreeMap<String, ModelState>>,
+    pipelines: Mutex<Vec<PipelineState>>,
+    tally: Mutex<Arc<Tally>>,
+}
+
+/// What was admitted, and what is loaded.
+#[derive(Debug, Default, Clone)]
+pub struct Tally {
+    /// Σ mean C ÷ T.
+    pub load: f64,
+    /// Σ C99 ÷ T of each worker.
+    pub density: Vec<f64>,
+    /// Measured memory of what was admitted, in bytes.
+    pub admitted: u64,
+    /// Measured memory of what is loaded.
+    pub loaded: u64,
+    /// Every variant that may run.
+    pub models: Vec<Listed>,
+}
+
+/// A variant that may run.
+#[derive(Debug, Clone)]
+pub struct Listed {
+    /// What it is.
+    pub facts: Arc<Facts>,
+    /// Version of its package.
+    pub version: Arc<str>,
+    /// Whether it is the one for times of pressure.
+    pub reduced: bool,
+    /// Workers on which it is loaded.
+    pub loaded: BTreeSet<usize>,
+    /// Workers on which a pipeline serves it.
+    pub served: BTreeSet<usize>,
 }
 
 impl Board {
     /// An empty board, shown on `topic`.
-    pub fn new(labels: BTreeMap<String, String>, topic: String, uplink: Arc<Outgoing>) -> Self {
-        let board = Self { labels, topic, uplink, models: Mutex::default() };
+    pub fn new(labels: BTreeMap<String, String>, topic: String, uplink: Arc<Outgoing>, pipelines: usize) -> Self {
+        let board = Self {
+            labels,
+            topic,
+            uplink,
+            models: Mutex::default(),
+            pipelines: Mutex::new(vec![PipelineState::Loading; pipelines]),
+            tally: Mutex::default(),
+        };
         board.change(|_| {});
         board
     }
@@ -123,8 +121,8 @@ impl Board {
             name: manifest.name.clone(),
             version: manifest.version.to_string(),
             state,
-            engine: proved.map(|proved| proved.choice.engine.clone()),
-            variant: proved.map(|proved| proved.choice.variant.clone()),
+            engine: proved.map(|proved| proved.serving.choice.engine.clone()),
+            variant: proved.map(|proved| proved.serving.choice.variant.clone()),
             progress: None,
             failure,
         };
@@ -132,114 +130,110 @@ impl Board {
             models.insert(format!("{}@{}", entry.name, entry.version), entry);
         });
     }
-}
 
-/// Brings every model up, then ends.
-pub struct Loader<S: Sink + 'static> {
-    /// What is to run.
-    pub plan: Arc<Plan>,
-    /// The packages.
-    pub packages: Packages,
-    /// The state folder.
-    pub state: PathBuf,
-    /// The workers; each gets a session of its own.
-    pub workers: Vec<Thread<Worker<S>>>,
-    /// Where states are shown.
-    pub board: Arc<Board>,
-    /// Where refusals are told.
-    pub reporter: Arc<Reporter>,
-}
-
-impl<S: Sink + 'static> Loader<S> {
-    /// Does it.
-    pub fn load(self) {
-        let engines = limpet_engine::engines();
-        let store = match ProofStore::new(&self.state, &engines) {
-            Ok(store) => store,
-            Err(error) => {
-                self.packages.values().for_each(|package| self.refuse(package, &error.to_string()));
-                return;
-            }
-        };
-        let mut unproved = Vec::new();
-        for package in self.packages.values() {
-            match store.choice(package, &engines) {
-                Some(proved) => self.bring_up(package, &proved, &engines),
-                None => {
-                    self.board.set(package, ModelPhase::Proving, None, None);
-                    unproved.push(package);
-                }
-            }
-        }
-        for package in unproved {
-            let manifest = package.manifest();
-            tracing::info!(model = manifest.name, version = %manifest.version, "proving");
-            match store.get_or_prove(package, &engines, &Options::default()) {
-                Ok(proved) => {
-                    tracing::info!(
-                        model = manifest.name,
-                        version = %manifest.version,
-                        engine = proved.choice.engine,
-                        variant = proved.choice.variant,
-                        "proved"
-                    );
-                    let message = format!(
-                        "model {} {} gives its golden outputs: {} on {}",
-                        manifest.name, manifest.version, proved.choice.variant, proved.choice.engine
-                    );
-                    self.reporter.event("model-proved", &message, &[("model", &manifest.name)]);
-                    self.bring_up(package, &proved, &engines);
-                }
-                Err(error) => self.refuse(package, &error.to_string()),
-            }
-        }
+    /// Whether this version of a model serves.
+    fn is_active(&self, package: &Package) -> bool {
+        self.serves(&package.manifest().name, &package.manifest().version.to_string())
     }
 
-    fn pipelines(&self, package: &Arc<Package>) -> impl Iterator<Item = usize> {
-        let path = self.packages.iter().find(|(_, opened)| Arc::ptr_eq(opened, package)).map(|(path, _)| path);
-        let uses = move |(_, plan): &(usize, &Arc<PipelinePlan>)| Some(&plan.package) == path;
-        self.plan.pipelines.iter().enumerate().filter(uses).map(|(index, _)| index)
+    /// Whether a model of this name and version serves.
+    fn serves(&self, model: &str, version: &str) -> bool {
+        let models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        models.get(&format!("{model}@{version}")).is_some_and(|model| model.state == ModelPhase::Active)
     }
 
-    /// Serves a package everywhere or nowhere: no session is handed over before all of them are made.
-    fn bring_up(&self, package: &Arc<Package>, proved: &Proved, engines: &[Box<dyn Engine>]) {
-        let places = self.pipelines(package).flat_map(|index| self.workers.iter().map(move |worker| (index, worker)));
-        let fitted: Result<Vec<_>, CliError> = places
-            .map(|(index, worker)| Ok((index, worker, self.fit(index, package, proved, engines)?.into_serving())))
-            .collect();
-        let fitted = match fitted {
-            Ok(fitted) => fitted,
-            Err(CliError::Configuration(problems)) => return self.refuse(package, &problems.join("; ")),
-            Err(other) => return self.refuse(package, &format!("{other:?}")),
-        };
-        for (index, worker, serving) in fitted {
-            worker.change(move |worker, context| worker.serve(index, serving, context));
-        }
-        self.board.set(package, ModelPhase::Active, Some(proved), None);
-        self.reporter.model_activated(package.manifest(), proved);
+    fn remove(&self, model: &str, version: &str) {
+        self.change(|models| _ = models.remove(&format!("{model}@{version}")));
     }
 
-    /// A session that fits the package and the source of a pipeline.
-    fn fit(
-        &self,
-        pipeline: usize,
-        package: &Package,
-        proved: &Proved,
-        engines: &[Box<dyn Engine>],
-    ) -> Result<Served, CliError> {
-        let served = open(package, proved, engines)?;
-        let source = &self.plan.sources[self.plan.pipelines[pipeline].source];
-        let kind = &self.plan.pipelines[pipeline].input;
-        WindowReader::new(&source.config, kind, &served.session.inputs()[0])
-            .map_err(|why| CliError::configuration(vec![format!("source {}: {why}", source.name())]))?;
-        Ok(served)
+    fn set_pipeline(&self, pipeline: usize, state: PipelineState) {
+        self.pipelines.lock().unwrap_or_else(PoisonError::into_inner)[pipeline] = state;
     }
 
-    fn refuse(&self, package: &Arc<Package>, why: &str) {
-        let manifest = package.manifest();
-        for index in self.pipelines(package) {
-            self.reporter.model_refused(&self.plan.pipelines[index].name, &manifest.name, why);
-        }
-        self.board.set(package, ModelPhase::Failed, None, Some(why.to_owned()));
+    /// What the models are doing, ordered by name and version.
+    pub fn models(&self) -> Vec<ModelState> {
+        self.models.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// What the pipelines are doing, in the order of the plan.
+    pub fn pipelines(&self) -> Vec<PipelineState> {
+        self.pipelines.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What was admitted, and what is loaded.
+    pub fn tally(&self) -> Arc<Tally> {
+        Arc::clone(&self.tally.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn set_tally(&self, change: impl FnOnce(&mut Tally)) {
+        change(Arc::make_mut(&mut self.tally.lock().unwrap_or_else(PoisonError::into_inner)));
     }
 }
+
+/// Places for streams: how many of each source each worker has room for, and what was admitted of their messages.
+#[derive(Debug, Default)]
+pub struct Places {
+    streams: Mutex<Vec<Option<Vec<u32>>>>,
+    messages: Vec<Messages>,
+}
+
+/// What was admitted of a source's messages, in nanoseconds.
+#[derive(Debug, Default)]
+struct Messages {
+    /// D′.
+    deadline: AtomicU64,
+    /// Shortest time between two of a stream; 0 where it is not known.
+    period: AtomicU64,
+}
+
+impl Places {
+    /// None, for so many sources.
+    pub fn new(sources: usize) -> Self {
+        let messages = (0..sources).map(|_| Messages::default()).collect();
+        Self { streams: Mutex::new(vec![None; sources]), messages }
+    }
+
+    /// D′ of a source's messages: from their arrival.
+    pub fn deadline(&self, source: usize) -> Duration {
+        Duration::from_nanos(self.messages[source].deadline.load(Ordering::Relaxed))
+    }
+
+    /// T of a stream's messages, where it is known.
+    pub fn period(&self, source: usize) -> Option<Duration> {
+        Some(self.messages[source].period.load(Ordering::Relaxed))
+            .filter(|period| *period > 0)
+            .map(Duration::from_nanos)
+    }
+
+    fn set_messages(&self, source: usize, deadline: Duration, period: Option<Duration>) {
+        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.messages[source].deadline.store(nanos(deadline), Ordering::Relaxed);
+        self.messages[source].period.store(period.map_or(0, nanos), Ordering::Relaxed);
+    }
+
+    /// The streams that a source may have on each worker; none while no pipeline of it was admitted.
+    pub fn of(&self, source: usize) -> Option<Vec<u32>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)[source].clone()
+    }
+
+    fn set(&self, source: usize, streams: Vec<u32>) {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)[source] = Some(streams);
+    }
+}
+
+/// What the loader is asked to do.
+pub enum Request {
+    /// Look for packages that changed.
+    Reload,
+    /// Windows on this worker wait for this model.
+    Wanted(usize, u32),
+    /// This worker needs this model no more.
+    Released(usize, Model),
+    /// A stream was measured.
+    Observed(Observation),
+    /// A package was proved, or why not.
+    Proved(PathBuf, Arc<Package>, Result<Box<Proved>, String>),
+}
+
+/// How requests reach the loader; cheap to clone.
+pub type Requests = Sender<Request>;

@@ -3,6 +3,7 @@
 //! `{stream}` stands for one whole level and names the stream. Matching follows MQTT 5, section 4.7, and never
 //! allocates, because it runs for every message received.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -150,6 +151,73 @@ impl Filter {
     }
 }
 
+/// Filters by their levels, each with what it is for. Finding those that match a topic takes as long as the topic has
+/// levels, and not as long as there are filters.
+#[derive(Debug)]
+pub struct Filters<T> {
+    root: Level<T>,
+}
+
+/// Filters that begin with the same levels.
+#[derive(Debug)]
+struct Level<T> {
+    named: HashMap<Box<str>, Level<T>>,
+    any: Option<Box<Level<T>>>,
+    /// Of filters that end here, and of those that go on with `#`.
+    here: Vec<T>,
+    below: Vec<T>,
+}
+
+impl<T> Default for Level<T> {
+    fn default() -> Self {
+        Self { named: HashMap::new(), any: None, here: Vec::new(), below: Vec::new() }
+    }
+}
+
+impl<T> Default for Filters<T> {
+    fn default() -> Self {
+        Self { root: Level::default() }
+    }
+}
+
+impl<T> Filters<T> {
+    /// Adds a filter.
+    pub fn insert(&mut self, filter: &Filter, value: T) {
+        let mut level = &mut self.root;
+        for name in filter.mqtt[filter.pattern..].split('/') {
+            match name {
+                "#" => return level.below.push(value),
+                "+" => level = level.any.get_or_insert_default(),
+                name => level = level.named.entry(name.into()).or_default(),
+            }
+        }
+        level.here.push(value);
+    }
+
+    /// Calls `found` with what every filter that matches a topic is for. Same rules as [`Filter::matches`].
+    pub fn matching<'f>(&'f self, topic: &str, found: &mut impl FnMut(&'f T)) {
+        let reserved = topic.starts_with('$');
+        self.root.matching(Some(topic), !reserved, found);
+    }
+}
+
+impl<T> Level<T> {
+    /// `rest`: the levels of the topic that are still to be matched, none after the last.
+    fn matching<'f>(&'f self, rest: Option<&str>, wild: bool, found: &mut impl FnMut(&'f T)) {
+        if wild {
+            self.below.iter().for_each(&mut *found);
+        }
+        let Some(rest) = rest else { return self.here.iter().for_each(found) };
+        let (name, rest) = rest.split_once('/').map_or((rest, None), |(name, rest)| (name, Some(rest)));
+        if let Some(level) = self.named.get(name) {
+            level.matching(rest, true, found);
+        }
+        if let Some(level) = self.any.as_deref().filter(|_| wild) {
+            level.matching(rest, true, found);
+        }
+    }
+}
+
 impl Template {
     /// Reads a template as configured, such as `plant/{stream}/alarm`.
     ///
@@ -293,6 +361,26 @@ mod tests {
             let hidden = topic[0].starts_with('$') && matches!(filter[0], "+" | "#");
             let expected = naive(&filter, &topic) && !hidden;
             prop_assert_eq!(Filter::parse(&text).unwrap().matches(&name), expected);
+        }
+
+        #[test]
+        fn many_filters_are_found_as_each_of_them_matches(
+            filters in proptest::collection::vec((levels(&["a", "b", "", "+", "$a"]), any::<bool>()), 0..20),
+            topic in levels(&["a", "b", "", "$a"]),
+        ) {
+            let text = |(mut levels, hash): (Vec<&'static str>, bool)| {
+                if hash { levels.push("#"); }
+                levels.join("/")
+            };
+            let parsed = filters.into_iter().map(text).filter_map(|text| Filter::parse(&text).ok());
+            let (parsed, name): (Vec<Filter>, _) = (parsed.collect(), topic.join("/"));
+            let mut all = Filters::default();
+            parsed.iter().enumerate().for_each(|(index, filter)| all.insert(filter, index));
+            let mut found = Vec::new();
+            all.matching(&name, &mut |index| found.push(*index));
+            found.sort_unstable();
+            let each = parsed.iter().enumerate().filter(|(_, filter)| filter.matches(&name));
+            prop_assert_eq!(found, each.map(|(index, _)| index).collect::<Vec<_>>());
         }
 
         #[test]

@@ -7,7 +7,7 @@ use limpet_wire::result::{Captured, Clock, rfc3339_micros};
 
 /// No clock that is right shows a time before this: the first of November 2026, before the first release. A gateway
 /// without a battery wakes up in 1970 or on the day its system was built.
-const EARLIEST_NS: i64 = 1_793_491_200_000_000_000;
+pub const EARLIEST_NS: i64 = 1_793_491_200_000_000_000;
 
 /// The relation between boot time and UTC at one moment.
 #[derive(Debug, Clone, Copy)]

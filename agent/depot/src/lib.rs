@@ -26,5 +26,5 @@ pub use error::DepotError;
 pub use manifest::Manifest;
 pub use package::{Digest, Package};
 pub use proof::child::{run_if_proof_child, run_if_proof_child_with};
-pub use proof::store::{ProofStore, Proved};
-pub use proof::{Options, Report, Row, Subject, prove};
+pub use proof::store::{ProofStore, Proved, ProvedVariant, Tuning};
+pub use proof::{BatchCost, Batches, Choice, IngestCost, Options, Report, Row, Subject, prove};

@@ -4,6 +4,7 @@
 //! that crashes or hangs an engine costs nothing but its verdict. The answer is a [`Report`]: a row for each, and the
 //! fastest that passed.
 
+mod batch;
 pub(crate) mod child;
 mod judge;
 mod measure;
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use self::child::{Job, Measured};
 pub use self::measure::RUNS_FOR_P99;
-use self::spawn::Outcome;
+use self::spawn::{Larger, Outcome};
 use crate::DepotError;
 use crate::golden::{Golden, check_package};
 use crate::manifest::{Budget, Limits, Role, Variant};
@@ -58,6 +59,9 @@ pub struct Options {
     pub outputs: Option<PathBuf>,
     /// What runs now, and stays unless another is at least a tenth faster.
     pub present: Option<Choice>,
+    /// Whether to try batches of what passes: for packages that an analytic pipeline uses. A batch gets as long for its
+    /// timing as single runs do, and no size is begun when half of `wall` is over.
+    pub batches: bool,
 }
 
 impl Default for Options {
@@ -68,6 +72,7 @@ impl Default for Options {
             data_bytes: 2 << 30,
             outputs: None,
             present: None,
+            batches: false,
         }
     }
 }
@@ -104,6 +109,44 @@ pub struct Choice {
     pub variant: String,
 }
 
+/// What the front end costs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct IngestCost {
+    /// Mean CPU time of what completes a window, in microseconds: one hop of samples, in the steady state.
+    pub mean_us: f64,
+    /// 99th percentile; of fewer than [`RUNS_FOR_P99`] runs, the longest.
+    pub p99_us: f64,
+    /// How many windows were timed.
+    pub runs: usize,
+}
+
+/// What batches gain.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Batches {
+    /// Sizes that give the golden outputs and are worth it: 1, and those powers of 2 that give at least 5 % more windows
+    /// per second than the one before in this list.
+    pub sizes: Vec<BatchCost>,
+    /// Why there are no more, such as `16 gains 2 % over 8`.
+    pub stopped: String,
+}
+
+/// What a batch of one size costs, in CPU time of one run of the whole batch.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct BatchCost {
+    /// Windows in the batch.
+    pub size: usize,
+    /// Median, in microseconds.
+    pub p50_us: f64,
+    /// Mean, in microseconds.
+    pub mean_us: f64,
+    /// 99th percentile, in microseconds; of fewer than [`RUNS_FOR_P99`] runs, the longest.
+    pub p99_us: f64,
+    /// How many runs were timed.
+    pub runs: usize,
+    /// Memory: for size 1 that of graph and session, for the others what a session of this size adds.
+    pub memory_bytes: Option<u64>,
+}
+
 /// What was found of one variant on one engine. What could not be measured is none.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
@@ -121,10 +164,20 @@ pub struct Row {
     pub nmae: Option<f64>,
     /// Median time of a run of the session alone, in microseconds of its thread's CPU time.
     pub p50_us: Option<f64>,
+    /// The mean of the same times.
+    pub mean_us: Option<f64>,
     /// 99th percentile; of fewer than [`RUNS_FOR_P99`] runs the longest, and `reason` says so.
     pub p99_us: Option<f64>,
+    /// How many runs were timed.
+    pub runs: Option<usize>,
     /// Growth of the proportional set size of a process that loads and runs it.
     pub memory_bytes: Option<u64>,
+    /// What the front end costs, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingest: Option<IngestCost>,
+    /// What batches gain, where that was tried: it passed, and [`Options::batches`] was set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batches: Option<Batches>,
     /// What it has earned.
     pub verdict: Verdict,
     /// Why, in a sentence.
@@ -135,6 +188,18 @@ pub struct Row {
 }
 
 impl Row {
+    fn choice(&self) -> Choice {
+        Choice { engine: self.engine.clone(), variant: self.variant.clone() }
+    }
+
+    fn median(&self) -> f64 {
+        self.p50_us.unwrap_or(f64::INFINITY)
+    }
+
+    fn is(&self, choice: &Choice) -> bool {
+        self.engine == choice.engine && self.variant == choice.variant
+    }
+
     fn without_measures(engine: &str, variant: &str, verdict: Verdict, reason: String) -> Self {
         Self {
             engine: engine.to_owned(),
@@ -144,8 +209,12 @@ impl Row {
             mean_abs_error: None,
             nmae: None,
             p50_us: None,
+            mean_us: None,
             p99_us: None,
+            runs: None,
             memory_bytes: None,
+            ingest: None,
+            batches: None,
             verdict,
             reason,
             lasting: true,
@@ -153,27 +222,41 @@ impl Row {
     }
 }
 
+/// What is preferred to the fastest.
+#[derive(Clone, Copy, Default)]
+struct Wish<'a> {
+    /// What tuning found best: taken if it passed.
+    tuned: Option<&'a Choice>,
+    /// What runs now: kept if it passed and is hardly slower.
+    present: Option<&'a Choice>,
+}
+
 /// What a proof found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Passed if any variant did; refused if all were; else failed.
     pub verdict: Verdict,
-    /// The variant that is to serve: the fastest that passed, or what runs now if that is hardly slower.
+    /// The variant that is to serve: what tuning found best, else the fastest that passed, or what runs now if that is
+    /// hardly slower.
     pub chosen: Option<Choice>,
+    /// The variant for times of pressure: the fastest of those for them that passed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reduced: Option<Choice>,
     /// Variants in the manifest's order, engines in the build's.
     pub rows: Vec<Row>,
 }
 
 impl Report {
     /// Chooses among rows. `reduced` says which variants are only for times of pressure.
-    fn new(rows: Vec<Row>, reduced: impl Fn(&str) -> bool, present: Option<&Choice>) -> Self {
-        let median = |row: &Row| row.p50_us.unwrap_or(f64::INFINITY);
-        let eligible = || rows.iter().filter(|row| row.verdict == Verdict::Passed && !reduced(&row.variant));
-        let fastest = eligible().min_by(|a, b| median(a).total_cmp(&median(b)));
-        let kept = present
-            .and_then(|present| eligible().find(|row| row.engine == present.engine && row.variant == present.variant))
-            .filter(|kept| fastest.is_some_and(|fastest| median(fastest) > REPLACED_BELOW * median(kept)));
-        let chosen = kept.or(fastest).map(|row| Choice { engine: row.engine.clone(), variant: row.variant.clone() });
+    fn new(rows: Vec<Row>, reduced: impl Fn(&str) -> bool, wish: Wish<'_>) -> Self {
+        let passed = rows.iter().filter(|row| row.verdict == Verdict::Passed);
+        let (for_pressure, full): (Vec<&Row>, Vec<&Row>) = passed.partition(|row| reduced(&row.variant));
+        let find =
+            |choice: Option<&Choice>| full.iter().copied().find(|row| choice.is_some_and(|choice| row.is(choice)));
+        let kept = find(wish.present)
+            .filter(|kept| fastest_of(&full).is_some_and(|fastest| fastest.median() > REPLACED_BELOW * kept.median()));
+        let chosen = find(wish.tuned).or(kept).or(fastest_of(&full)).map(Row::choice);
+        let pressed = fastest_of(&for_pressure).map(Row::choice);
         let verdict = if chosen.is_some() {
             Verdict::Passed
         } else if rows.iter().all(|row| row.verdict == Verdict::Refused) {
@@ -181,12 +264,12 @@ impl Report {
         } else {
             Verdict::Failed
         };
-        Self { verdict, chosen, rows }
+        Self { verdict, chosen, reduced: pressed, rows }
     }
 
     /// The row of a variant on an engine.
     pub fn row(&self, choice: &Choice) -> Option<&Row> {
-        self.rows.iter().find(|row| row.engine == choice.engine && row.variant == choice.variant)
+        self.rows.iter().find(|row| row.is(choice))
     }
 
     /// The rows as an aligned table for people, with a line about what was chosen.
@@ -222,7 +305,7 @@ pub fn prove(subject: Subject<'_>, engines: &[Box<dyn Engine>], options: &Option
             for variant in &package.manifest().variants {
                 rows.extend(prove_variant(package, variant, engines, options)?);
             }
-            Ok(choose(package, rows, options.present.as_ref()))
+            Ok(choose(package, rows, Wish { tuned: None, present: options.present.as_ref() }))
         }
         Subject::Graph { path, golden, limits } => {
             let format = Format::of(path)
@@ -246,17 +329,21 @@ pub fn prove(subject: Subject<'_>, engines: &[Box<dyn Engine>], options: &Option
             if rows.is_empty() {
                 rows.push(unread(&candidate.variant, format));
             }
-            Ok(Report::new(rows, |_| false, options.present.as_ref()))
+            Ok(Report::new(rows, |_| false, Wish { tuned: None, present: options.present.as_ref() }))
         }
     }
 }
 
+fn fastest_of<'a>(rows: &[&'a Row]) -> Option<&'a Row> {
+    rows.iter().copied().min_by(|a, b| a.median().total_cmp(&b.median()))
+}
+
 /// The report on a package with these rows.
-fn choose(package: &Package, rows: Vec<Row>, present: Option<&Choice>) -> Report {
+fn choose(package: &Package, rows: Vec<Row>, wish: Wish<'_>) -> Report {
     let reduced = |file: &str| {
         package.manifest().variants.iter().any(|variant| variant.file == file && variant.role == Role::Reduced)
     };
-    Report::new(rows, reduced, present)
+    Report::new(rows, reduced, wish)
 }
 
 /// Proves one variant of a package on all of these engines that read it.
@@ -327,6 +414,8 @@ fn prove_on(candidate: &Candidate<'_>, engine: &str, options: &Options) -> Resul
         graph_bytes: candidate.graph.len() as u64,
         golden_bytes: candidate.golden.len() as u64,
         timing: options.timing,
+        wall: options.wall,
+        batches: options.batches,
         data_bytes: options.data_bytes,
         // Loading may use several cores.
         cpu_seconds: options.wall.as_secs().max(1) * 2,
@@ -337,7 +426,11 @@ fn prove_on(candidate: &Candidate<'_>, engine: &str, options: &Options) -> Resul
         DepotError::Proof { engine: engine.to_owned(), variant: variant.clone(), reason }
     })?;
     Ok(match outcome {
-        Outcome::Measured(measured) => measured_row(engine, variant, measured, candidate.budget),
+        Outcome::Measured(measured, larger) => {
+            let row = measured_row(engine, variant, *measured, candidate.budget);
+            let batches = larger.and_then(|larger| batches(&row, larger));
+            Row { batches, ..row }
+        }
         Outcome::Refused { load_ms, reason } => {
             Row { load_ms, ..Row::without_measures(engine, variant, Verdict::Refused, reason) }
         }
@@ -347,9 +440,29 @@ fn prove_on(candidate: &Candidate<'_>, engine: &str, options: &Options) -> Resul
     })
 }
 
+/// What batches gain over a row that passed.
+fn batches(row: &Row, larger: Larger) -> Option<Batches> {
+    if row.verdict != Verdict::Passed {
+        return None;
+    }
+    let single = BatchCost {
+        size: 1,
+        p50_us: row.p50_us?,
+        mean_us: row.mean_us?,
+        p99_us: row.p99_us?,
+        runs: row.runs?,
+        memory_bytes: row.memory_bytes,
+    };
+    let sizes = std::iter::once(single).chain(larger.sizes).collect();
+    Some(Batches { sizes, stopped: larger.stopped })
+}
+
+/// To a tenth: more would say more than is known.
+fn rounded(value: f64) -> f64 {
+    (value * 10.0).round() / 10.0
+}
+
 fn measured_row(engine: &str, variant: &str, measured: Measured, budget: Budget) -> Row {
-    // A share of what is told would say more than is known.
-    let rounded = |value: f64| (value * 10.0).round() / 10.0;
     let few = (measured.runs < RUNS_FOR_P99).then(|| format!("max of {} runs", measured.runs));
     let wrong = !measured.faults.is_empty();
     let mut reasons = measured.faults;
@@ -382,8 +495,16 @@ fn measured_row(engine: &str, variant: &str, measured: Measured, budget: Budget)
         mean_abs_error: measured.mean_abs_error.parse().ok(),
         nmae: measured.nmae.parse().ok(),
         p50_us: Some(rounded(measured.p50_us)),
+        mean_us: Some(rounded(measured.mean_us)),
         p99_us: Some(rounded(measured.p99_us)),
+        runs: Some(measured.runs),
         memory_bytes: measured.memory_bytes,
+        ingest: measured.ingest.map(|cost| IngestCost {
+            mean_us: rounded(cost.mean_us),
+            p99_us: rounded(cost.p99_us),
+            ..cost
+        }),
+        batches: None,
         verdict,
         reason: reasons.join("; "),
         lasting: wrong || verdict == Verdict::Passed,
@@ -410,27 +531,60 @@ mod tests {
             row("tract", "b", Verdict::Passed, 10.0),
             row("tract", "small", Verdict::Passed, 1.0),
         ];
-        let report = Report::new(rows, |variant| variant == "small", None);
+        let report = Report::new(rows, |variant| variant == "small", Wish::default());
         assert_eq!((report.verdict, report.chosen), (Verdict::Passed, Some(choice("tract", "b"))));
+        assert_eq!(report.reduced, Some(choice("tract", "small")));
+    }
+
+    #[test]
+    fn a_reduced_variant_alone_does_not_serve() {
+        let rows = vec![row("tract", "a", Verdict::Failed, 5.0), row("tract", "small", Verdict::Passed, 1.0)];
+        let report = Report::new(rows, |variant| variant == "small", Wish::default());
+        assert_eq!((report.verdict, report.chosen), (Verdict::Failed, None));
+    }
+
+    #[test]
+    fn what_tuning_found_wins_if_it_passed() {
+        let rows = || vec![row("tflite", "a", Verdict::Passed, 10.0), row("tract", "a", Verdict::Passed, 90.0)];
+        let chosen = |rows, tuned| {
+            let present = choice("tflite", "a");
+            Report::new(rows, |_| false, Wish { tuned: Some(&tuned), present: Some(&present) }).chosen
+        };
+        assert_eq!(chosen(rows(), choice("tract", "a")), Some(choice("tract", "a")));
+        assert_eq!(chosen(rows(), choice("tract", "gone")), Some(choice("tflite", "a")));
+        let failed = vec![row("tflite", "a", Verdict::Passed, 10.0), row("tract", "a", Verdict::Failed, 90.0)];
+        assert_eq!(chosen(failed, choice("tract", "a")), Some(choice("tflite", "a")));
+    }
+
+    #[test]
+    fn batches_are_told_of_what_passed_and_begin_with_one() {
+        let larger = || Larger { sizes: Vec::new(), stopped: "2 gains 1 % over 1".to_owned() };
+        let passed = measured_row("tract", "a", measured(700, 60.0), Budget::default());
+        let found = batches(&passed, larger()).unwrap();
+        assert_eq!((found.sizes.len(), found.sizes[0].size, found.sizes[0].runs), (1, 1, 700));
+        let budget = Budget { latency_p99: Some(Duration::from_micros(50)), memory: None };
+        assert_eq!(batches(&measured_row("tract", "a", measured(700, 60.0), budget), larger()), None);
     }
 
     #[test]
     fn what_runs_now_is_replaced_only_by_what_is_a_tenth_faster() {
         let rows = |other| vec![row("tflite", "a", Verdict::Passed, 100.0), row("tract", "a", Verdict::Passed, other)];
-        let chosen = |other| Report::new(rows(other), |_| false, Some(&choice("tflite", "a"))).chosen;
+        let present = choice("tflite", "a");
+        let wish = Wish { tuned: None, present: Some(&present) };
+        let chosen = |other| Report::new(rows(other), |_| false, wish).chosen;
         assert_eq!(chosen(91.0), Some(choice("tflite", "a")));
         assert_eq!(chosen(90.0), Some(choice("tract", "a")));
         let gone = vec![row("tflite", "a", Verdict::Failed, 1.0), row("tract", "a", Verdict::Passed, 99.0)];
-        let report = Report::new(gone, |_| false, Some(&choice("tflite", "a")));
+        let report = Report::new(gone, |_| false, wish);
         assert_eq!(report.chosen, Some(choice("tract", "a")));
     }
 
     #[test]
     fn a_package_is_refused_only_if_every_row_is() {
         let refused = || row("tflite", "a", Verdict::Refused, 1.0);
-        assert_eq!(Report::new(vec![refused()], |_| false, None).verdict, Verdict::Refused);
+        assert_eq!(Report::new(vec![refused()], |_| false, Wish::default()).verdict, Verdict::Refused);
         let mixed = vec![refused(), row("tract", "a", Verdict::Failed, 1.0)];
-        assert_eq!(Report::new(mixed, |_| false, None).verdict, Verdict::Failed);
+        assert_eq!(Report::new(mixed, |_| false, Wish::default()).verdict, Verdict::Failed);
     }
 
     fn measured(runs: usize, p99_us: f64) -> Measured {
@@ -438,8 +592,10 @@ mod tests {
             load_ms: 1.26,
             memory_bytes: Some(3 << 20),
             p50_us: 10.0,
+            mean_us: 11.04,
             p99_us,
             runs,
+            ingest: None,
             top1_agreement: None,
             mean_abs_error: "inf".to_owned(),
             nmae: "0.5".to_owned(),
@@ -465,11 +621,14 @@ mod tests {
 
     #[test]
     fn a_report_is_json_as_the_contract_shows_it() {
-        let report =
-            Report::new(vec![measured_row("tract", "a.onnx", measured(700, 60.0), Budget::default())], |_| false, None);
+        let report = Report::new(
+            vec![measured_row("tract", "a.onnx", measured(700, 60.0), Budget::default())],
+            |_| false,
+            Wish::default(),
+        );
         assert_eq!(
             serde_json::to_string(&report).unwrap(),
-            r#"{"verdict":"passed","chosen":{"engine":"tract","variant":"a.onnx"},"rows":[{"engine":"tract","variant":"a.onnx","load_ms":1.3,"top1_agreement":null,"mean_abs_error":null,"nmae":0.5,"p50_us":10.0,"p99_us":60.0,"memory_bytes":3145728,"verdict":"passed","reason":"within its limits"}]}"#
+            r#"{"verdict":"passed","chosen":{"engine":"tract","variant":"a.onnx"},"rows":[{"engine":"tract","variant":"a.onnx","load_ms":1.3,"top1_agreement":null,"mean_abs_error":null,"nmae":0.5,"p50_us":10.0,"mean_us":11.0,"p99_us":60.0,"runs":700,"memory_bytes":3145728,"verdict":"passed","reason":"within its limits"}]}"#
         );
     }
 }

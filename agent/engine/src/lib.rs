@@ -1,9 +1,10 @@
 //! One graph, run correctly.
 //!
-//! An [`Engine`] is a library that runs graphs (tract, TensorFlow Lite). It loads a graph into a [`Session`]: loaded,
-//! optimised and warmed, owned by one thread at a time. Values go in and out through the session's own buffers in the
-//! graph's element types; [`quantize`](Quantization::quantize) and [`dequantize`](Quantization::dequantize) translate
-//! by each tensor's scale and zero point.
+//! An [`Engine`] is a library that runs graphs (tract, TensorFlow Lite). It reads a file into a [`Graph`], once, and a
+//! graph makes any number of [`Session`]s: optimised for a batch size and warmed, owned by one thread at a time. Values
+//! go in and out through the session's own buffers in the graph's element types;
+//! [`quantize`](Quantization::quantize) and [`dequantize`](Quantization::dequantize) translate by each tensor's scale
+//! and zero point.
 //!
 //! Nothing here knows packages, proofs, threads or time. `tract.rs` and `tflite.rs` are the only files that name
 //! those libraries.
@@ -11,13 +12,15 @@
 use std::path::Path;
 
 pub mod golden;
+mod memory;
 mod quantization;
 #[cfg(feature = "tflite")]
 mod tflite;
 mod tract;
 mod warm;
 
-pub use quantization::{EdgeError, Stored, read_real, write_real};
+pub use memory::give_back_memory;
+pub use quantization::{EdgeError, Stored, read_real, write_real, write_real_at};
 #[cfg(feature = "tflite")]
 pub use tflite::Tflite;
 pub use tract::Tract;
@@ -130,7 +133,7 @@ pub enum TensorMut<'a> {
     U8(&'a mut [u8]),
 }
 
-/// What a graph is loaded with.
+/// What a session is made with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadOptions {
     /// Value of the batch dimension, at least 1.
@@ -186,14 +189,33 @@ pub trait Engine: Send + Sync {
     /// The library that does the work.
     fn library(&self) -> Library;
 
-    /// Loads, optimises and warms a graph.
+    /// Reads a graph, for sessions to be made of it. The bytes are not needed afterwards.
     ///
     /// # Errors
-    /// [`EngineError::Refused`] with what the engine cannot do; never a session that gives wrong answers knowingly.
-    fn load(&self, format: Format, graph: &[u8], options: LoadOptions) -> Result<Box<dyn Session>, EngineError>;
+    /// [`EngineError::Refused`] if it is damaged or holds what the engine cannot do.
+    fn open(&self, format: Format, graph: &[u8]) -> Result<Box<dyn Graph>, EngineError>;
+
+    /// Opens a graph of which one session is all that is wanted.
+    ///
+    /// # Errors
+    /// Those of [`Engine::open`] and [`Graph::session`].
+    fn load(&self, format: Format, graph: &[u8], options: LoadOptions) -> Result<Box<dyn Session>, EngineError> {
+        self.open(format, graph)?.session(options)
+    }
 }
 
-/// One loaded graph on one engine. It moves between threads and is used by one at a time.
+/// A graph that was read once. Its sessions share with it and with each other what the library lets them share, and
+/// live on without it.
+pub trait Graph: Send + Sync {
+    /// Makes a session: optimised and warmed.
+    ///
+    /// # Errors
+    /// [`EngineError::Refused`] with what the engine cannot do, such as this batch; never a session that gives wrong
+    /// answers knowingly.
+    fn session(&self, options: LoadOptions) -> Result<Box<dyn Session>, EngineError>;
+}
+
+/// One graph ready to run on one engine. It moves between threads and is used by one at a time.
 pub trait Session: Send {
     /// Inputs, in the graph's order.
     fn inputs(&self) -> &[TensorSpec];

@@ -153,19 +153,33 @@ pub enum EdgeError {
 /// [`EdgeError`] if there is no such input, if `real` has not one value per element (the whole batch counted), or if
 /// an integer input has no quantization. The buffer is untouched then.
 pub fn write_real(session: &mut dyn Session, input: usize, real: &[f32]) -> Result<(), EdgeError> {
+    if let Some(spec) = session.inputs().get(input).filter(|spec| spec.elements() != real.len()) {
+        return Err(EdgeError::Length { tensor: spec.name.clone(), expected: spec.elements(), found: real.len() });
+    }
+    write_real_at(session, input, 0, real)
+}
+
+/// [`write_real`] to a part of an input, from element `start` on: one row of a batch.
+///
+/// # Errors
+/// [`EdgeError`] if there is no such input, if it has fewer elements after `start`, or if an integer input has no
+/// quantization. The buffer is untouched then.
+pub fn write_real_at(session: &mut dyn Session, input: usize, start: usize, real: &[f32]) -> Result<(), EdgeError> {
     let available = session.inputs().len();
     let spec = session.inputs().get(input).ok_or(EdgeError::NoSuchTensor { edge: "input", index: input, available })?;
-    if spec.elements() != real.len() {
-        return Err(EdgeError::Length { tensor: spec.name.clone(), expected: spec.elements(), found: real.len() });
+    let left = spec.elements().saturating_sub(start);
+    if left < real.len() {
+        return Err(EdgeError::Length { tensor: spec.name.clone(), expected: left, found: real.len() });
     }
     let (element, quantization) = (spec.element, spec.quantization);
     if element != ElementType::F32 && quantization.is_none() {
         return Err(EdgeError::Unscaled { edge: "input", tensor: spec.name.clone(), element });
     }
+    let range = start..start + real.len();
     match (session.input_mut(input), quantization) {
-        (TensorMut::F32(buffer), _) => buffer.copy_from_slice(real),
-        (TensorMut::I8(buffer), Some(quantization)) => quantization.quantize(real, buffer),
-        (TensorMut::U8(buffer), Some(quantization)) => quantization.quantize(real, buffer),
+        (TensorMut::F32(buffer), _) => buffer[range].copy_from_slice(real),
+        (TensorMut::I8(buffer), Some(quantization)) => quantization.quantize(real, &mut buffer[range]),
+        (TensorMut::U8(buffer), Some(quantization)) => quantization.quantize(real, &mut buffer[range]),
         (TensorMut::I8(_) | TensorMut::U8(_), None) => unreachable!("an unscaled input was turned away above"),
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::VERSION;
@@ -157,7 +158,7 @@ pub struct Telemetry {
     /// By source name.
     pub sources: BTreeMap<String, SourceFigures>,
     /// By pipeline name.
-    pub pipelines: BTreeMap<String, PipelineFigures>,
+    pub pipelines: BTreeMap<String, PipelineTelemetry>,
     /// Results waiting for the uplink.
     pub waiting: u64,
     /// Results dropped because too many waited.
@@ -193,15 +194,38 @@ pub struct SourceFigures {
     pub refused: BTreeMap<String, u64>,
 }
 
-/// What a pipeline did since the start. The outcomes add up to the windows completed.
+/// What a pipeline did, and its streams.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct PipelineTelemetry {
+    /// All its streams together.
+    #[serde(flatten)]
+    pub figures: PipelineFigures,
+    /// By stream name; left out where there are too many for one message.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub streams: BTreeMap<String, PipelineFigures>,
+}
+
+/// What a pipeline or a stream of it did since the start. The outcomes add up to the windows completed.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct PipelineFigures {
     /// Windows completed.
     pub windows: u64,
     /// Windows by outcome: `result`, `expired`, `replaced`, `rejected`, `invalid`, `failed`.
     pub outcomes: BTreeMap<String, u64>,
+    /// Results that were ready only after their deadline; they are among the outcome `result` too.
+    #[serde(default)]
+    pub late: u64,
+    /// Windows by the size of the batch that they ran in: 1, 2 to 3, 4 to 7 and so on, each by its smallest size.
+    #[serde(default, deserialize_with = "sizes")]
+    pub batches: BTreeMap<u32, u64>,
     /// Quantiles by stage (`wait`, `features`, `queue`, `compute`, `decide`, `total`), in microseconds.
     pub latency_us: BTreeMap<String, Quantiles>,
+}
+
+/// Keys of a JSON object as numbers. Where structs are flattened into each other, serde keeps them as text.
+fn sizes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<u32, u64>, D::Error> {
+    let text = BTreeMap::<String, u64>::deserialize(deserializer)?;
+    text.into_iter().map(|(size, count)| Ok((size.parse().map_err(D::Error::custom)?, count))).collect()
 }
 
 /// Quantiles of the last minute.

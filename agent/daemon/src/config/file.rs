@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::codec::{Codec, Column};
 use super::units::{Fraction, Interval, Size};
-use super::{Class, Encoding, LogFormat, LogLevel, OnGap, Publish, QueuePolicy, TimeOrigin};
+use super::{Class, Encoding, LogFormat, LogLevel, OnGap, Publish, QueuePolicy, Swap, TimeOrigin};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -28,6 +28,10 @@ pub struct File {
     pub uplink: Uplink,
     #[serde(default)]
     pub budget: Budget,
+    #[serde(default)]
+    pub runtime: Runtime,
+    #[serde(default)]
+    pub pressure: Pressure,
     #[serde(default)]
     pub source: Vec<Source>,
     #[serde(default)]
@@ -76,6 +80,27 @@ pub struct Budget {
     pub memory: Option<Size>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Runtime {
+    #[serde(default)]
+    pub affinity: Vec<u32>,
+    pub fifo_priority: Option<u8>,
+    pub lock_memory: Option<bool>,
+    pub hang_limit: Option<Interval>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pressure {
+    pub temperature_c: Option<f64>,
+    pub cpu: Option<f64>,
+    pub frequency: Option<f64>,
+    pub sustain: Option<Interval>,
+    pub recover: Option<Interval>,
+    pub root: Option<PathBuf>,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
@@ -119,7 +144,11 @@ pub struct Pipeline {
     pub deadband: Option<f64>,
     pub heartbeat: Option<Interval>,
     #[serde(default)]
-    pub message_batch: MessageBatch,
+    pub inference_batch: Batch,
+    pub pin: Option<bool>,
+    pub swap: Option<Swap>,
+    #[serde(default)]
+    pub message_batch: Batch,
     pub encoding: Option<Encoding>,
     #[serde(default)]
     pub local: Vec<LocalOutput>,
@@ -134,7 +163,7 @@ pub struct Queue {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct MessageBatch {
+pub struct Batch {
     pub max: Option<u32>,
     pub delay: Option<Interval>,
 }

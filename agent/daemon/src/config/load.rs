@@ -27,7 +27,7 @@ const NO_CONFIGURATION: [&str; 6] =
 const NO_CONFIGURATION_PREFIX: &str = "LIMPET_PROOF_";
 
 /// The tables that variables can reach, and their keys, for suggestions. `[broker]` holds tables by name.
-pub(super) const TABLES: [(&str, &[&str]); 5] = [
+pub(super) const TABLES: [(&str, &[&str]); 7] = [
     ("gateway", &["id", "labels", "run", "state"]),
     (
         "broker",
@@ -35,6 +35,8 @@ pub(super) const TABLES: [(&str, &[&str]); 5] = [
     ),
     ("uplink", &["broker", "commands", "prefix"]),
     ("budget", &["cpu", "memory"]),
+    ("runtime", &["affinity", "fifo_priority", "lock_memory", "hang_limit"]),
+    ("pressure", &["temperature_c", "cpu", "frequency", "sustain", "recover", "root"]),
     ("log", &["format", "level"]),
 ];
 

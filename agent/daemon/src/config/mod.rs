@@ -75,6 +75,9 @@ pub fn for_recording(package: &Path, channels: usize, rate_hz: f64) -> Config {
         publish: Publish::Every,
         deadband: 0.0,
         heartbeat: Interval(Duration::ZERO),
+        inference_batch: InferenceBatch { max: 1, delay: Interval(Duration::ZERO) },
+        pin: false,
+        swap: Swap::Warm,
         message_batch: MessageBatch { max: 1, delay: Interval(Duration::ZERO) },
         encoding: Encoding::Json,
         local: Vec::new(),
@@ -90,6 +93,8 @@ pub fn for_recording(package: &Path, channels: usize, rate_hz: f64) -> Config {
         brokers: BTreeMap::new(),
         uplink: Uplink { broker: Name("none".into()), prefix: String::new(), commands: Vec::new() },
         budget: Budget { cpu: 1.0, memory: Size(u64::MAX) },
+        runtime: Runtime::default(),
+        pressure: Pressure::default(),
         sources: vec![source],
         pipelines: vec![pipeline],
         log: Log { level: LogLevel::Warn, format: LogFormat::Text },
@@ -159,6 +164,10 @@ pub struct Config {
     pub uplink: Uplink,
     /// What all models together may use.
     pub budget: Budget,
+    /// The worker threads.
+    pub runtime: Runtime,
+    /// When the machine is too hot or too busy.
+    pub pressure: Pressure,
     /// Origins of samples, in the order of the file; names are unique.
     #[serde(rename = "source")]
     pub sources: Vec<Source>,
@@ -247,6 +256,56 @@ impl Budget {
     pub fn workers(&self) -> usize {
         // Checked when it was read: above 0 and at most 64.
         self.cpu.ceil() as usize
+    }
+}
+
+/// How worker threads run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Runtime {
+    /// CPUs that they may run on, by number; empty: all.
+    pub affinity: Vec<u32>,
+    /// Their SCHED_FIFO priority, 1 to 99; `None`: the ordinary scheduler.
+    pub fifo_priority: Option<u8>,
+    /// Whether the memory of the process stays in RAM.
+    pub lock_memory: bool,
+    /// How long a job may run before the process ends itself.
+    pub hang_limit: Interval,
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        let hang_limit = Interval(Duration::from_secs(10));
+        Self { affinity: Vec::new(), fifo_priority: None, lock_memory: false, hang_limit }
+    }
+}
+
+/// When pipelines with a reduced variant go down to it, and when they come back.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Pressure {
+    /// Temperature of the hottest zone; `None`: the zone's own passive trip point, or 80.
+    pub temperature_c: Option<f64>,
+    /// Share of time in which some task waits for a CPU.
+    pub cpu: f64,
+    /// Share of its highest frequency below which the CPU counts as throttled.
+    pub frequency: f64,
+    /// How long any of these must last.
+    pub sustain: Interval,
+    /// How long all must be over before pipelines come back.
+    pub recover: Interval,
+    /// Where /sys and /proc are found.
+    pub root: PathBuf,
+}
+
+impl Default for Pressure {
+    fn default() -> Self {
+        Self {
+            temperature_c: None,
+            cpu: 0.5,
+            frequency: 0.6,
+            sustain: Interval(Duration::from_secs(10)),
+            recover: Interval(Duration::from_secs(60)),
+            root: "/".into(),
+        }
     }
 }
 
@@ -363,6 +422,12 @@ pub struct Pipeline {
     pub deadband: f64,
     /// A result is published at least this often; 0: no such promise.
     pub heartbeat: Interval,
+    /// How windows share a run of the session.
+    pub inference_batch: InferenceBatch,
+    /// Whether its model is never unloaded for another.
+    pub pin: bool,
+    /// How a new version takes the place of the old one.
+    pub swap: Swap,
     /// How results share a message.
     pub message_batch: MessageBatch,
     /// How results are written.
@@ -412,6 +477,25 @@ pub enum Publish {
     Changes,
     /// Those at which the model's trigger fired.
     Triggers,
+}
+
+/// How windows of one model share a run of its session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct InferenceBatch {
+    /// Windows in one run, as far as the proof and the deadlines of others allow it.
+    pub max: u32,
+    /// How long a window may wait for others.
+    pub delay: Interval,
+}
+
+/// How a new version of a model takes the place of the old one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Swap {
+    /// Both are loaded until the new one has its first full window.
+    Warm,
+    /// The old one goes first, where memory does not suffice for both; windows are missed meanwhile.
+    Cold,
 }
 
 /// How results share a message.

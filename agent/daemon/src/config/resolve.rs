@@ -14,8 +14,9 @@ use super::file::{self, File, OneOrMany};
 use super::load::{Origins, Problem, Surroundings, nearest};
 use super::units::{Interval, Size};
 use super::{
-    Broker, BrokerUrl, Budget, Class, Config, Encoding, FORMAT, Gateway, Input, Join, LocalOutput, Log, LogFormat,
-    LogLevel, MessageBatch, Name, OnGap, Pipeline, Publish, Queue, QueuePolicy, Source, TimeOrigin, Uplink,
+    Broker, BrokerUrl, Budget, Class, Config, Encoding, FORMAT, Gateway, InferenceBatch, Input, Join, LocalOutput, Log,
+    LogFormat, LogLevel, MessageBatch, Name, OnGap, Pipeline, Pressure, Publish, Queue, QueuePolicy, Runtime, Source,
+    Swap, TimeOrigin, Uplink,
 };
 use crate::topic::{Filter, Template};
 
@@ -31,6 +32,12 @@ const CHANNELS_MAX: usize = 1024;
 const STREAMS_MAX: u32 = 65_536;
 const QUEUE_MAX: u32 = 4096;
 const BATCH_MAX: u32 = 1000;
+/// As far as a proof goes.
+const INFERENCE_BATCH_MAX: u32 = 64;
+/// More than Linux is built for.
+const CPU_NUMBERS: u32 = 8192;
+const HANG_MIN: Duration = Duration::from_millis(100);
+const HANG_MAX: Duration = Duration::from_secs(600);
 /// Ten minutes: a result that waits longer for company is late for everybody.
 const BATCH_DELAY_MAX: Duration = Duration::from_secs(600);
 
@@ -53,6 +60,8 @@ pub(super) fn resolve(
     let brokers = check.brokers(file.broker, id);
     let uplink = check.uplink(file.uplink, &brokers);
     let budget = check.budget(&file.budget);
+    let runtime = check.runtime(file.runtime);
+    let pressure = check.pressure(file.pressure);
     let sources = check.sources(file.source, &brokers);
     let pipelines = check.pipelines(file.pipeline, &brokers, &sources);
     let log =
@@ -62,7 +71,7 @@ pub(super) fn resolve(
         (Some(gateway), Some(uplink)) if check.problems.is_empty() => {
             let brokers = brokers.found;
             let sources = sources.found;
-            Ok(Config { format: FORMAT, gateway, brokers, uplink, budget, sources, pipelines, log })
+            Ok(Config { format: FORMAT, gateway, brokers, uplink, budget, runtime, pressure, sources, pipelines, log })
         }
         _ => Err(check.problems),
     }
@@ -332,6 +341,59 @@ impl Check<'_> {
         Budget { cpu, memory }
     }
 
+    fn runtime(&mut self, file: file::Runtime) -> Runtime {
+        let at = At::table("runtime");
+        let default = Runtime::default();
+        for (index, cpu) in file.affinity.iter().enumerate() {
+            self.require(&at, "affinity", *cpu < CPU_NUMBERS, || {
+                format!("found CPU {cpu}, expected numbers below {CPU_NUMBERS}")
+            });
+            self.require(&at, "affinity", !file.affinity[..index].contains(cpu), || {
+                format!("CPU {cpu} stands there twice; name each once")
+            });
+        }
+        if let Some(priority) = file.fifo_priority {
+            self.require(&at, "fifo_priority", (1..=99).contains(&priority), || {
+                format!("found {priority}, expected 1 to 99, or leave the key out for the ordinary scheduler")
+            });
+        }
+        let hang_limit = file.hang_limit.unwrap_or(default.hang_limit);
+        self.require(&at, "hang_limit", (HANG_MIN..=HANG_MAX).contains(&hang_limit.0), || {
+            format!("found {hang_limit}, expected {} to {}", Interval(HANG_MIN), Interval(HANG_MAX))
+        });
+        Runtime {
+            affinity: file.affinity,
+            fifo_priority: file.fifo_priority,
+            lock_memory: file.lock_memory.unwrap_or(default.lock_memory),
+            hang_limit,
+        }
+    }
+
+    fn pressure(&mut self, file: file::Pressure) -> Pressure {
+        let at = At::table("pressure");
+        let default = Pressure::default();
+        if let Some(celsius) = file.temperature_c {
+            self.require(&at, "temperature_c", (20.0..=150.0).contains(&celsius), || {
+                format!("found {celsius}, expected 20 to 150 degrees Celsius")
+            });
+        }
+        let mut share = |key: &'static str, given: Option<f64>, default: f64| {
+            let share = given.unwrap_or(default);
+            self.require(&at, key, share > 0.0 && share <= 1.0, || {
+                format!("found {share}, expected a share above 0 and up to 1, such as {default}")
+            });
+            share
+        };
+        let cpu = share("cpu", file.cpu, default.cpu);
+        let frequency = share("frequency", file.frequency, default.frequency);
+        let sustain = file.sustain.unwrap_or(default.sustain);
+        self.positive(&at, "sustain", sustain);
+        let recover = file.recover.unwrap_or(default.recover);
+        self.positive(&at, "recover", recover);
+        let root = file.root.map_or(default.root, |root| self.path(&root));
+        Pressure { temperature_c: file.temperature_c, cpu, frequency, sustain, recover, root }
+    }
+
     fn sources(&mut self, file: Vec<file::Source>, brokers: &Named<BTreeMap<Name, Broker>>) -> Named<Vec<Source>> {
         let mut found = Vec::with_capacity(file.len());
         let mut names = BTreeSet::new();
@@ -383,8 +445,8 @@ impl Check<'_> {
             "a factor is 0, which makes every sample the same; correct it".into()
         });
         if let Some(rate) = file.rate_hz {
-            self.require(at, "rate_hz", rate > 0.0 && rate <= 1e9, || {
-                format!("found {rate}, expected samples a second above 0 and up to 1e9")
+            self.require(at, "rate_hz", (1e-6..=1e9).contains(&rate), || {
+                format!("found {rate}, expected samples a second from 1e-6 to 1e9")
             });
         }
 
@@ -590,6 +652,8 @@ impl Check<'_> {
         self.require(at, "deadband", deadband.is_finite() && deadband >= 0.0, || {
             format!("found {deadband}, expected a number that is not negative, in units of the score")
         });
+        let inference_batch =
+            self.inference_batch(&at.inner("inference_batch"), &file.inference_batch, class, deadline);
         let message_batch = self.message_batch(&at.inner("message_batch"), &file.message_batch);
         let mut local = Vec::with_capacity(file.local.len());
         for (index, output) in file.local.into_iter().enumerate() {
@@ -606,6 +670,9 @@ impl Check<'_> {
             publish: file.publish.unwrap_or(Publish::Changes),
             deadband,
             heartbeat: file.heartbeat.unwrap_or(Interval(Duration::from_secs(60))),
+            inference_batch,
+            pin: file.pin.unwrap_or(false),
+            swap: file.swap.unwrap_or(Swap::Warm),
             message_batch,
             encoding: file.encoding.unwrap_or(Encoding::Json),
             local,
@@ -623,7 +690,25 @@ impl Check<'_> {
         None
     }
 
-    fn message_batch(&mut self, at: &At, file: &file::MessageBatch) -> MessageBatch {
+    fn inference_batch(&mut self, at: &At, file: &file::Batch, class: Class, deadline: Interval) -> InferenceBatch {
+        let max = file.max.unwrap_or(match class {
+            Class::Realtime => 1,
+            Class::Analytic => INFERENCE_BATCH_MAX,
+        });
+        let batch = InferenceBatch { max, delay: file.delay.unwrap_or(Interval(Duration::ZERO)) };
+        self.require(at, "max", (1..=INFERENCE_BATCH_MAX).contains(&batch.max), || {
+            format!("found {}, expected 1 to {INFERENCE_BATCH_MAX} windows in one run", batch.max)
+        });
+        self.require(at, "delay", batch.delay.0 < deadline.0.max(Duration::from_nanos(1)), || {
+            format!("found {}, which is not below the deadline of {deadline}: no window could be ready", batch.delay)
+        });
+        self.require(at, "delay", batch.delay.0.is_zero() || batch.max > 1, || {
+            "a window that runs alone has nothing to wait for; set 'max' above 1 or leave 'delay' out".into()
+        });
+        batch
+    }
+
+    fn message_batch(&mut self, at: &At, file: &file::Batch) -> MessageBatch {
         let batch = MessageBatch { max: file.max.unwrap_or(1), delay: file.delay.unwrap_or(Interval(Duration::ZERO)) };
         self.require(at, "max", (1..=BATCH_MAX).contains(&batch.max), || {
             format!("found {}, expected 1 to {BATCH_MAX} results in one message", batch.max)

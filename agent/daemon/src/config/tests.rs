@@ -143,10 +143,10 @@ fn an_unknown_key_names_file_line_key_and_the_nearest() {
 
 #[test]
 fn keys_of_later_versions_are_unknown_and_a_later_format_is_refused_by_number() {
-    for line in ["[outbox]", "[api]", "[recorder]", "[runtime]", "[depot]"] {
+    for line in ["[outbox]", "[api]", "[recorder]", "[depot]"] {
         assert!(bad(&format!("{SMALL}{line}\n")).contains("unknown key"), "{line}");
     }
-    assert!(bad(&after("name = \"motor\"", "pin = 1")).contains("unknown key 'pin'"));
+    assert!(bad(&after("name = \"motor\"", "trial = 1")).contains("unknown key 'trial'"));
     let error = bad(&format!("{}\n[new]\n", replaced("format = 1", "format = 2")));
     assert!(error.contains("limpet.toml:2: format: found 2") && error.contains("reads format 1"), "{error}");
     assert!(bad(&replaced("format = 1", "")).contains("add 'format = 1'"));

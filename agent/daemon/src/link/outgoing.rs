@@ -280,6 +280,11 @@ impl Outgoing {
         self.bell.notify_one();
     }
 
+    /// Whether the link is up.
+    pub fn is_connected(&self) -> bool {
+        self.lock().connected
+    }
+
     /// The link is up: everything retained goes out again, since the broker may have forgotten it.
     pub fn connected(&self) {
         let mut state = self.lock();

@@ -184,6 +184,16 @@ pub enum WindowInput {
     Integers(Vec<u8>),
 }
 
+impl WindowInput {
+    /// Values in it.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Real(values) => values.len(),
+            Self::Integers(bytes) => bytes.len(),
+        }
+    }
+}
+
 /// Reads messages that are windows of their own.
 #[derive(Debug)]
 pub enum WindowReader {
@@ -325,6 +335,7 @@ mod tests {
             pipelines: Vec::new(),
             class: Class::Realtime,
             deadline: Duration::ZERO,
+            rate_declared: true,
             ledger: SourceLedger::default(),
         };
         Samples::new(&plan, 2).unwrap()

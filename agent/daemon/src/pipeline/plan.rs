@@ -1,8 +1,8 @@
 //! What the configuration and the packages together ask for, worked out once and shared by all workers.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use limpet_depot::Package;
@@ -34,6 +34,8 @@ pub struct SourcePlan {
     pub class: Class,
     /// The shortest deadline among them.
     pub deadline: Duration,
+    /// Whether the rate of its messages is known before the first of them.
+    pub rate_declared: bool,
     /// What it received.
     pub ledger: SourceLedger,
 }
@@ -42,6 +44,48 @@ impl SourcePlan {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.config.name
+    }
+
+    /// Shortest time between two windows of a stream, where the rate is known before the first of them.
+    pub fn declared_period(&self, version: &Version) -> Option<Duration> {
+        let period =
+            || Duration::try_from_secs_f64(version.hop() as f64 / self.timing.rate_hz).unwrap_or(Duration::MAX);
+        self.rate_declared.then(period)
+    }
+
+    /// Whether a version reads what this source has been set up to give.
+    ///
+    /// # Errors
+    /// What differs, and what to do.
+    pub fn takes(&self, version: &Version) -> Result<(), String> {
+        let kind = kind_of(&self.config, &version.model, &version.input).map_err(|(_, text)| text)?;
+        let units = |kind: &SourceKind| match kind {
+            SourceKind::Series { channels } => channels.iter().map(|channel| channel.unit.clone()).collect(),
+            _ => Vec::new(),
+        };
+        let same = match (&kind, &self.kind) {
+            (SourceKind::Series { .. }, SourceKind::Series { .. }) => units(&kind) == units(&self.kind),
+            (one, other) => one == other,
+        };
+        if !same {
+            return Err(format!(
+                "source {} gives {}, but the model {} wants {}; restart the agent with a configuration that fits it",
+                self.name(),
+                self.kind.name(),
+                version.model,
+                kind.name()
+            ));
+        }
+        match &version.input {
+            InputKind::Series(series) if (series.rate_hz / self.timing.rate_hz - 1.0).abs() > 0.001 => Err(format!(
+                "source {} has {} samples a second, but the model {} wants {}",
+                self.name(),
+                self.timing.rate_hz,
+                version.model,
+                series.rate_hz
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// What a gap does.
@@ -98,6 +142,37 @@ pub struct ChannelRange {
     pub range: Option<(f64, f64)>,
 }
 
+/// A package as a pipeline uses it. A swap replaces this and nothing else of a pipeline.
+#[derive(Debug)]
+pub struct Version {
+    /// The model's name.
+    pub model: Arc<str>,
+    /// The model's version.
+    pub version: Arc<str>,
+    /// What comes into the graph.
+    pub input: InputKind,
+    /// From samples to features; none where a message is a window.
+    pub front_end: Option<FrontEnd>,
+    /// When a result is a trigger.
+    pub trigger: Option<TriggerRule>,
+}
+
+impl Version {
+    /// Samples between two windows; 1 where a message is a window.
+    pub fn hop(&self) -> u64 {
+        self.front_end.as_ref().map_or(1, |front_end| front_end.samples_per_hop() as u64)
+    }
+}
+
+/// How windows of a pipeline may share a run of the session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batching {
+    /// Most windows in one run.
+    pub max: usize,
+    /// How long a window may wait for others.
+    pub delay: Duration,
+}
+
 /// A pipeline.
 #[derive(Debug)]
 pub struct PipelinePlan {
@@ -108,30 +183,30 @@ pub struct PipelinePlan {
     /// Its package, as the configuration names it. The package itself is dropped when its sessions are made: it holds
     /// golden vectors, which may be larger than the model.
     pub package: PathBuf,
-    /// What comes into the graph.
-    pub input: InputKind,
-    /// The model's name.
-    pub model: Arc<str>,
-    /// The model's version.
-    pub version: Arc<str>,
-    /// From samples to features; none where a message is a window.
-    pub front_end: Option<FrontEnd>,
+    /// The version that it starts with.
+    pub version: Arc<Version>,
     /// What it gives up last.
     pub class: Class,
     /// From the capture of a window's last sample.
     pub deadline: Duration,
     /// How many windows of a stream may wait, and what happens to one more.
     pub lane: LanePolicy,
+    /// How its windows may share a run.
+    pub batching: Batching,
+    /// Whether its model is never unloaded.
+    pub pinned: bool,
+    /// Whether a new version may take the place of the old one without both being loaded.
+    pub swap: config::Swap,
     /// Which results go to the uplink.
     pub publish: PublishRule,
-    /// When a result is a trigger.
-    pub trigger: Option<TriggerRule>,
     /// How results become messages.
     pub packing: Packing,
     /// Who else hears of results.
     pub locals: Vec<LocalPlan>,
     /// What happened to its windows.
-    pub ledger: Ledger,
+    pub ledger: Arc<Ledger>,
+    /// The same, by stream, of those that are there.
+    pub streams: Mutex<BTreeMap<Arc<str>, Arc<Ledger>>>,
 }
 
 impl PipelinePlan {
@@ -140,24 +215,37 @@ impl PipelinePlan {
             name: Arc::clone(&self.name),
             source: self.source,
             package: self.package.clone(),
-            input: self.input.clone(),
-            model: Arc::clone(&self.model),
             version: Arc::clone(&self.version),
-            front_end: self.front_end.clone(),
             class: self.class,
-            deadline: self.deadline,
+            deadline: Duration::MAX,
             lane,
+            batching: self.batching,
+            pinned: self.pinned,
+            swap: self.swap,
             publish: self.publish,
-            trigger: self.trigger.clone(),
             packing: self.packing,
             locals: Vec::new(),
-            ledger: Ledger::default(),
+            ledger: Arc::default(),
+            streams: Mutex::default(),
         }
     }
 
-    /// Samples between two windows; 1 where a message is a window.
-    pub fn hop(&self) -> u64 {
-        self.front_end.as_ref().map_or(1, |front_end| front_end.samples_per_hop() as u64)
+    /// Whether its model stays loaded whatever else needs the memory: a realtime window has no time to wait for it.
+    pub fn stays(&self) -> bool {
+        self.pinned || self.class == Class::Realtime
+    }
+
+    /// The ledger of a stream, made when it appears.
+    pub fn open_stream(&self, stream: &Arc<str>) -> Arc<Ledger> {
+        let ledger = Arc::new(Ledger::within(Arc::clone(&self.ledger)));
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.insert(Arc::clone(stream), Arc::clone(&ledger));
+        ledger
+    }
+
+    /// A stream is gone. What it counted stays in the pipeline's ledger.
+    pub fn close_stream(&self, stream: &str) {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner).remove(stream);
     }
 }
 
@@ -197,7 +285,7 @@ pub struct Misfit {
 }
 
 /// A key and what is wrong with its value.
-type Wrong = (&'static str, String);
+pub type Wrong = (&'static str, String);
 
 /// Packages by the path that the configuration gives, each opened once.
 pub type Packages = BTreeMap<PathBuf, Arc<Package>>;
@@ -261,7 +349,13 @@ impl Plan {
 }
 
 impl Plan {
-    /// The same plan with other queues.
+    /// Most windows that any pipeline of a package runs together.
+    pub fn batch_of(&self, package: &Path) -> usize {
+        let uses = self.pipelines.iter().filter(|pipeline| pipeline.package == *package);
+        uses.map(|pipeline| pipeline.batching.max).max().unwrap_or(1)
+    }
+
+    /// The same plan with other queues, whose windows never come too late.
     pub fn with_lanes(&self, lane: LanePolicy) -> Arc<Self> {
         let pipelines = self.pipelines.iter().map(|pipeline| Arc::new(pipeline.with_lane(lane))).collect();
         Arc::new(Self { sources: self.sources.clone(), pipelines })
@@ -269,6 +363,61 @@ impl Plan {
 }
 
 fn pipeline_plan(pipeline: &config::Pipeline, source: usize, package: &Arc<Package>) -> Result<PipelinePlan, Wrong> {
+    let version = version_of(pipeline, package)?;
+    let publish = PublishRule {
+        publish: pipeline.publish,
+        deadband: pipeline.deadband as f32,
+        heartbeat: Some(pipeline.heartbeat.0).filter(|every| !every.is_zero()),
+    };
+    let depth = match pipeline.queue.policy {
+        QueuePolicy::LatestOnly => 1,
+        QueuePolicy::DropOldest | QueuePolicy::Reject => pipeline.queue.depth as usize,
+    };
+    let overflow = match pipeline.queue.policy {
+        QueuePolicy::Reject => Overflow::Refuse,
+        QueuePolicy::LatestOnly | QueuePolicy::DropOldest => Overflow::DropOldest,
+    };
+    Ok(PipelinePlan {
+        name: pipeline.name.shared(),
+        source,
+        package: pipeline.model.clone(),
+        version: Arc::new(version),
+        class: match pipeline.class {
+            config::Class::Realtime => Class::Realtime,
+            config::Class::Analytic => Class::Analytic,
+        },
+        deadline: pipeline.deadline.0,
+        lane: LanePolicy { depth, weight: usize::MAX, overflow },
+        batching: Batching { max: pipeline.inference_batch.max as usize, delay: pipeline.inference_batch.delay.0 },
+        pinned: pipeline.pin,
+        swap: pipeline.swap,
+        publish,
+        packing: Packing {
+            encoding: pipeline.encoding,
+            max: pipeline.message_batch.max as usize,
+            delay: pipeline.message_batch.delay.0,
+        },
+        locals: pipeline
+            .local
+            .iter()
+            .map(|local| LocalPlan {
+                broker: local.broker.shared(),
+                topic: local.topic.clone(),
+                // Whoever stands beside the machine wants what happens, not signs of life.
+                rule: PublishRule { publish: local.on, heartbeat: None, ..publish },
+                at_least_once: local.qos == 1,
+            })
+            .collect(),
+        ledger: Arc::default(),
+        streams: Mutex::default(),
+    })
+}
+
+/// A package as a pipeline uses it.
+///
+/// # Errors
+/// A key and what is wrong with its value.
+pub fn version_of(pipeline: &config::Pipeline, package: &Package) -> Result<Version, Wrong> {
     let manifest = package.manifest();
     let path = pipeline.model.display();
     let [input] = manifest.inputs.as_slice() else {
@@ -288,11 +437,6 @@ fn pipeline_plan(pipeline: &config::Pipeline, source: usize, package: &Arc<Packa
         consecutive: trigger.windows,
         quiet: trigger.quiet,
     });
-    let publish = PublishRule {
-        publish: pipeline.publish,
-        deadband: pipeline.deadband as f32,
-        heartbeat: Some(pipeline.heartbeat.0).filter(|every| !every.is_zero()),
-    };
     if trigger.is_none() {
         let wants = [("publish", pipeline.publish == Publish::Triggers)];
         let local = [("local", pipeline.local.iter().any(|local| local.on == Publish::Triggers))];
@@ -303,55 +447,20 @@ fn pipeline_plan(pipeline: &config::Pipeline, source: usize, package: &Arc<Packa
             return Err((key, text));
         }
     }
-    let depth = match pipeline.queue.policy {
-        QueuePolicy::LatestOnly => 1,
-        QueuePolicy::DropOldest | QueuePolicy::Reject => pipeline.queue.depth as usize,
-    };
-    let overflow = match pipeline.queue.policy {
-        QueuePolicy::Reject => Overflow::Refuse,
-        QueuePolicy::LatestOnly | QueuePolicy::DropOldest => Overflow::DropOldest,
-    };
-    Ok(PipelinePlan {
-        name: pipeline.name.shared(),
-        source,
-        package: pipeline.model.clone(),
-        input: input.kind.clone(),
+    Ok(Version {
         model: manifest.name.as_str().into(),
         version: manifest.version.to_string().into(),
+        input: input.kind.clone(),
         front_end,
-        class: match pipeline.class {
-            config::Class::Realtime => Class::Realtime,
-            config::Class::Analytic => Class::Analytic,
-        },
-        deadline: pipeline.deadline.0,
-        lane: LanePolicy { depth, weight: usize::MAX, overflow },
-        publish,
         trigger,
-        packing: Packing {
-            encoding: pipeline.encoding,
-            max: pipeline.message_batch.max as usize,
-            delay: pipeline.message_batch.delay.0,
-        },
-        locals: pipeline
-            .local
-            .iter()
-            .map(|local| LocalPlan {
-                broker: local.broker.shared(),
-                topic: local.topic.clone(),
-                // Whoever stands beside the machine wants what happens, not signs of life.
-                rule: PublishRule { publish: local.on, heartbeat: None, ..publish },
-                at_least_once: local.qos == 1,
-            })
-            .collect(),
-        ledger: Ledger::default(),
     })
 }
 
 fn source_plan(source: &config::Source, fed: &[(usize, &Arc<PipelinePlan>)]) -> Result<SourcePlan, Wrong> {
-    let inputs = || fed.iter().map(|(_, pipeline)| (pipeline, &pipeline.input));
+    let inputs = || fed.iter().map(|(_, pipeline)| (pipeline, &pipeline.version.input));
     let mut kinds = Vec::new();
     for (pipeline, kind) in inputs() {
-        kinds.push((&pipeline.name, kind_of(source, pipeline, kind)?));
+        kinds.push((&pipeline.name, kind_of(source, &pipeline.version.model, kind)?));
     }
     let (first_name, kind) = &kinds[0];
     for (name, other) in &kinds[1..] {
@@ -371,7 +480,7 @@ fn source_plan(source: &config::Source, fed: &[(usize, &Arc<PipelinePlan>)]) -> 
         }
     }
     let rates = inputs().filter_map(|(pipeline, kind)| match kind {
-        InputKind::Series(series) => Some((&pipeline.name, &pipeline.model, series.rate_hz)),
+        InputKind::Series(series) => Some((&pipeline.name, &pipeline.version.model, series.rate_hz)),
         _ => None,
     });
     let mut rate_hz = source.rate_hz;
@@ -385,7 +494,7 @@ fn source_plan(source: &config::Source, fed: &[(usize, &Arc<PipelinePlan>)]) -> 
             return Err(("rate_hz", text));
         }
     }
-    if source.is_shared() && fed.iter().any(|(_, pipeline)| pipeline.front_end.is_some()) {
+    if source.is_shared() && fed.iter().any(|(_, pipeline)| pipeline.version.front_end.is_some()) {
         let text = "a shared subscription ($share/…) gets only some of a stream's messages, and no window can be cut from them; use a plain topic";
         return Err(("topic", text.to_owned()));
     }
@@ -405,17 +514,18 @@ fn source_plan(source: &config::Source, fed: &[(usize, &Arc<PipelinePlan>)]) -> 
         pipelines: fed.iter().map(|(index, _)| *index).collect(),
         class,
         deadline,
+        rate_declared: rate_hz.is_some(),
         ledger: SourceLedger::default(),
     };
     if let SourceKind::Series { channels } = &plan.kind {
         let fits = Samples::new(&plan, channels.len());
-        fits.map_err(|why| ("codec", format!("{why} (model {} of pipeline {first_name})", fed[0].1.model)))?;
+        fits.map_err(|why| ("codec", format!("{why} (model {} of pipeline {first_name})", fed[0].1.version.model)))?;
     }
     Ok(plan)
 }
 
-fn kind_of(source: &config::Source, pipeline: &PipelinePlan, kind: &InputKind) -> Result<SourceKind, Wrong> {
-    let kind = match kind {
+fn kind_of(source: &config::Source, model: &str, input: &InputKind) -> Result<SourceKind, Wrong> {
+    let kind = match input {
         InputKind::Series(series) => SourceKind::Series {
             channels: series
                 .channels
@@ -429,13 +539,7 @@ fn kind_of(source: &config::Source, pipeline: &PipelinePlan, kind: &InputKind) -
     };
     let is_image = matches!(source.codec, config::Codec::Image(_));
     if is_image != matches!(kind, SourceKind::Image(_)) {
-        let text = format!(
-            "found {}, but the model {} of pipeline {} wants {}",
-            source.codec.name(),
-            pipeline.model,
-            pipeline.name,
-            pipeline.input.name(),
-        );
+        let text = format!("found {}, but the model {model} wants {}", source.codec.name(), input.name(),);
         return Err(("codec", text));
     }
     Ok(kind)

@@ -32,6 +32,11 @@ pub struct TriggerState {
 }
 
 impl TriggerState {
+    /// Another version's scores are no part of a run. What triggered a moment ago still stays quiet.
+    pub fn start_anew(&mut self) {
+        (self.run, self.last) = (0, None);
+    }
+
     /// Takes the next result in: the first sample of its window, samples from one window to the next, its score and
     /// its capture time. Says whether it is
     /// a trigger.

@@ -1,33 +1,31 @@
 //! What a worker thread does: messages to windows to results.
 //!
-//! A worker owns its sessions and the state of its streams; nobody else touches them, so there is no lock between a
+//! A worker owns its models and the state of its streams; nobody else touches them, so there is no lock between a
 //! message and its result. The same code runs under the pool's threads and, on a played clock, under `limpet try`.
 //!
-//! Every completed window ends in exactly one outcome; the ledger of its pipeline counts it here, or where the queue
+//! Every completed window ends in exactly one outcome; the ledger of its stream counts it here, or where the queue
 //! gives the window up.
 
-use std::collections::{HashMap, VecDeque};
-use std::ops::RangeInclusive;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use limpet_depot::Decider;
-use limpet_engine::{ElementType, Session, TensorMut};
 use limpet_runtime::queue::Pushed;
-use limpet_runtime::{Clock, Context, Handler, Lane, LanePolicy, Moment, Order, Outcome, Overflow};
-use limpet_wire::id::Serial;
+use limpet_runtime::{Class, Clock, Context, Handler, Lane, LanePolicy, Ledger, Moment, Order, Outcome, Overflow};
 use limpet_wire::result::{LatencyUs, ResultRecord, Span, Verdict};
+use tokio::sync::oneshot;
 
-use super::input::{Refused, Samples, WindowInput, WindowReader, stamp};
-use super::plan::{PipelinePlan, Plan, SourceKind, SourcePlan};
-use super::publish::PublishState;
-use super::range::RangeWatch;
-use super::timing::{Gap, Misplaced, Timeline};
-use super::trigger::TriggerState;
-use crate::config::OnGap;
-use crate::link;
+use super::groups::Groups;
+use super::input::WindowInput;
+use super::model::{Facts, Failure, InFlight, Model, Stored};
+use super::observe::Observation;
+use super::plan::{PipelinePlan, Plan, Version};
+use super::stream::{Feed, Serve, StreamState, Windowing, recycle};
 use crate::wall::Wall;
+
+/// One row of every output of a model, in the graph's own types; or how the request ended.
+pub type Answer = Result<Vec<Stored>, Outcome>;
 
 /// One stream of one worker, numbered over the whole agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,8 +37,8 @@ pub enum Job {
     Ingest(Ingest),
     /// The rest of a message that completes several windows.
     Continue(StreamKey),
-    /// One window.
-    Infer(Box<Infer>),
+    /// One window, or one row of a request.
+    Infer(Infer),
 }
 
 /// One message of one stream.
@@ -57,20 +55,43 @@ pub struct Ingest {
     pub missed: u32,
 }
 
-/// One window on its way to the session.
+/// One input on its way to the session.
 pub struct Infer {
-    stream: StreamKey,
-    pipeline: usize,
-    input: WindowInput,
-    span: Span,
-    filled: u64,
-    captured: Moment,
-    payload_ns: Option<i64>,
-    deadline: Moment,
+    pub(super) model: InFlight,
+    pub(super) input: WindowInput,
+    pub(super) deadline: Moment,
+    pub(super) origin: Origin,
+}
+
+impl Infer {
+    pub(super) fn take_input(&mut self) -> WindowInput {
+        std::mem::replace(&mut self.input, WindowInput::Integers(Vec::new()))
+    }
+}
+
+/// Who wants to know.
+pub(super) enum Origin {
+    /// A stream's decision.
+    Window(Box<Window>),
+    /// Somebody who waits.
+    Request(oneshot::Sender<Answer>),
+}
+
+/// Where a window comes from.
+pub(super) struct Window {
+    pub stream: StreamKey,
+    pub pipeline: usize,
+    pub plan: Arc<PipelinePlan>,
+    pub version: Arc<Version>,
+    pub ledger: Arc<Ledger>,
+    pub span: Span,
+    pub filled: u64,
+    pub captured: Moment,
+    pub payload_ns: Option<i64>,
     /// When the window was complete, and when its features were.
-    complete: Moment,
-    featured: Moment,
-    tag: Option<u64>,
+    pub complete: Moment,
+    pub featured: Moment,
+    pub tag: Option<u64>,
 }
 
 /// A result, and who is to hear of it.
@@ -89,27 +110,28 @@ pub struct Decided<'a> {
     pub now: Moment,
 }
 
-/// Where results go.
+/// Where results go, and who hears of what the worker does.
 pub trait Sink: Send {
     /// Takes a result. Must not block.
     fn decided(&mut self, decided: Decided<'_>);
 
     /// Something that a person should know: a word, a sentence, and the stream it is about.
     fn event(&mut self, kind: &'static str, message: String, source: &str, stream: &str);
-}
 
-/// A model that serves: its session and what the decision needs.
-pub struct Serving {
-    /// The session, owned by the worker from now on.
-    pub session: Box<dyn Session>,
-    /// From outputs to verdicts.
-    pub decider: Decider,
-    /// The engine's name.
-    pub engine: Arc<str>,
-    /// The variant's file.
-    pub variant: Arc<str>,
-    /// Half of the session's runs take at most this long, by its proof.
-    pub cost: Duration,
+    /// A stream has been measured.
+    fn observed(&mut self, _observation: Observation) {}
+
+    /// Windows wait for this model, which is not loaded.
+    fn wanted(&mut self, _facts: &Arc<Facts>) {}
+
+    /// A model is about to run, for this pipeline or for a request.
+    fn begins(&mut self, _facts: &Arc<Facts>, _pipeline: Option<&Arc<PipelinePlan>>) {}
+
+    /// It has ended.
+    fn ends(&mut self) {}
+
+    /// A model is not needed any more. It may take a while to drop.
+    fn released(&mut self, _model: Model) {}
 }
 
 /// How the worker treats time.
@@ -119,8 +141,6 @@ pub struct Policy {
     pub clock: Clock,
     /// UTC, where it does not follow the kernel's clock.
     pub wall: Option<Wall>,
-    /// Whether a window that cannot be ready in time is given up. Not where a recording must lose nothing.
-    pub expires: bool,
 }
 
 /// The handler of one worker thread.
@@ -130,93 +150,49 @@ pub struct Worker<S> {
     policy: Policy,
     sink: S,
     streams: HashMap<StreamKey, StreamState>,
-    models: Vec<Option<Model>>,
+    models: HashMap<u32, Model>,
+    /// What each pipeline serves, by its position in the plan.
+    serving: Vec<Option<Arc<Serve>>>,
+    /// Numbers of the models that some pipeline serves.
+    served: HashSet<u32>,
+    groups: Groups,
+    /// Whether pipelines run their reduced variants.
+    pressed: bool,
+    /// Whether models are on their way out.
+    changing: bool,
+    /// Models to ask for.
+    wanted: Vec<Arc<Facts>>,
+    /// Where requests wait, once there was one.
+    requests: Option<Lane>,
     /// Buffers of windows that are done, for the next ones.
     spare: Vec<Vec<f32>>,
-}
-
-struct Model {
-    serving: Serving,
-    output: Vec<f32>,
-    /// What quantized features stand for, where the decision needs it.
-    features: Vec<f32>,
     wants: Vec<bool>,
 }
 
-struct StreamState {
-    name: Arc<str>,
-    /// The topic that its first message came on, for whoever reads a complaint.
-    topic: Arc<str>,
-    source: Arc<SourcePlan>,
-    input: StreamInput,
-    range: RangeWatch,
-    /// Index of the next sample.
-    next: u64,
-    /// Samples in the last message, and the last sample.
-    last_samples: usize,
-    last_sample: Vec<f32>,
-    /// Messages since then that found no place in the queue or were refused.
-    missed: u64,
-    /// What is not windowed yet of the last message, and where the job that goes on with it stands in the queue.
-    rest: Option<Rest>,
-    continuing: Lane,
-    /// Indices of samples that were filled in, oldest first.
-    filled: VecDeque<RangeInclusive<u64>>,
-    samples: Vec<f32>,
-    feeds: Vec<Feed>,
-}
-
-/// Samples of a message that are still to be windowed.
-///
-/// A message may complete several windows. It is cut where one is complete, so that the window is inferred before the
-/// next one takes its place: a queue that keeps the newest window alone would otherwise lose all but the message's last.
-struct Rest {
-    samples: Vec<f32>,
-    /// How many of its values are done.
-    done: usize,
-    /// Index in the stream of its last sample, and when that was captured.
-    last: u64,
-    captured: Moment,
-    payload_ns: Option<i64>,
-    tag: Option<u64>,
-}
-
-/// How a stream's messages are read.
-enum StreamInput {
-    /// As samples over time, for all pipelines at once.
-    Series(Box<Samples>),
-    /// As windows, by each feed for itself; their place in time is common.
-    Windows(Box<Timeline>),
-}
-
-/// What one pipeline keeps of one stream.
-struct Feed {
-    pipeline: usize,
-    front_end: Option<limpet_signal::Stream>,
-    reader: Option<WindowReader>,
-    /// Samples that one window needs.
-    window: u64,
-    lane: Lane,
-    decision: DecisionState,
-}
-
-struct DecisionState {
-    trigger: TriggerState,
-    publish: PublishState,
-    locals: Vec<PublishState>,
-    serial: Serial,
-}
-
-/// A lane for one job: that which goes on with a message.
-const ONE: LanePolicy = LanePolicy { depth: 1, weight: usize::MAX, overflow: Overflow::DropOldest };
-/// Spare window buffers that are kept.
-const SPARE: usize = 64;
+/// Rows of requests that may wait.
+const REQUESTS: LanePolicy = LanePolicy { depth: 1024, weight: usize::MAX, overflow: Overflow::Refuse };
 
 impl<S: Sink + 'static> Worker<S> {
     /// A worker without streams and models.
     pub fn new(gateway: Arc<str>, plan: Arc<Plan>, policy: Policy, sink: S) -> Self {
-        let models = plan.pipelines.iter().map(|_| None).collect();
-        Self { gateway, plan, policy, sink, streams: HashMap::new(), models, spare: Vec::new() }
+        let serving = plan.pipelines.iter().map(|_| None).collect();
+        Self {
+            gateway,
+            plan,
+            policy,
+            sink,
+            streams: HashMap::new(),
+            models: HashMap::new(),
+            serving,
+            served: HashSet::new(),
+            groups: Groups::default(),
+            pressed: false,
+            changing: false,
+            wanted: Vec::new(),
+            requests: None,
+            spare: Vec::new(),
+            wants: Vec::new(),
+        }
     }
 
     /// The sink, for whoever owns the worker.
@@ -224,19 +200,63 @@ impl<S: Sink + 'static> Worker<S> {
         &mut self.sink
     }
 
-    /// A model serves from now on; streams that are there get a front end, from rest.
-    pub fn serve(&mut self, pipeline: usize, serving: Serving, context: &mut Context<'_, Self>) {
-        let plan = &self.plan.pipelines[pipeline];
-        let output = vec![0.0; serving.decider.elements()];
-        let model = Model { serving, output, features: Vec::new(), wants: vec![false; plan.locals.len()] };
-        for stream in self.streams.values_mut().filter(|stream| stream.source.pipelines.contains(&pipeline)) {
-            let mut feed = Feed::new(plan, pipeline, &model, &stream.source, context);
-            if let Some(front_end) = &mut feed.front_end {
-                front_end.reset(stream.next);
+    /// A model is there from now on; what waits for it goes on.
+    pub fn load(&mut self, model: Model, context: &mut Context<'_, Self>) {
+        let number = model.facts().number;
+        self.models.insert(number, model);
+        self.groups.set_loaded(number, true, context);
+    }
+
+    /// Gives a model up for another, though windows may still want it; those wait.
+    pub fn unload(&mut self, number: u32, context: &mut Context<'_, Self>) {
+        if let Some(model) = self.models.remove(&number) {
+            self.groups.set_loaded(number, false, context);
+            let facts = Arc::clone(model.facts());
+            self.sink.released(model);
+            if facts.usage.read().1 && self.groups.ask(number) {
+                self.sink.wanted(&facts);
             }
-            stream.feeds.push(feed);
         }
-        self.models[pipeline] = Some(model);
+    }
+
+    /// A model that was asked for cannot be loaded.
+    pub fn not_loaded(&mut self, number: u32, context: &mut Context<'_, Self>) {
+        self.groups.reject(number, context);
+    }
+
+    /// A pipeline serves this from now on. Streams that are there start it from rest; where another version is heard,
+    /// it takes over at its first full window.
+    pub fn serve(&mut self, serve: Arc<Serve>, context: &mut Context<'_, Self>) {
+        let plan = &self.plan.pipelines[serve.pipeline];
+        for stream in self.streams.values_mut().filter(|stream| stream.source.pipelines.contains(&serve.pipeline)) {
+            stream.serve(plan, &serve, context);
+        }
+        let pipeline = serve.pipeline;
+        self.set_serving(pipeline, Some(serve), context);
+    }
+
+    /// A pipeline serves nothing from now on; its windows that wait are given up as `outcome`.
+    pub fn stop_serving(&mut self, pipeline: usize, outcome: Outcome, context: &mut Context<'_, Self>) {
+        for stream in self.streams.values_mut() {
+            stream.stop_serving(pipeline, outcome, context);
+        }
+        self.set_serving(pipeline, None, context);
+    }
+
+    fn set_serving(&mut self, pipeline: usize, serve: Option<Arc<Serve>>, context: &mut Context<'_, Self>) {
+        self.serving[pipeline] = serve;
+        self.served = self.serving.iter().flatten().flat_map(|serve| serve.models()).collect();
+        self.release_unused(context);
+    }
+
+    /// Pipelines with a reduced variant run that, or no longer.
+    pub fn press(&mut self, pressed: bool) {
+        self.pressed = pressed;
+    }
+
+    /// The longest analytic job that the realtime work here leaves room for.
+    pub fn set_longest(&mut self, longest: Duration, context: &mut Context<'_, Self>) {
+        self.groups.set_longest(longest, context);
     }
 
     /// A stream that was not there before.
@@ -249,97 +269,173 @@ impl<S: Sink + 'static> Worker<S> {
         topic: Arc<str>,
         context: &mut Context<'_, Self>,
     ) {
-        let source = Arc::clone(&self.plan.sources[source]);
-        let mut feeds = Vec::new();
+        let source = &self.plan.sources[source];
+        let mut stream = StreamState::new(source, name, topic, context);
         for pipeline in &source.pipelines {
-            if let Some(model) = &self.models[*pipeline] {
-                feeds.push(Feed::new(&self.plan.pipelines[*pipeline], *pipeline, model, &source, context));
+            if let Some(serve) = &self.serving[*pipeline] {
+                stream.serve(&self.plan.pipelines[*pipeline], serve, context);
             }
         }
-        let stream = StreamState {
-            name,
-            topic,
-            missed: 0,
-            rest: None,
-            continuing: context.open(ONE),
-            input: StreamInput::new(&source),
-            range: RangeWatch::new(&source.kind),
-            next: 0,
-            last_samples: 0,
-            last_sample: Vec::new(),
-            filled: VecDeque::new(),
-            samples: Vec::new(),
-            feeds,
-            source,
-        };
         self.streams.insert(key, stream);
     }
 
     /// A stream that has been silent for too long. What it has in the queue runs no more.
     pub fn remove_stream(&mut self, key: StreamKey, context: &mut Context<'_, Self>) {
-        let Some(stream) = self.streams.remove(&key) else { return };
-        context.close(stream.continuing);
-        for feed in stream.feeds {
-            let ledger = &self.plan.pipelines[feed.pipeline].ledger;
-            context.close(feed.lane).iter().for_each(|_| ledger.ended(Outcome::Expired));
+        if let Some(stream) = self.streams.remove(&key) {
+            stream.close(context);
+            self.release_unused(context);
+        }
+    }
+
+    /// Lets go of the models that nothing here needs any more, and remembers whether there will be more of them: while
+    /// a version waits for its first full window, and while the last windows of an old one are under way.
+    fn release_unused(&mut self, context: &mut Context<'_, Self>) {
+        let needed = |number: u32| {
+            self.served.contains(&number)
+                || self.streams.values().any(|stream| stream.feeds.iter().any(|feed| feed.uses(number)))
+        };
+        let unused: Vec<u32> = self.models.keys().copied().filter(|number| !needed(*number)).collect();
+        self.changing = self.streams.values().any(|stream| stream.feeds.iter().any(Feed::changes));
+        for number in unused {
+            if self.models[&number].facts().usage.read().1 {
+                self.changing = true;
+            } else {
+                self.unload(number, context);
+                self.groups.forget(number, context);
+            }
         }
     }
 
     fn ingest(&mut self, message: Ingest, context: &mut Context<'_, Self>) {
-        let Some(stream) = self.streams.get_mut(&message.stream) else { return };
-        let windowing =
-            Windowing { plan: &self.plan, clock: &self.policy.clock, spare: &mut self.spare, key: message.stream };
-        if matches!(stream.input, StreamInput::Series(_)) {
-            stream.push_series(&message, windowing, &mut self.sink, context);
-        } else {
-            stream.push_window(&message, windowing, context);
-        }
+        self.with_stream(message.stream, |stream, windowing, sink| stream.ingest(&message, windowing, sink, context));
     }
 
     fn resume(&mut self, key: StreamKey, context: &mut Context<'_, Self>) {
-        let Some(stream) = self.streams.get_mut(&key) else { return };
-        let windowing = Windowing { plan: &self.plan, clock: &self.policy.clock, spare: &mut self.spare, key };
-        stream.window(windowing, false, context);
+        self.with_stream(key, |stream, windowing, _| stream.resume(windowing, context));
     }
 
-    fn infer(&mut self, mut window: Infer) {
-        let plan = Arc::clone(&self.plan.pipelines[window.pipeline]);
-        let started = self.policy.clock.now();
-        let (Some(model), Some(stream)) = (self.models[window.pipeline].as_mut(), self.streams.get_mut(&window.stream))
-        else {
-            plan.ledger.ended(Outcome::Expired);
-            return;
+    fn with_stream(&mut self, key: StreamKey, act: impl FnOnce(&mut StreamState, Windowing<'_>, &mut S)) {
+        let Some(stream) = self.streams.get_mut(&key) else { return };
+        let windowing = Windowing {
+            clock: &self.policy.clock,
+            spare: &mut self.spare,
+            groups: &mut self.groups,
+            pressed: self.pressed,
+            key,
+            wanted: &mut self.wanted,
         };
-        if self.policy.expires && started.after(model.serving.cost) > window.deadline {
-            plan.ledger.ended(Outcome::Expired);
-            recycle(&mut self.spare, window.input);
+        act(stream, windowing, &mut self.sink);
+        self.wanted.drain(..).for_each(|facts| self.sink.wanted(&facts));
+    }
+
+    /// Runs a batch; all of it is for one model.
+    fn infer(&mut self, batch: Vec<Infer>) {
+        let Some(first) = batch.first() else { return };
+        let facts = Arc::clone(first.model.facts());
+        let Some(model) = self.models.get_mut(&facts.number) else {
+            // Its groups are blocked while it is away, so none of it should come here.
+            return batch.into_iter().for_each(|infer| Self::give_up(Job::Infer(infer), Outcome::Rejected));
+        };
+        let unheard = |infer: &Infer| matches!(&infer.origin, Origin::Request(answer) if answer.is_closed());
+        if batch.iter().all(unheard) {
             return;
         }
-        let verdict = model.run(&window.input);
+        let started = self.policy.clock.now();
+        let pipeline = match &first.origin {
+            Origin::Window(window) => Some(&window.plan),
+            Origin::Request(_) => None,
+        };
+        self.sink.begins(&facts, pipeline);
+        let ran = model.run(batch.iter().map(|infer| &infer.input));
+        self.sink.ends();
         let computed = self.policy.clock.now();
-        recycle(&mut self.spare, std::mem::replace(&mut window.input, WindowInput::Integers(Vec::new())));
+        let size = batch.len();
+        for (row, mut infer) in batch.into_iter().enumerate() {
+            let model = self.models.get_mut(&facts.number).expect("nothing here unloads it");
+            match infer.origin {
+                Origin::Window(window) => {
+                    window.ledger.batch(size);
+                    let verdict = ran.clone().and_then(|()| model.verdict(row, &infer.input));
+                    self.conclude(&window, &facts, verdict, infer.deadline, started, computed);
+                }
+                Origin::Request(answer) => {
+                    let given = ran.as_ref().map(|()| model.outputs(row)).map_err(|failure| failure.outcome);
+                    // Whoever asked may have gone.
+                    let _ = answer.send(given);
+                }
+            }
+            recycle(&mut self.spare, std::mem::replace(&mut infer.input, WindowInput::Integers(Vec::new())));
+        }
+        // An old version's last windows, or a request to a model that no pipeline here serves.
+        self.changing |= !self.served.contains(&facts.number);
+    }
+
+    /// Somebody asks what a model says of these inputs, as analytic work.
+    pub fn request(
+        &mut self,
+        facts: &Arc<Facts>,
+        rows: Vec<(WindowInput, oneshot::Sender<Answer>)>,
+        deadline: Moment,
+        context: &mut Context<'_, Self>,
+    ) {
+        if !self.groups.leaves_room(facts) {
+            // It would make realtime windows late that were admitted without it.
+            return rows.into_iter().for_each(|(_, answer)| _ = answer.send(Err(Outcome::Rejected)));
+        }
+        let lane = *self.requests.get_or_insert_with(|| context.open(REQUESTS));
+        // With the windows of analytic pipelines, where they take batches of any size.
+        let group = self.groups.of(facts, Class::Analytic, usize::MAX, context);
+        let now = self.policy.clock.now();
+        if self.groups.ask(facts.number) {
+            self.sink.wanted(facts);
+        }
+        for (input, answer) in rows {
+            let order = Order { lane, group, deadline, expires: true, hold: Moment(0), weight: 0 };
+            let (model, origin) = (InFlight::new(facts, now), Origin::Request(answer));
+            if let Pushed::Refused(job) = context.push(order, Job::Infer(Infer { model, input, deadline, origin })) {
+                Self::give_up(job, Outcome::Rejected);
+            }
+        }
+    }
+
+    fn conclude(
+        &mut self,
+        window: &Window,
+        facts: &Facts,
+        verdict: Result<Verdict, Failure>,
+        deadline: Moment,
+        started: Moment,
+        computed: Moment,
+    ) {
+        let Window { plan, version, ledger, .. } = window;
+        let stream = self.streams.get_mut(&window.stream);
+        let feed = stream.and_then(|stream| {
+            let StreamState { name, source, feeds, .. } = stream;
+            let feed = feeds.iter_mut().find(|feed| feed.pipeline == window.pipeline)?;
+            Some((name, source, feed))
+        });
+        let Some((stream, source, feed)) = feed else {
+            // A stream takes its waiting windows with it when it goes, so none of it should come here.
+            return ledger.ended(Outcome::Failed);
+        };
         let verdict = match verdict {
             Ok(verdict) => verdict,
-            Err((outcome, reason, sentence)) => {
-                plan.ledger.ended(outcome);
-                stream.source.ledger.complain(stream.source.name(), &stream.topic, reason, 1, || {
-                    format!("pipeline {}: {sentence}", plan.name)
-                });
-                return;
+            Err(Failure { outcome, reason, sentence }) => {
+                ledger.ended(outcome);
+                return source
+                    .ledger
+                    .complain(source.name(), stream, reason, 1, || format!("pipeline {}: {sentence}", plan.name));
             }
         };
-        let Some(feed) = stream.feeds.iter_mut().find(|feed| feed.pipeline == window.pipeline) else {
-            plan.ledger.ended(Outcome::Expired);
-            return;
-        };
-        let trigger = feed.decision.trigger(&plan, &verdict, &window);
-        let published = feed.decision.publish.selects(&plan.publish, &verdict, trigger, started);
-        for ((state, local), wants) in feed.decision.locals.iter_mut().zip(&plan.locals).zip(&mut model.wants) {
-            *wants = state.selects(&local.rule, &verdict, trigger, started);
-        }
+        let decision = &mut feed.decision;
+        let trigger = decision.trigger(window, &verdict);
+        let published = decision.publish.selects(&plan.publish, &verdict, trigger, started);
+        self.wants.clear();
+        let locals = decision.locals.iter_mut().zip(&plan.locals);
+        self.wants.extend(locals.map(|(state, local)| state.selects(&local.rule, &verdict, trigger, started)));
         let serial = published.then(|| {
-            feed.decision.serial.seq += 1;
-            feed.decision.serial
+            decision.serial.seq += 1;
+            decision.serial
         });
         let wall = self.policy.wall.unwrap_or_else(Wall::now);
         let (captured, clock) = wall.captured(window.captured, window.payload_ns);
@@ -351,17 +447,18 @@ impl<S: Sink + 'static> Worker<S> {
             compute: computed.micros_since(started),
             decide: decided.micros_since(computed),
         };
-        plan.ledger.record([latency.wait, latency.features, latency.queue, latency.compute, latency.decide]);
-        plan.ledger.ended(Outcome::Result);
+        let late = decided > deadline;
+        ledger.record([latency.wait, latency.features, latency.queue, latency.compute, latency.decide], late);
+        ledger.ended(Outcome::Result);
         let record = ResultRecord {
             serial,
             gateway: Arc::clone(&self.gateway),
             pipeline: Arc::clone(&plan.name),
-            stream: Arc::clone(&stream.name),
-            model: Arc::clone(&plan.model),
-            version: Arc::clone(&plan.version),
-            engine: Arc::clone(&model.serving.engine),
-            variant: Arc::clone(&model.serving.variant),
+            stream: Arc::clone(stream),
+            model: Arc::clone(&version.model),
+            version: Arc::clone(&version.version),
+            engine: Arc::clone(&facts.engine),
+            variant: Arc::clone(&facts.variant),
             captured,
             clock,
             window: window.span,
@@ -369,15 +466,15 @@ impl<S: Sink + 'static> Worker<S> {
             verdict,
             trigger,
             latency,
-            late: decided > window.deadline,
+            late,
             tag: window.tag,
         };
         self.sink.decided(Decided {
-            pipeline: &plan,
+            pipeline: plan,
             record: Arc::new(record),
             published,
-            locals: &model.wants,
-            deadline: window.deadline,
+            locals: &self.wants,
+            deadline,
             now: decided,
         });
     }
@@ -386,448 +483,33 @@ impl<S: Sink + 'static> Worker<S> {
 impl<S: Sink + 'static> Handler for Worker<S> {
     type Job = Job;
 
-    fn run(&mut self, job: Job, context: &mut Context<'_, Self>) {
+    fn run(&mut self, jobs: Vec<Job>, context: &mut Context<'_, Self>) {
+        let mut batch = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            match job {
+                Job::Ingest(message) => self.ingest(message, context),
+                Job::Continue(stream) => self.resume(stream, context),
+                Job::Infer(infer) => batch.push(infer),
+            }
+        }
+        self.infer(batch);
+        if self.changing {
+            self.release_unused(context);
+        }
+    }
+
+    fn give_up(job: Job, outcome: Outcome) {
         match job {
-            Job::Ingest(message) => self.ingest(message, context),
-            Job::Continue(stream) => self.resume(stream, context),
-            Job::Infer(window) => self.infer(*window),
+            // A message that finds no place is a gap, and the router counts it as one.
+            Job::Ingest(_) | Job::Continue(_) => {}
+            Job::Infer(infer) => match infer.origin {
+                Origin::Window(window) => window.ledger.ended(outcome),
+                // Whoever asked may have gone.
+                Origin::Request(answer) => _ = answer.send(Err(outcome)),
+            },
         }
     }
-}
-
-impl Model {
-    /// Runs the session on a window and decides. What goes wrong has an outcome, a reason and a sentence.
-    fn run(&mut self, input: &WindowInput) -> Result<Verdict, (Outcome, &'static str, String)> {
-        let failed = |error: &dyn std::fmt::Display| (Outcome::Failed, "session_failed", error.to_string());
-        let session = self.serving.session.as_mut();
-        let features = match input {
-            WindowInput::Real(features) => {
-                limpet_engine::write_real(session, 0, features).map_err(|e| failed(&e))?;
-                features.as_slice()
-            }
-            WindowInput::Integers(bytes) => {
-                write_integers(session.input_mut(0), bytes);
-                if self.serving.decider.needs_features() {
-                    self.dequantized(bytes);
-                }
-                &self.features
-            }
-        };
-        self.serving.session.run().map_err(|e| failed(&e))?;
-        let output = self.serving.decider.output();
-        limpet_engine::read_real(self.serving.session.as_ref(), output, &mut self.output).map_err(|e| failed(&e))?;
-        self.serving
-            .decider
-            .decide(&self.output, features)
-            .map_err(|error| (Outcome::Invalid, "output_not_finite", error.to_string()))
-    }
-
-    /// What integers stand for, where the decision compares the output with it.
-    fn dequantized(&mut self, bytes: &[u8]) {
-        let input = &self.serving.session.inputs()[0];
-        self.features.resize(bytes.len(), 0.0);
-        let Some(quantization) = input.quantization else { return };
-        let signed = input.element == ElementType::I8;
-        for (real, byte) in self.features.iter_mut().zip(bytes) {
-            let stored = if signed { i32::from(*byte as i8) } else { i32::from(*byte) };
-            *real = (stored - quantization.zero_point) as f32 * quantization.scale;
-        }
-    }
-}
-
-fn write_integers(input: TensorMut<'_>, bytes: &[u8]) {
-    match input {
-        TensorMut::U8(values) => values.copy_from_slice(bytes),
-        TensorMut::I8(values) => values.iter_mut().zip(bytes).for_each(|(value, byte)| *value = *byte as i8),
-        // A float graph is refused for this input kind when it is served.
-        TensorMut::F32(_) => {}
-    }
-}
-
-impl StreamInput {
-    fn new(source: &SourcePlan) -> Self {
-        match &source.kind {
-            SourceKind::Series { channels } => {
-                let samples = Samples::new(source, channels.len());
-                Self::Series(Box::new(samples.expect("the plan was made with the same codec and channels")))
-            }
-            _ => Self::Windows(Box::new(Timeline::new(source.timing))),
-        }
-    }
-}
-
-impl Feed {
-    fn new<S: Sink + 'static>(
-        plan: &PipelinePlan,
-        pipeline: usize,
-        model: &Model,
-        source: &SourcePlan,
-        context: &mut Context<'_, Worker<S>>,
-    ) -> Self {
-        let reader = WindowReader::new(&source.config, &plan.input, &model.serving.session.inputs()[0]);
-        let reader = reader.expect("the model was opened with the same codec and graph");
-        let lane = context.open(plan.lane);
-        let decision = DecisionState {
-            trigger: TriggerState::default(),
-            publish: PublishState::default(),
-            locals: plan.locals.iter().map(|_| PublishState::default()).collect(),
-            serial: Serial { run: link::random_run(), seq: 0 },
-        };
-        let window = plan.front_end.as_ref().map_or(1, |front_end| front_end.samples_per_window() as u64);
-        let front_end = plan.front_end.as_ref().map(limpet_signal::FrontEnd::stream);
-        Self { pipeline, front_end, reader, window, lane, decision }
-    }
-}
-
-impl DecisionState {
-    fn trigger(&mut self, plan: &PipelinePlan, verdict: &Verdict, window: &Infer) -> bool {
-        let Some(rule) = &plan.trigger else { return false };
-        let score = match (rule.label, verdict) {
-            (Some(label), Verdict::Class { scores, .. }) => scores.get(label).copied(),
-            _ => verdict.score(),
-        };
-        score.is_some_and(|score| self.trigger.take(rule, window.span.first, plan.hop(), score, window.captured))
-    }
-}
-
-/// What completing a window needs besides the stream.
-struct Windowing<'a> {
-    plan: &'a Plan,
-    clock: &'a Clock,
-    spare: &'a mut Vec<Vec<f32>>,
-    key: StreamKey,
-}
-
-impl Windowing<'_> {
-    /// The same, for a call that is not the last.
-    fn again(&mut self) -> Windowing<'_> {
-        Windowing { plan: self.plan, clock: self.clock, spare: self.spare, key: self.key }
-    }
-
-    fn buffer(&mut self, values: &[f32]) -> Vec<f32> {
-        let mut buffer = self.spare.pop().unwrap_or_default();
-        buffer.clear();
-        buffer.extend_from_slice(values);
-        buffer
-    }
-
-    /// Hands a completed window to the queue. Whatever the queue gives up for it is counted.
-    fn complete<S: Sink + 'static>(
-        &mut self,
-        lane: Lane,
-        pipeline: usize,
-        window: Infer,
-        context: &mut Context<'_, Worker<S>>,
-    ) {
-        let plan = &self.plan.pipelines[pipeline];
-        plan.ledger.completed();
-        let order = Order { lane, class: plan.class, deadline: window.deadline, weight: 0 };
-        let mut give_up = |job: Job, outcome: Outcome| {
-            plan.ledger.ended(outcome);
-            if let Job::Infer(window) = job {
-                recycle(self.spare, window.input);
-            }
-        };
-        match context.push(order, Job::Infer(Box::new(window))) {
-            Pushed::Waiting => {}
-            Pushed::Replaced(jobs) => jobs.into_iter().for_each(|job| give_up(job, Outcome::Replaced)),
-            Pushed::Refused(job) => give_up(job, Outcome::Rejected),
-        }
-    }
-}
-
-fn recycle(spare: &mut Vec<Vec<f32>>, input: WindowInput) {
-    if let WindowInput::Real(buffer) = input
-        && spare.len() < SPARE
-    {
-        spare.push(buffer);
-    }
-}
-
-impl StreamState {
-    fn complain(&self, reason: &'static str, sentence: impl FnOnce() -> String) {
-        self.source.ledger.complain(self.source.name(), &self.topic, reason, 1, sentence);
-    }
-
-    fn misplaced(&self, misplaced: Misplaced) {
-        match misplaced {
-            Misplaced::Repeated => {
-                self.complain("repeated", || "a message with the same sequence number or time was here before".into());
-            }
-            Misplaced::OutOfOrder => {
-                self.complain("out_of_order", || "a message is older than the one before it".into());
-            }
-        }
-    }
-
-    fn skewed(&self) {
-        self.complain("time_skew", || {
-            "the payload's time deviates by more than max_skew from its usual delay; arrival is used instead".into()
-        });
-    }
-
-    /// Samples that a window needs at most, over all pipelines.
-    fn longest_window(&self) -> u64 {
-        self.feeds.iter().map(|feed| feed.window).max().unwrap_or(0)
-    }
-
-    /// Takes a message of samples in, with what is missing before them.
-    fn push_series<S: Sink + 'static>(
-        &mut self,
-        message: &Ingest,
-        mut windowing: Windowing<'_>,
-        sink: &mut S,
-        context: &mut Context<'_, Worker<S>>,
-    ) {
-        // What is left of the message before comes first.
-        if self.rest.is_some() {
-            self.window(windowing.again(), true, context);
-        }
-        let StreamInput::Series(input) = &mut self.input else { return };
-        let mut samples = std::mem::take(&mut self.samples);
-        let taken = input.take(message.topic, &message.payload, message.arrived, &mut samples);
-        for channel in input.silent(message.arrived) {
-            let topic = self.source.config.filters().get(channel).map_or("", |filter| filter.text());
-            self.complain("channel_silent", || format!("nothing comes on {topic}, while the other channels deliver"));
-        }
-        self.missed += u64::from(message.missed);
-        let taken = match taken {
-            Ok(taken) => taken,
-            Err(refused) => {
-                self.samples = samples;
-                return match refused {
-                    Refused::Payload(refusal) => {
-                        self.missed += 1;
-                        self.complain(refusal.reason(), || refusal.to_string());
-                    }
-                    Refused::Misplaced(misplaced) => self.misplaced(misplaced),
-                };
-            }
-        };
-        if taken.placement.skewed {
-            self.skewed();
-        }
-        self.source.ledger.took(taken.samples as u64);
-        if taken.unpaired > 0 {
-            let ledger = &self.source.ledger;
-            ledger.complain(self.source.name(), &self.topic, "unpaired", taken.unpaired as u64, || {
-                format!("{} samples found no partner on the other topics within the tolerance", taken.unpaired)
-            });
-        }
-        if taken.samples == 0 {
-            // A joined row waits for its other channels.
-            self.samples = samples;
-            return;
-        }
-        if let Some(sentence) = self.range.take(&samples, message.arrived) {
-            sink.event("out-of-range", sentence(self.source.name(), &self.name), self.source.name(), &self.name);
-        }
-        // Messages that were refused or found no place in the queue are missing too, where the payload does not tell.
-        let missed = std::mem::take(&mut self.missed) * self.last_samples as u64;
-        let missed = if taken.placement.told { 0 } else { missed };
-        let gap = match (taken.placement.gap, missed) {
-            (None, 0) => None,
-            (gap, missed) => Some(Gap { missing: gap.map_or(0, |gap| gap.missing).max(missed) }),
-        };
-        self.last_samples = taken.samples;
-        if let Some(gap) = gap {
-            self.complain("gap", || {
-                format!("{} samples are missing; on_gap = {:?}", gap.missing, self.source.on_gap())
-            });
-            samples = self.bridge(gap, samples);
-        }
-        let channels = self.source.kind.channels();
-        if let Some(last) = samples.chunks_exact(channels).next_back() {
-            self.last_sample.clear();
-            self.last_sample.extend_from_slice(last);
-        }
-        self.rest = Some(Rest {
-            last: self.next + (samples.len() / channels) as u64 - 1,
-            samples,
-            done: 0,
-            captured: taken.placement.captured,
-            payload_ns: taken.placement.payload_ns,
-            tag: taken.tag,
-        });
-        self.window(windowing, false, context);
-    }
-
-    /// Does what the source says about a gap: starts anew, or puts samples in the place of the missing ones.
-    fn bridge(&mut self, gap: Gap, samples: Vec<f32>) -> Vec<f32> {
-        let fillable = (1..=self.longest_window()).contains(&gap.missing) && !self.last_sample.is_empty();
-        if self.source.on_gap() != OnGap::Reset && fillable {
-            self.filled.push_back(self.next..=self.next + gap.missing - 1);
-            return fill(self.source.on_gap(), gap.missing as usize, &self.last_sample, &samples);
-        }
-        self.next += gap.missing;
-        self.filled.clear();
-        for front_end in self.feeds.iter_mut().filter_map(|feed| feed.front_end.as_mut()) {
-            front_end.reset(self.next);
-        }
-        samples
-    }
-
-    /// Cuts windows out of what is left of the last message: up to the next one that is complete, or, with `all`, all.
-    fn window<S: Sink + 'static>(
-        &mut self,
-        mut windowing: Windowing<'_>,
-        all: bool,
-        context: &mut Context<'_, Worker<S>>,
-    ) {
-        let Some(mut rest) = self.rest.take() else { return };
-        let channels = self.source.kind.channels();
-        let period_ns = 1e9 / self.source.timing.rate_hz;
-        let complete = windowing.clock.now();
-        let mut latest = None;
-        while rest.done < rest.samples.len() && (all || latest.is_none()) {
-            let left = (rest.samples.len() - rest.done) / channels;
-            let front_ends = self.feeds.iter().filter_map(|feed| feed.front_end.as_ref());
-            let next = front_ends.map(limpet_signal::Stream::samples_to_next_window).min();
-            let take = next.unwrap_or(left).min(left);
-            let samples = &rest.samples[rest.done..rest.done + take * channels];
-            for feed in &mut self.feeds {
-                let (pipeline, lane) = (feed.pipeline, feed.lane);
-                let Some(front_end) = feed.front_end.as_mut() else { continue };
-                let plan = &windowing.plan.pipelines[pipeline];
-                let filled = &self.filled;
-                let pushed = front_end.push(samples, |window| {
-                    // The message's time is that of its last sample; the window may end before it.
-                    let before = Duration::from_nanos(((rest.last - window.last) as f64 * period_ns) as u64);
-                    let captured = rest.captured.before(before);
-                    let payload_ns = rest.payload_ns.map(|ns| ns.saturating_sub_unsigned(before.as_nanos() as u64));
-                    let span = Span { first: window.first, last: window.last };
-                    let infer = Infer {
-                        stream: windowing.key,
-                        pipeline,
-                        input: WindowInput::Real(windowing.buffer(window.features)),
-                        span,
-                        filled: overlap(filled, span),
-                        captured,
-                        payload_ns,
-                        deadline: captured.after(plan.deadline),
-                        complete,
-                        featured: windowing.clock.now(),
-                        tag: rest.tag,
-                    };
-                    latest = latest.max(Some(infer.deadline));
-                    windowing.complete(lane, pipeline, infer, context);
-                });
-                pushed.expect("the decoder gives whole samples");
-            }
-            rest.done += take * channels;
-            self.next += take as u64;
-        }
-        if rest.done == rest.samples.len() {
-            let oldest = self.next.saturating_sub(self.longest_window());
-            while self.filled.front().is_some_and(|range| *range.end() < oldest) {
-                self.filled.pop_front();
-            }
-            self.samples = rest.samples;
-        } else if let Some(deadline) = latest {
-            // Behind the windows that were just completed, and before whatever comes later.
-            let order = Order { lane: self.continuing, class: self.source.class, deadline, weight: 0 };
-            self.rest = Some(rest);
-            context.push(order, Job::Continue(windowing.key));
-        }
-    }
-
-    /// Takes a message in that is a window of its own.
-    fn push_window<S: Sink + 'static>(
-        &mut self,
-        message: &Ingest,
-        mut windowing: Windowing<'_>,
-        context: &mut Context<'_, Worker<S>>,
-    ) {
-        let complete = windowing.clock.now();
-        let mut placed = None;
-        let mut windows = Vec::with_capacity(1);
-        for feed in &mut self.feeds {
-            let Some(reader) = &mut feed.reader else { continue };
-            match reader.take(&message.payload, windowing.spare.pop().unwrap_or_default()) {
-                Ok((decoded, input)) => {
-                    placed = Some(decoded);
-                    windows.push((feed.pipeline, feed.lane, input));
-                }
-                Err(refusal) => {
-                    let pipeline = &windowing.plan.pipelines[feed.pipeline].name;
-                    let ledger = &self.source.ledger;
-                    ledger.complain(self.source.name(), &self.topic, refusal.reason(), 1, || {
-                        format!("pipeline {pipeline}: {refusal}")
-                    });
-                }
-            }
-        }
-        let Some(decoded) = placed else { return };
-        let StreamInput::Windows(timeline) = &mut self.input else { return };
-        let placement = match timeline.place(stamp(&decoded, message.arrived)) {
-            Ok(placement) => placement,
-            Err(misplaced) => return self.misplaced(misplaced),
-        };
-        if placement.skewed {
-            self.skewed();
-        }
-        self.source.ledger.took(1);
-        let span = Span { first: self.next, last: self.next };
-        self.next += 1;
-        for (pipeline, lane, input) in windows {
-            let infer = Infer {
-                stream: windowing.key,
-                pipeline,
-                input,
-                span,
-                filled: 0,
-                captured: placement.captured,
-                payload_ns: placement.payload_ns,
-                deadline: placement.captured.after(windowing.plan.pipelines[pipeline].deadline),
-                complete,
-                featured: windowing.clock.now(),
-                tag: decoded.tag,
-            };
-            windowing.complete(lane, pipeline, infer, context);
-        }
-    }
-}
-
-/// Samples in `span` that were filled in.
-fn overlap(filled: &VecDeque<RangeInclusive<u64>>, span: Span) -> u64 {
-    let common = |range: &RangeInclusive<u64>| {
-        let (first, last) = (span.first.max(*range.start()), span.last.min(*range.end()));
-        (last + 1).saturating_sub(first)
-    };
-    filled.iter().map(common).sum()
-}
-
-/// `missing` samples after `last`, then `samples`: the last one held, or a straight line to the first new one.
-fn fill(on_gap: OnGap, missing: usize, last: &[f32], samples: &[f32]) -> Vec<f32> {
-    let mut filled = Vec::with_capacity(missing * last.len() + samples.len());
-    for step in 1..=missing {
-        let share = match on_gap {
-            OnGap::Interpolate => step as f32 / (missing + 1) as f32,
-            OnGap::Hold | OnGap::Reset => 0.0,
-        };
-        filled.extend(last.iter().zip(samples).map(|(then, now)| then + (now - then) * share));
-    }
-    filled.extend_from_slice(samples);
-    filled
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn holding_repeats_the_last_sample_and_interpolating_draws_a_line() {
-        let (last, samples) = ([0.0, 10.0], [4.0, 2.0, 5.0, 5.0]);
-        let held = fill(OnGap::Hold, 2, &last, &samples);
-        assert_eq!(held, [0.0, 10.0, 0.0, 10.0, 4.0, 2.0, 5.0, 5.0]);
-        let drawn = fill(OnGap::Interpolate, 3, &last, &samples);
-        assert_eq!(drawn, [1.0, 8.0, 2.0, 6.0, 3.0, 4.0, 4.0, 2.0, 5.0, 5.0]);
-    }
-
-    #[test]
-    fn filled_samples_are_counted_where_they_lie_in_the_window() {
-        let filled = VecDeque::from([5..=9, 20..=20, 30..=40]);
-        assert_eq!(overlap(&filled, Span { first: 8, last: 31 }), 2 + 1 + 2);
-        assert_eq!(overlap(&filled, Span { first: 10, last: 19 }), 0);
-    }
-}
+mod tests;

@@ -6,6 +6,9 @@
 //! error, wherever they meant it to go.
 //!
 //! Memory is measured before the golden vectors are read and before anything is judged, so that it is the session's.
+//!
+//! What was found is told before batches are tried, so one that crashes or hangs the engine costs only what larger
+//! batches would have gained.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
@@ -20,7 +23,7 @@ use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
 
 use super::judge::{Case, Judged};
-use super::measure;
+use super::{BatchCost, IngestCost, batch, measure};
 use crate::golden::Golden;
 use crate::manifest::{self, Limits, Manifest};
 
@@ -28,6 +31,10 @@ use crate::manifest::{self, Limits, Manifest};
 pub(super) const MARKER: &str = "--limpet-proof-child";
 /// Runs before memory is read and time is taken.
 const WARM_UP_RUNS: usize = 3;
+/// The front end is timed for this fraction of the time for runs.
+const INGEST_SHARE: u32 = 4;
+/// How far a child steps back behind everything else.
+const NICE: i32 = 19;
 /// Largest job that a child takes; its graph and golden vectors come after it.
 const JOB_MAX: u32 = 64 << 20;
 
@@ -43,6 +50,10 @@ pub(super) struct Job {
     pub graph_bytes: u64,
     pub golden_bytes: u64,
     pub timing: Duration,
+    /// When the parent will end it.
+    pub wall: Duration,
+    /// Whether batches are to be tried.
+    pub batches: bool,
     pub data_bytes: u64,
     pub cpu_seconds: u64,
     /// Where to write what the graph gave.
@@ -56,21 +67,28 @@ pub(super) enum Message {
     Doing(Doing),
     /// The variant cannot be judged: the engine does not take it, or the vectors do not fit it or prove nothing.
     Refused { load_ms: Option<f64>, reason: String },
-    /// The last message.
+    /// What was found without batches: the last message, unless they are to be tried.
     Done(Measured),
+    /// A size that is right and worth it.
+    Batch(BatchCost),
+    /// Why there are no more: the last message.
+    BatchesEnd(String),
 }
 
 #[derive(Serialize, Deserialize, Clone, Copy)]
 pub(super) enum Doing {
     Loading,
     Running,
+    /// A batch of this size.
+    Batch(usize),
 }
 
 impl Doing {
-    pub fn word(self) -> &'static str {
+    pub fn word(self) -> String {
         match self {
-            Self::Loading => "loading",
-            Self::Running => "running",
+            Self::Loading => "loading".to_owned(),
+            Self::Running => "running".to_owned(),
+            Self::Batch(size) => format!("trying a batch of {size}"),
         }
     }
 }
@@ -81,8 +99,10 @@ pub(super) struct Measured {
     pub load_ms: f64,
     pub memory_bytes: Option<u64>,
     pub p50_us: f64,
+    pub mean_us: f64,
     pub p99_us: f64,
     pub runs: usize,
+    pub ingest: Option<IngestCost>,
     pub top1_agreement: Option<f64>,
     // Text, because JSON has no infinity.
     pub mean_abs_error: String,
@@ -113,9 +133,12 @@ pub fn run_if_proof_child_with(engines: impl FnOnce() -> Vec<Box<dyn Engine>>) {
 }
 
 fn serve(engines: impl FnOnce() -> Vec<Box<dyn Engine>>) -> io::Result<()> {
+    let begun = Instant::now();
     // A sandbox may forbid any of these. Without them a proof is only less well contained.
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+    // What serves meanwhile goes first. Times are CPU time, so they do not change for it.
+    let _ = rustix::process::nice(NICE);
     let mut out = Lines(File::from(take_stdout()?));
     let mut stdin = io::stdin().lock();
     let job = read_job(&mut stdin)?;
@@ -130,8 +153,12 @@ fn serve(engines: impl FnOnce() -> Vec<Box<dyn Engine>>) -> io::Result<()> {
     let before = measure::memory();
     let start = Instant::now();
     let format = if job.onnx { Format::Onnx } else { Format::Tflite };
-    let mut session = match engine.load(format, &graph, LoadOptions::default()) {
-        Ok(session) => session,
+    let opened = engine.open(format, &graph).and_then(|graph| {
+        let session = graph.session(LoadOptions::default())?;
+        Ok((graph, session))
+    });
+    let (graph, mut session) = match opened {
+        Ok(opened) => opened,
         Err(error) => return out.send(&Message::Refused { load_ms: None, reason: error.to_string() }),
     };
     let load_ms = start.elapsed().as_secs_f64() * 1000.0;
@@ -142,25 +169,42 @@ fn serve(engines: impl FnOnce() -> Vec<Box<dyn Engine>>) -> io::Result<()> {
     }
     let memory_bytes = before.zip(measure::memory()).map(|(before, after)| after.saturating_sub(before));
     let golden = read_exactly(&mut stdin, job.golden_bytes)?;
-    let detail = session.detail().map(str::to_owned);
-    match judge(session.as_mut(), &job, &golden) {
-        Err(reason) => out.send(&refused(reason)),
-        Ok((judged, latency)) => out.send(&Message::Done(Measured {
-            load_ms,
-            memory_bytes,
-            p50_us: latency.p50_us,
-            p99_us: latency.p99_us,
-            runs: latency.runs,
-            top1_agreement: judged.top1_agreement,
-            mean_abs_error: judged.mean_abs_error.to_string(),
-            nmae: judged.nmae.to_string(),
-            faults: judged.faults,
-            detail,
-        })),
+    let (golden, manifest) = match read_golden(&job, &golden) {
+        Ok(read) => read,
+        Err(reason) => return out.send(&refused(reason)),
+    };
+    let manifest = manifest.as_ref().map(|(manifest, labels)| (manifest, labels));
+    let judged = Case::new(session.as_ref(), &golden, manifest, job.limits)
+        .and_then(|case| judge(session.as_mut(), &case, &job).map(|(judged, latency)| (case, judged, latency)));
+    let (case, judged, latency) = match judged {
+        Ok(judged) => judged,
+        Err(reason) => return out.send(&refused(reason)),
+    };
+    let right = judged.faults.is_empty();
+    out.send(&Message::Done(Measured {
+        load_ms,
+        memory_bytes,
+        p50_us: latency.p50_us,
+        mean_us: latency.mean_us,
+        p99_us: latency.p99_us,
+        runs: latency.runs,
+        ingest: measure::ingest(case.sampled(), job.timing / INGEST_SHARE),
+        top1_agreement: judged.top1_agreement,
+        mean_abs_error: judged.mean_abs_error.to_string(),
+        nmae: judged.nmae.to_string(),
+        faults: judged.faults,
+        detail: session.detail().map(str::to_owned),
+    }))?;
+    match job.batches && right {
+        true => batch::prove(graph.as_ref(), session.as_mut(), &case, &job, begun, &mut out),
+        false => Ok(()),
     }
 }
 
-fn judge(session: &mut dyn Session, job: &Job, golden: &[u8]) -> Result<(Judged, measure::Latency), String> {
+/// A package's manifest and labels.
+type Described = (Manifest, Arc<[String]>);
+
+fn read_golden(job: &Job, golden: &[u8]) -> Result<(Golden, Option<Described>), String> {
     let golden = Golden::read(&job.golden_file, golden).map_err(|error| error.to_string())?;
     let manifest = match &job.package {
         None => None,
@@ -169,18 +213,20 @@ fn judge(session: &mut dyn Session, job: &Job, golden: &[u8]) -> Result<(Judged,
             Some((manifest, Arc::from(labels.as_slice())))
         }
     };
-    let manifest = manifest.as_ref().map(|(manifest, labels)| (manifest, labels));
-    let case = Case::new(session, &golden, manifest, job.limits)?;
+    Ok((golden, manifest))
+}
+
+fn judge(session: &mut dyn Session, case: &Case<'_>, job: &Job) -> Result<(Judged, measure::Latency), String> {
     let judged = case.judge(session)?;
     if let Some(path) = &job.outputs {
         write_outputs(path, &judged).map_err(|error| format!("{} cannot be written: {error}", path.display()))?;
     }
-    let latency = measure::latency(session, job.timing, |session, run| case.feed(session, run))?;
+    let latency = measure::latency(session, job.timing, &|session, run| case.feed(session, run, 1))?;
     Ok((judged, latency))
 }
 
 /// Runs on zeros, so that what is made at the first run is there.
-fn warm_up(session: &mut dyn Session) -> Result<(), String> {
+pub(super) fn warm_up(session: &mut dyn Session) -> Result<(), String> {
     for index in 0..session.inputs().len() {
         let zero = session.inputs()[index].quantization.map_or(0, |quantization| quantization.zero_point);
         match session.input_mut(index) {
@@ -245,10 +291,10 @@ fn read_exactly(input: &mut impl Read, length: u64) -> io::Result<Vec<u8>> {
 }
 
 /// Messages, one a line.
-struct Lines(File);
+pub(super) struct Lines(File);
 
 impl Lines {
-    fn send(&mut self, message: &Message) -> io::Result<()> {
+    pub(super) fn send(&mut self, message: &Message) -> io::Result<()> {
         let mut line = serde_json::to_vec(message)?;
         line.push(b'\n');
         self.0.write_all(&line)

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use limpet_engine::golden::{is_judgeable, mean_abs_error, nmae, top1_agreement};
-use limpet_engine::{ElementType, Quantization, Session, TensorMut, TensorSpec, write_real};
+use limpet_engine::{ElementType, Quantization, Session, TensorMut, TensorRef, TensorSpec, write_real};
+use limpet_signal::FrontEnd;
 
 use crate::decision::Decider;
 use crate::golden::{Classes, Golden, Values, passes, proves_nothing};
@@ -39,6 +40,8 @@ pub struct Case<'a> {
     features: Vec<f32>,
     /// Largest error of the front end on any input, where features are recorded.
     features_nmae: Option<f64>,
+    /// Front ends with the golden samples, vector after vector.
+    sampled: Vec<(FrontEnd, Vec<f32>)>,
 }
 
 /// What goes into one input.
@@ -91,6 +94,7 @@ impl<'a> Case<'a> {
         let only = specs.len() == 1;
         let mut worst_features: Option<f64> = None;
         let mut feeds = Vec::with_capacity(specs.len());
+        let mut all_sampled = Vec::new();
         if let Some((manifest, _)) = manifest {
             check_names(&manifest.inputs, specs)?;
         }
@@ -103,7 +107,12 @@ impl<'a> Case<'a> {
             let sampled = series
                 .filter(|series| !series.steps.is_empty() || golden.find("samples", Some(&spec.name), only).is_some());
             let (values, error) = match sampled {
-                Some(series) => from_samples(golden, spec, series, only)?,
+                Some(series) => {
+                    let (front_end, samples) = samples_of(golden, spec, series, only)?;
+                    let found = from_samples(golden, spec, &front_end, &samples, only)?;
+                    all_sampled.push((front_end, samples));
+                    found
+                }
                 None => (from_input(golden, spec, only)?, None),
             };
             if let Some(error) = error {
@@ -170,34 +179,93 @@ impl<'a> Case<'a> {
             },
             _ => Vec::new(),
         };
-        Ok(Self { golden, limits, feeds, outputs: expected, decision, features, features_nmae: worst_features })
+        Ok(Self {
+            golden,
+            limits,
+            feeds,
+            outputs: expected,
+            decision,
+            features,
+            features_nmae: worst_features,
+            sampled: all_sampled,
+        })
     }
 
-    /// Writes the inputs of one vector; `vector` is taken modulo their number.
+    /// The front ends, each with the golden samples that it takes, vector after vector. None of inputs that come as
+    /// features.
+    pub fn sampled(&self) -> &[(FrontEnd, Vec<f32>)] {
+        &self.sampled
+    }
+
+    /// Checks that a session has the edges of one that was judged, `times` as large.
+    ///
+    /// # Errors
+    /// A sentence with what it has instead.
+    pub fn check_batch(session: &dyn Session, judged: &dyn Session, times: usize) -> Result<(), String> {
+        let edges = [("inputs", session.inputs(), judged.inputs()), ("outputs", session.outputs(), judged.outputs())];
+        for (edge, found, known) in edges {
+            let fits = |(found, known): (&TensorSpec, &TensorSpec)| {
+                found.elements() == times * known.elements()
+                    && (found.element, found.quantization) == (known.element, known.quantization)
+            };
+            if found.len() != known.len() || !found.iter().zip(known).all(fits) {
+                let shapes = |specs: &[TensorSpec]| {
+                    specs.iter().map(|spec| format!("{:?}", spec.shape)).collect::<Vec<_>>().join(", ")
+                };
+                return Err(format!(
+                    "its {edge} become {}, which is not {times} times {}",
+                    shapes(found),
+                    shapes(known)
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the inputs of `batch` vectors from `vector` on, which is taken modulo their number: after the last comes
+    /// the first again.
     ///
     /// # Errors
     /// A sentence, if an input cannot be translated.
-    pub fn feed(&self, session: &mut dyn Session, vector: usize) -> Result<(), String> {
-        self.feed_disguised(session, vector % self.golden.vectors(), Disguise::None)
+    pub fn feed(&self, session: &mut dyn Session, vector: usize, batch: usize) -> Result<(), String> {
+        self.feed_disguised(session, vector, batch, Disguise::None)
     }
 
-    fn feed_disguised(&self, session: &mut dyn Session, vector: usize, disguise: Disguise) -> Result<(), String> {
+    fn feed_disguised(
+        &self,
+        session: &mut dyn Session,
+        vector: usize,
+        batch: usize,
+        disguise: Disguise,
+    ) -> Result<(), String> {
         for (index, feed) in self.feeds.iter().enumerate() {
-            let at = vector * feed.per_vector..(vector + 1) * feed.per_vector;
+            let places = (vector..vector + batch).map(|vector| {
+                let vector = vector % self.golden.vectors();
+                vector * feed.per_vector..(vector + 1) * feed.per_vector
+            });
             match &feed.values {
                 FeedValues::Real(values) => {
-                    let values = disguised(&values[at], 0.0, disguise, &feed.shuffle);
-                    write_real(session, index, &values).map_err(|error| error.to_string())?;
+                    let mut real = Vec::with_capacity(batch * feed.per_vector);
+                    for at in places {
+                        real.extend_from_slice(&disguised(&values[at], 0.0, disguise, &feed.shuffle));
+                    }
+                    write_real(session, index, &real).map_err(|error| error.to_string())?;
                 }
                 FeedValues::Stored(values) => match (session.input_mut(index), values) {
                     (TensorMut::F32(buffer), Values::F32(values)) => {
-                        buffer.copy_from_slice(&disguised(&values[at], 0.0, disguise, &feed.shuffle));
+                        for (slot, at) in buffer.chunks_exact_mut(feed.per_vector).zip(places) {
+                            slot.copy_from_slice(&disguised(&values[at], 0.0, disguise, &feed.shuffle));
+                        }
                     }
                     (TensorMut::I8(buffer), Values::I8(values)) => {
-                        buffer.copy_from_slice(&disguised(&values[at], feed.zero as i8, disguise, &feed.shuffle));
+                        for (slot, at) in buffer.chunks_exact_mut(feed.per_vector).zip(places) {
+                            slot.copy_from_slice(&disguised(&values[at], feed.zero as i8, disguise, &feed.shuffle));
+                        }
                     }
                     (TensorMut::U8(buffer), Values::U8(values)) => {
-                        buffer.copy_from_slice(&disguised(&values[at], feed.zero as u8, disguise, &feed.shuffle));
+                        for (slot, at) in buffer.chunks_exact_mut(feed.per_vector).zip(places) {
+                            slot.copy_from_slice(&disguised(&values[at], feed.zero as u8, disguise, &feed.shuffle));
+                        }
                     }
                     _ => unreachable!("values are stored as they are only where the input is of their type"),
                 },
@@ -206,14 +274,16 @@ impl<'a> Case<'a> {
         Ok(())
     }
 
-    /// Runs every vector; what the graph gave, per output.
-    fn run(&self, session: &mut dyn Session, disguise: Disguise) -> Result<Vec<Values>, String> {
+    /// Runs every vector, in batches; what the graph gave, per output. What fills up the last batch is left out.
+    fn run(&self, session: &mut dyn Session, batch: usize, disguise: Disguise) -> Result<Vec<Values>, String> {
+        let vectors = self.golden.vectors();
         let mut given: Vec<Values> = session.outputs().iter().map(|spec| Values::empty(spec.element)).collect();
-        for vector in 0..self.golden.vectors() {
-            self.feed_disguised(session, vector, disguise)?;
+        for vector in (0..vectors).step_by(batch) {
+            self.feed_disguised(session, vector, batch, disguise)?;
             session.run().map_err(|error| error.to_string())?;
             for (index, values) in given.iter_mut().enumerate() {
-                values.extend(session.output(index));
+                let output = session.output(index);
+                values.extend(first_of(output, output.len() / batch * batch.min(vectors - vector)));
             }
         }
         Ok(given)
@@ -224,7 +294,22 @@ impl<'a> Case<'a> {
     /// # Errors
     /// A sentence, if the session cannot run or the vectors prove nothing: the variant is refused.
     pub fn judge(&self, session: &mut dyn Session) -> Result<Judged, String> {
-        let given = self.run(session, Disguise::None)?;
+        let judged = self.judge_batch(session, 1)?;
+        // Only of what passed: a wrong answer needs no second reason.
+        if judged.faults.is_empty() {
+            for (disguise, what) in [(Disguise::Zeroed, "zeros"), (Disguise::Shuffled, "shuffled values")] {
+                self.refuse_disguised(session, disguise, what)?;
+            }
+        }
+        Ok(judged)
+    }
+
+    /// Runs the golden vectors in batches and compares.
+    ///
+    /// # Errors
+    /// A sentence, if the session cannot run.
+    pub fn judge_batch(&self, session: &mut dyn Session, batch: usize) -> Result<Judged, String> {
+        let given = self.run(session, batch, Disguise::None)?;
         let mut judged = Judged::default();
         let mut reals = Vec::with_capacity(given.len());
         for (expected, values) in self.outputs.iter().zip(&given) {
@@ -247,12 +332,6 @@ impl<'a> Case<'a> {
             .zip(given)
             .map(|(expected, values)| (expected.name.to_owned(), expected.shape.clone(), values))
             .collect();
-        // Only of what passed: a wrong answer needs no second reason.
-        if judged.faults.is_empty() {
-            for (disguise, what) in [(Disguise::Zeroed, "zeros"), (Disguise::Shuffled, "shuffled values")] {
-                self.refuse_disguised(session, disguise, what)?;
-            }
-        }
         Ok(judged)
     }
 
@@ -331,7 +410,7 @@ impl<'a> Case<'a> {
         if disguise == Disguise::Shuffled && self.feeds.iter().all(|feed| feed.per_vector < 2) {
             return Ok(());
         }
-        let given = self.run(session, disguise)?;
+        let given = self.run(session, 1, disguise)?;
         let all_pass = self.outputs.iter().zip(&given).all(|(expected, values)| {
             let real = values.real(expected.quantization).expect("a scale was found for every output of integers");
             passes(&real, &expected.real, self.golden.vectors(), expected.classes, self.limits)
@@ -343,6 +422,15 @@ impl<'a> Case<'a> {
             )),
             false => Ok(()),
         }
+    }
+}
+
+/// The first elements of a tensor.
+fn first_of(tensor: TensorRef<'_>, elements: usize) -> TensorRef<'_> {
+    match tensor {
+        TensorRef::F32(values) => TensorRef::F32(&values[..elements]),
+        TensorRef::I8(values) => TensorRef::I8(&values[..elements]),
+        TensorRef::U8(values) => TensorRef::U8(&values[..elements]),
     }
 }
 
@@ -371,13 +459,8 @@ fn input_of<'m>(inputs: &'m [Input], spec: &TensorSpec, only: bool) -> Result<&'
     })
 }
 
-/// Features of every vector by the front end, and how far they are from the recorded ones.
-fn from_samples(
-    golden: &Golden,
-    spec: &TensorSpec,
-    series: &Series,
-    only: bool,
-) -> Result<(FeedValues, Option<f64>), String> {
+/// The front end of an input and the samples that it takes, checked against the graph.
+fn samples_of(golden: &Golden, spec: &TensorSpec, series: &Series, only: bool) -> Result<(FrontEnd, Vec<f32>), String> {
     let samples = golden.need("samples", Some(&spec.name), only).map_err(|error| error.to_string())?;
     let front_end = series.front_end().map_err(|error| error.to_string())?;
     let [frames, channels, elements] = front_end.feature_shape();
@@ -402,8 +485,19 @@ fn from_samples(
         ));
     }
     let real = samples.values.real(samples.quantization).ok_or_else(|| unscaled(golden, &samples.name, "samples"))?;
+    Ok((front_end, real))
+}
+
+/// Features of every vector by the front end, and how far they are from the recorded ones.
+fn from_samples(
+    golden: &Golden,
+    spec: &TensorSpec,
+    front_end: &FrontEnd,
+    samples: &[f32],
+    only: bool,
+) -> Result<(FeedValues, Option<f64>), String> {
     let mut features = Vec::with_capacity(golden.vectors() * front_end.features_len());
-    for vector in real.chunks_exact(per_vector) {
+    for vector in samples.chunks_exact(samples.len() / golden.vectors()) {
         let mut stream = front_end.stream();
         let whole = stream.push(vector, |window| features.extend_from_slice(window.features));
         whole.map_err(|error| error.to_string())?;

@@ -7,6 +7,8 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
+use super::BatchCost;
+use super::batch::not_kept;
 use super::child::{Doing, Job, MARKER, Measured, Message, write_job};
 
 /// How much of what a child prints is kept: enough for its last words.
@@ -18,7 +20,7 @@ const LAST_WORD_MAX: usize = 300;
 
 /// How a child ended.
 pub(super) enum Outcome {
-    Measured(Measured),
+    Measured(Box<Measured>, Option<Larger>),
     Refused {
         load_ms: Option<f64>,
         reason: String,
@@ -28,6 +30,14 @@ pub(super) enum Outcome {
         reason: String,
         lasting: bool,
     },
+}
+
+/// What was found of batches.
+pub(super) struct Larger {
+    /// Sizes from 2 on that are right and worth it.
+    pub sizes: Vec<BatchCost>,
+    /// Why there are no more.
+    pub stopped: String,
 }
 
 /// Runs one job.
@@ -62,11 +72,15 @@ pub(super) fn run(job: &Job, graph: &[u8], golden: &[u8], wall: Duration) -> io:
         });
         let mut doing = None;
         let mut answer = None;
+        let mut sizes = Vec::new();
+        let mut stopped = None;
         let in_time = loop {
             match messages.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(Message::Doing(now)) => doing = Some(now),
                 Ok(Message::Refused { load_ms, reason }) => answer = Some(Outcome::Refused { load_ms, reason }),
-                Ok(Message::Done(measured)) => answer = Some(Outcome::Measured(measured)),
+                Ok(Message::Done(measured)) => answer = Some(Outcome::Measured(Box::new(measured), None)),
+                Ok(Message::Batch(cost)) => sizes.push(cost),
+                Ok(Message::BatchesEnd(reason)) => stopped = Some(reason),
                 Err(RecvTimeoutError::Disconnected) => break true,
                 Err(RecvTimeoutError::Timeout) => break false,
             }
@@ -78,15 +92,30 @@ pub(super) fn run(job: &Job, graph: &[u8], golden: &[u8], wall: Duration) -> io:
             child.wait()?;
         }
         let printed = printed.join().unwrap_or_default();
-        Ok(match (answer, status) {
-            (Some(answer), Some(status)) if status.success() => answer,
-            (_, status) => broken(status, doing, &printed, wall),
+        let ended_well = status.is_some_and(|status| status.success());
+        Ok(match (answer, doing) {
+            // Whatever a batch did to the process, what was found before it stands.
+            (Some(Outcome::Measured(measured, _)), Some(Doing::Batch(size))) => {
+                let (reason, _) = why_ended(status, doing, &printed, wall);
+                let stopped = stopped.filter(|_| ended_well).unwrap_or_else(|| not_kept(size, &reason));
+                Outcome::Measured(measured, Some(Larger { sizes, stopped }))
+            }
+            (Some(Outcome::Measured(measured, _)), _) if ended_well => {
+                let larger = stopped.map(|stopped| Larger { sizes, stopped });
+                Outcome::Measured(measured, larger)
+            }
+            (Some(answer), _) if ended_well => answer,
+            _ => {
+                let (reason, lasting) = why_ended(status, doing, &printed, wall);
+                Outcome::Broken { reason, lasting }
+            }
         })
     })
 }
 
-fn broken(status: Option<ExitStatus>, doing: Option<Doing>, printed: &[u8], wall: Duration) -> Outcome {
-    let when = doing.map_or("starting", Doing::word);
+/// How a child that failed ended, and whether it would do so again.
+fn why_ended(status: Option<ExitStatus>, doing: Option<Doing>, printed: &[u8], wall: Duration) -> (String, bool) {
+    let when = doing.map_or_else(|| "starting".to_owned(), Doing::word);
     let (what, lasting) = match status {
         None => (format!("did not end within {} s and was stopped while {when}", wall.as_secs_f32()), false),
         Some(status) => match status.signal() {
@@ -104,7 +133,7 @@ fn broken(status: Option<ExitStatus>, doing: Option<Doing>, printed: &[u8], wall
         }
         None => what,
     };
-    Outcome::Broken { reason, lasting }
+    (reason, lasting)
 }
 
 /// The child's exit, if it comes before `end`. It has closed its output already, so this takes a moment at most.

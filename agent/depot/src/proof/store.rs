@@ -6,6 +6,10 @@
 //! second proof of the package under other conditions has to beat it. Each file is replaced at once or not at all, and
 //! one that does not read is as good as none.
 //!
+//! `<package digest>.tuning` holds what a sweep over engines, threads and batches found best. It is valid for the same
+//! package, engine library and CPU, and for every program of the same version, because another program than the agent
+//! makes it: limpet-lab stores it where the agent looks.
+//!
 //! The agent build is the version and the SHA-256 of the running program. Hashing twenty megabytes takes a small ARM
 //! core longer than a start may last, so the hash is kept too, in `program.json`, under the file's device, inode, size
 //! and times of change: the kernel sets the last of these whenever content changes, and no program can set it back.
@@ -18,12 +22,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use limpet_engine::{Engine, LoadOptions, Session};
+use limpet_engine::{Engine, Graph, LoadOptions, Session};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{Choice, Options, Report, Row, Verdict, choose, prove_variant, unread};
+use super::{
+    Batches, Choice, IngestCost, Options, RUNS_FOR_P99, Report, Row, Verdict, Wish, choose, prove_variant, unread,
+};
 use crate::DepotError;
 use crate::manifest::Variant;
 use crate::package::{Digest, Package};
@@ -36,40 +42,95 @@ const FILE_MAX: u64 = 64 << 10;
 /// A package that may serve, and how.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Proved {
-    /// The engine and the variant.
-    pub choice: Choice,
-    /// Median time of a run, in microseconds.
-    pub p50_us: f64,
-    /// 99th percentile, or the longest of too few runs.
-    pub p99_us: f64,
-    /// Growth of the memory of a process that loads and runs it, where the kernel tells.
-    pub memory_bytes: Option<u64>,
+    /// What serves.
+    pub serving: ProvedVariant,
+    /// What serves under pressure, if the package has a variant for that which passed.
+    pub reduced: Option<ProvedVariant>,
+    /// Threads that a run of what serves may use: 1 unless tuning found another number. Times are those of one thread.
+    pub threads: usize,
+    /// The largest batch that tuning found worth it, if it was tuned.
+    pub batch_cap: Option<usize>,
     /// All rows.
     pub report: Report,
     /// Why the proof could not be kept, if so: it holds now, and has to be repeated at the next start.
     pub not_kept: Option<String>,
 }
 
+/// A variant that passed on an engine, and what it costs there. Times are CPU time, in microseconds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProvedVariant {
+    /// The engine and the variant.
+    pub choice: Choice,
+    /// Median of a run.
+    pub p50_us: f64,
+    /// Mean of a run.
+    pub mean_us: f64,
+    /// 99th percentile, or the longest of too few runs.
+    pub p99_us: f64,
+    /// Whether the runs were too few for a 99th percentile.
+    pub few_runs: bool,
+    /// Growth of the memory of a process that loads and runs it, where the kernel tells.
+    pub memory_bytes: Option<u64>,
+    /// What the front end costs, where there is one.
+    pub ingest: Option<IngestCost>,
+    /// What batches gain; none if they were not tried.
+    pub batches: Option<Batches>,
+}
+
+impl ProvedVariant {
+    fn of(report: &Report, choice: &Choice) -> Option<Self> {
+        let row = report.row(choice)?;
+        Some(Self {
+            choice: choice.clone(),
+            p50_us: row.p50_us?,
+            mean_us: row.mean_us?,
+            p99_us: row.p99_us?,
+            few_runs: row.runs? < RUNS_FOR_P99,
+            memory_bytes: row.memory_bytes,
+            ingest: row.ingest,
+            batches: row.batches.clone(),
+        })
+    }
+}
+
+/// What a sweep over engines, threads and batches found best.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tuning {
+    /// The engine and the variant.
+    pub choice: Choice,
+    /// Threads of a run, at least 1.
+    pub threads: usize,
+    /// The largest batch that is worth it, at least 1.
+    pub batch: usize,
+}
+
 impl Proved {
     /// What a report earns a package, or none if nothing in it passed.
     pub fn of(report: Report) -> Option<Self> {
-        let choice = report.chosen.clone()?;
-        let row = report.row(&choice)?;
-        let (p50_us, p99_us, memory_bytes) = (row.p50_us?, row.p99_us?, row.memory_bytes);
-        Some(Self { choice, p50_us, p99_us, memory_bytes, report, not_kept: None })
+        let serving = ProvedVariant::of(&report, report.chosen.as_ref()?)?;
+        let reduced = report.reduced.as_ref().and_then(|reduced| ProvedVariant::of(&report, reduced));
+        Some(Self { serving, reduced, threads: 1, batch_cap: None, report, not_kept: None })
     }
 
-    /// Loads the session that was proved.
+    /// Applies a tuning, if it is of what serves.
+    fn tuned(self, tuning: Option<&Tuning>) -> Self {
+        match tuning.filter(|tuning| tuning.choice == self.serving.choice) {
+            Some(tuning) => Self { threads: tuning.threads, batch_cap: Some(tuning.batch), ..self },
+            None => self,
+        }
+    }
+
+    /// Opens the graph of a variant that was proved: [`Proved::serving`] or [`Proved::reduced`].
     ///
     /// # Errors
     /// [`DepotError::Engine`] if the engine no longer takes the graph, [`DepotError::Proof`] if this build lacks it.
-    pub fn open_session(
+    pub fn open_graph(
         &self,
+        which: &ProvedVariant,
         package: &Package,
         engines: &[Box<dyn Engine>],
-        options: LoadOptions,
-    ) -> Result<Box<dyn Session>, DepotError> {
-        let Choice { engine: name, variant } = &self.choice;
+    ) -> Result<Box<dyn Graph>, DepotError> {
+        let Choice { engine: name, variant } = &which.choice;
         let missing = |reason: &str| DepotError::Proof {
             engine: name.clone(),
             variant: variant.clone(),
@@ -79,7 +140,20 @@ impl Proved {
         let engine = engine.ok_or_else(|| missing("this build has no such engine"))?;
         let known = package.manifest().variants.iter().find(|known| known.file == *variant);
         let known = known.ok_or_else(|| missing("the package has no such variant"))?;
-        Ok(engine.load(known.format, package.graph(variant), options)?)
+        Ok(engine.open(known.format, package.graph(variant))?)
+    }
+
+    /// A session of what serves, where one is all that is wanted.
+    ///
+    /// # Errors
+    /// As for [`Proved::open_graph`].
+    pub fn open_session(
+        &self,
+        package: &Package,
+        engines: &[Box<dyn Engine>],
+        options: LoadOptions,
+    ) -> Result<Box<dyn Session>, DepotError> {
+        Ok(self.open_graph(&self.serving, package, engines)?.session(options)?)
     }
 }
 
@@ -113,6 +187,23 @@ struct Kept {
     lasting: bool,
 }
 
+impl Kept {
+    /// Whether it tells what these options ask for.
+    fn answers(&self, options: &Options) -> bool {
+        !options.batches || self.row.verdict != Verdict::Passed || self.row.batches.is_some()
+    }
+}
+
+/// A tuning as it is kept, with what it is valid for.
+#[derive(Serialize, Deserialize)]
+struct KeptTuning {
+    package: String,
+    library: String,
+    version: String,
+    cpu: String,
+    tuning: Tuning,
+}
+
 /// The hash of the running program, and what tells that it is still the same file.
 #[derive(Serialize, Deserialize)]
 struct Program {
@@ -139,18 +230,33 @@ impl ProofStore {
         Ok(Self { folder, agent: format!("{} {program}", env!("CARGO_PKG_VERSION")), cpu: cpu(), engines })
     }
 
-    /// What may serve by the proofs that are kept, or none if any is missing or nothing passed.
-    pub fn choice(&self, package: &Package, engines: &[Box<dyn Engine>]) -> Option<Proved> {
+    /// What may serve by the proofs that are kept, or none if any is missing or nothing passed. `options` tells whether
+    /// batches are wanted and what runs now.
+    pub fn choice(&self, package: &Package, engines: &[Box<dyn Engine>], options: &Options) -> Option<Proved> {
         let rows = pairs(package, engines)
             .map(|(variant, engine)| match engine {
-                Some(engine) => Some(self.kept(package, &variant.file, engine)?.row),
+                Some(engine) => {
+                    let kept = self.kept(package, &variant.file, engine)?;
+                    kept.answers(options).then_some(kept.row)
+                }
                 None => Some(unread(&variant.file, variant.format)),
             })
             .collect::<Option<Vec<_>>>()?;
-        Proved::of(choose(package, rows, self.present(package).as_ref()))
+        let (report, tuning) = self.choose(package, rows, options);
+        Some(Proved::of(report)?.tuned(tuning.as_ref()))
+    }
+
+    /// Chooses among rows by what is kept of the package besides them.
+    fn choose(&self, package: &Package, rows: Vec<Row>, options: &Options) -> (Report, Option<Tuning>) {
+        let present = options.present.clone().or_else(|| self.present(package));
+        let tuning = self.tuning(package);
+        let wish = Wish { tuned: tuning.as_ref().map(|tuning| &tuning.choice), present: present.as_ref() };
+        (choose(package, rows, wish), tuning)
     }
 
     /// What may serve: proves whatever lacks a valid proof, keeps what it finds, and chooses.
+    ///
+    /// A kept row of a variant that passed without batches is missing where [`Options::batches`] asks for them.
     ///
     /// Where nothing passes, what failed only for its time or because it was stopped is proved once more, since that
     /// may have been the device's bad day.
@@ -166,10 +272,18 @@ impl ProofStore {
         let mut fresh = Vec::new();
         let mut rows = Vec::new();
         for (variant, engine) in pairs(package, engines) {
-            match engine.and_then(|engine| self.kept(package, &variant.file, engine)) {
-                Some(kept) => rows.push(Row { lasting: kept.lasting, ..kept.row }),
-                None => {
-                    let row = prove_one(package, variant, engine, engines, options)?;
+            let kept = engine.and_then(|engine| self.kept(package, &variant.file, engine));
+            if let Some(kept) = kept.as_ref().filter(|kept| kept.answers(options)) {
+                rows.push(Row { lasting: kept.lasting, ..kept.row.clone() });
+                continue;
+            }
+            let row = prove_one(package, variant, engine, engines, options)?;
+            match kept {
+                // What holds without batches is not lost to the device's bad day.
+                Some(kept) if row.verdict != Verdict::Passed && !row.lasting => {
+                    rows.push(Row { lasting: kept.lasting, ..kept.row });
+                }
+                _ => {
                     fresh.push(rows.len());
                     rows.push(row);
                 }
@@ -183,14 +297,13 @@ impl ProofStore {
                 }
             }
         }
-        let present = options.present.clone().or_else(|| self.present(package));
-        let report = choose(package, rows, present.as_ref());
+        let (report, tuning) = self.choose(package, rows, options);
         let not_kept = match fresh.is_empty() {
             true => None,
             false => self.record(package, &report).err().map(|error| error.to_string()),
         };
         match Proved::of(report.clone()) {
-            Some(proved) => Ok(Proved { not_kept, ..proved }),
+            Some(proved) => Ok(Proved { not_kept, ..proved.tuned(tuning.as_ref()) }),
             None => {
                 let manifest = package.manifest();
                 let reasons: Vec<String> = report
@@ -227,6 +340,50 @@ impl ProofStore {
     /// What was chosen of this package when it was last proved.
     fn present(&self, package: &Package) -> Option<Choice> {
         read(&self.folder.join(choice_name(package)))
+    }
+
+    /// Keeps a tuning of a package, in place of another.
+    ///
+    /// # Errors
+    /// [`DepotError::Proof`] if it names no engine of this build, no variant of the package, or a number of 0;
+    /// [`DepotError::Io`].
+    pub fn keep_tuning(&self, package: &Package, tuning: &Tuning) -> Result<(), DepotError> {
+        let Choice { engine, variant } = &tuning.choice;
+        let refuse = |reason: &str| DepotError::Proof {
+            engine: engine.clone(),
+            variant: variant.clone(),
+            reason: reason.to_owned(),
+        };
+        let kept = self.tuned_for(package, tuning).ok_or_else(|| refuse("this build has no such engine"))?;
+        if !package.manifest().variants.iter().any(|known| known.file == *variant) {
+            return Err(refuse("the package has no such variant"));
+        }
+        if tuning.threads == 0 || tuning.batch == 0 {
+            return Err(refuse("a tuning has at least one thread and a batch of at least 1"));
+        }
+        self.write(&tuning_name(package), &kept)
+    }
+
+    /// The tuning that is kept of a package, if it is valid: made on this CPU, with the engine library of now, by a
+    /// program of this version.
+    pub fn tuning(&self, package: &Package) -> Option<Tuning> {
+        let kept: KeptTuning = read(&self.folder.join(tuning_name(package)))?;
+        let now = self.tuned_for(package, &kept.tuning)?;
+        let same = (&kept.package, &kept.library, &kept.version, &kept.cpu)
+            == (&now.package, &now.library, &now.version, &now.cpu);
+        (same && kept.tuning.threads > 0 && kept.tuning.batch > 0).then_some(kept.tuning)
+    }
+
+    /// A tuning with what makes it valid now; none if this build lacks its engine.
+    fn tuned_for(&self, package: &Package, tuning: &Tuning) -> Option<KeptTuning> {
+        let (_, library) = self.engines.iter().find(|(name, _)| *name == tuning.choice.engine)?;
+        Some(KeptTuning {
+            package: package.digest().to_string(),
+            library: library.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            cpu: self.cpu.clone(),
+            tuning: tuning.clone(),
+        })
     }
 
     fn kept(&self, package: &Package, variant: &str, engine: &str) -> Option<Kept> {
@@ -274,6 +431,10 @@ impl Conditions {
 
 fn choice_name(package: &Package) -> String {
     format!("{}.choice", package.digest())
+}
+
+fn tuning_name(package: &Package) -> String {
+    format!("{}.tuning", package.digest())
 }
 
 /// Proves one variant on one engine, or tells that none reads it.

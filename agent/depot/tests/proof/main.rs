@@ -10,8 +10,10 @@ use files::{Folder, SCORES, flat, matmul_onnx, shared, write_golden, write_vecto
 use libtest_mimic::{Arguments, Trial};
 use limpet_depot::golden::Golden;
 use limpet_depot::manifest::Limits;
-use limpet_depot::proof::{Choice, Verdict};
-use limpet_depot::{DepotError, Options, Package, ProofStore, Report, Row, Subject, prove};
+use limpet_depot::proof::Verdict;
+use limpet_depot::{
+    Batches, Choice, DepotError, Options, Package, ProofStore, Proved, Report, Row, Subject, Tuning, prove,
+};
 use limpet_engine::{Engine, LoadOptions};
 use toy::Toy;
 
@@ -43,6 +45,14 @@ fn main() {
         a_bare_graph_is_judged_by_its_golden_file,
         outputs_are_written_as_the_graph_gives_them,
         a_proof_is_kept_and_found_again,
+        batches_are_tried_until_they_gain_nothing,
+        a_batch_that_is_refused_or_wrong_ends_the_search,
+        a_batch_that_ends_the_process_costs_no_more,
+        batches_are_proved_when_they_are_first_wanted,
+        what_holds_without_batches_is_not_lost_to_a_bad_day,
+        a_reduced_variant_is_told_apart,
+        the_front_end_is_timed_where_there_is_one,
+        a_tuning_wins_while_it_is_valid,
         a_failure_is_kept_but_bad_days_are_forgiven,
         a_package_that_fails_is_not_served,
         folder_and_file_are_one_package,
@@ -255,13 +265,13 @@ fn a_proof_is_kept_and_found_again() {
     let folder = Folder::echo(&[("a.onnx", b"right"), ("b.tflite", b"wrong")]);
     let package = Package::open(folder.path()).unwrap();
     let store = ProofStore::new(state.path(), &toy()).unwrap();
-    assert_eq!(store.choice(&package, &toy()), None);
+    assert_eq!(store.choice(&package, &toy(), &quick()), None);
     let proved = store.get_or_prove(&package, &toy(), &quick()).unwrap();
-    assert_eq!((proved.choice.variant.as_str(), &proved.not_kept), ("a.onnx", &None));
+    assert_eq!((proved.serving.choice.variant.as_str(), &proved.not_kept), ("a.onnx", &None));
     let mut session = proved.open_session(&package, &toy(), LoadOptions::default()).unwrap();
     session.run().unwrap();
     let again = ProofStore::new(state.path(), &toy()).unwrap();
-    assert_eq!(again.choice(&package, &toy()).unwrap().p50_us, proved.p50_us);
+    assert_eq!(again.choice(&package, &toy(), &quick()).unwrap().serving, proved.serving);
     // Times are never the same twice: these were not measured again.
     assert_eq!(
         again.get_or_prove(&package, &toy(), &quick()).unwrap().report.rows[1].p50_us,
@@ -269,7 +279,184 @@ fn a_proof_is_kept_and_found_again() {
     );
     folder.write("b.tflite", b"right");
     let changed = Package::open(folder.path()).unwrap();
-    assert_eq!(again.choice(&changed, &toy()), None, "another digest needs another proof");
+    assert_eq!(again.choice(&changed, &toy(), &quick()), None, "another digest needs another proof");
+}
+
+fn with_batches() -> Options {
+    Options { batches: true, ..quick() }
+}
+
+/// What batches of one toy graph gain.
+fn batches_of(graph: &str, options: &Options) -> Batches {
+    let folder = Folder::echo(&[("a.onnx", graph.as_bytes())]);
+    let package = Package::open(folder.path()).unwrap();
+    let mut report = prove(Subject::Package(&package), &toy(), options).unwrap();
+    let row = report.rows.remove(0);
+    assert_row(&row, Verdict::Passed, "within its limits");
+    let batches = row.batches.expect("batches were asked for");
+    let one = batches.sizes[0];
+    assert_eq!((Some(one.p50_us), Some(one.p99_us), one.memory_bytes), (row.p50_us, row.p99_us, row.memory_bytes));
+    assert!(batches.sizes.iter().all(|cost| cost.p50_us <= cost.p99_us && cost.runs > 0), "{batches:?}");
+    batches
+}
+
+fn sizes(batches: &Batches) -> Vec<usize> {
+    batches.sizes.iter().map(|cost| cost.size).collect()
+}
+
+fn batches_are_tried_until_they_gain_nothing() {
+    let gains = batches_of("gains in batches", &with_batches());
+    assert_eq!(sizes(&gains), [1, 2, 4, 8, 16, 32, 64]);
+    assert_eq!(gains.stopped, "64 is the largest that is tried");
+    let loses = batches_of("loses in batches", &with_batches());
+    assert_eq!(sizes(&loses), [1]);
+    let stopped = |batches: &Batches, sizes: [usize; 2], against: usize| {
+        let words: Vec<&str> = batches.stopped.split(", ").collect();
+        words.len() == 2
+            && words.iter().zip(sizes).all(|(word, size)| {
+                word.starts_with(&format!("{size} loses ")) && word.ends_with(&format!(" % against {against}"))
+            })
+    };
+    assert!(stopped(&loses, [2, 4], 1), "{}", loses.stopped);
+    // One size that does not gain is not the end.
+    let tiles = batches_of("computes four at once", &with_batches());
+    assert_eq!(sizes(&tiles), [1, 4]);
+    assert!(stopped(&tiles, [8, 16], 4), "{}", tiles.stopped);
+    assert_eq!(row_of("gains in batches").batches, None, "only where they are asked for");
+}
+
+fn a_batch_that_is_refused_or_wrong_ends_the_search() {
+    let batches = batches_of("takes no batch", &with_batches());
+    let stopped = "runs one by one: toy cannot load this graph: a Reshape is fixed";
+    assert_eq!((sizes(&batches), batches.stopped.as_str()), (vec![1], stopped));
+    let batches = batches_of("takes a batch of 2", &with_batches());
+    let stopped = "4 cannot be used: toy cannot load this graph: it is too large";
+    assert_eq!((sizes(&batches), batches.stopped.as_str()), (vec![1, 2], stopped));
+    let batches = batches_of("keeps its shape", &with_batches());
+    assert_eq!(batches.stopped, "runs one by one: its inputs become [1, 3], which is not 2 times [1, 3]");
+    // Each answer is there, at the place of its neighbor.
+    let batches = batches_of("wrong in a batch of 4", &with_batches());
+    assert_eq!(sizes(&batches), [1, 2]);
+    assert!(batches.stopped.starts_with("4 cannot be used: a batch of 4 gives other answers: top-1"), "{batches:?}");
+}
+
+fn a_batch_that_ends_the_process_costs_no_more() {
+    let batches = batches_of("aborts in a batch of 4", &with_batches());
+    let stopped = "4 cannot be used: killed by SIGABRT while trying a batch of 4";
+    assert_eq!(sizes(&batches), [1, 2]);
+    assert!(batches.stopped.starts_with(stopped), "{batches:?}");
+    let options = Options { wall: Duration::from_secs(4), ..with_batches() };
+    let batches = batches_of("hangs in a batch of 4", &options);
+    let stopped = "4 cannot be used: did not end within 4 s and was stopped while trying a batch of 4";
+    assert_eq!(sizes(&batches), [1, 2]);
+    assert!(batches.stopped.starts_with(stopped), "{batches:?}");
+    // Its single runs take more than half of the time.
+    let batches = batches_of("sleeps", &Options { wall: Duration::from_secs(5), ..with_batches() });
+    assert_eq!(batches.stopped, "2 was left out, since half of the 5 s for this proof was over");
+}
+
+fn batches_are_proved_when_they_are_first_wanted() {
+    let state = tempfile::tempdir().unwrap();
+    let folder = Folder::echo(&[("a.onnx", b"takes no batch"), ("b.onnx", b"wrong")]);
+    let package = Package::open(folder.path()).unwrap();
+    let store = ProofStore::new(state.path(), &toy()).unwrap();
+    store.get_or_prove(&package, &toy(), &quick()).unwrap();
+    mark_kept(state.path());
+    assert_eq!(store.choice(&package, &toy(), &with_batches()), None);
+    let reasons = |proved: &Proved| -> Vec<bool> {
+        proved.report.rows.iter().map(|row| row.reason == "as it was kept").collect()
+    };
+    let proved = store.get_or_prove(&package, &toy(), &with_batches()).unwrap();
+    assert_eq!(reasons(&proved), [false, true], "only what was missing was proved again");
+    assert_eq!(sizes(proved.serving.batches.as_ref().unwrap()), [1]);
+    let found = store.choice(&package, &toy(), &with_batches()).expect("both are kept");
+    assert_eq!(found.serving, proved.serving);
+    assert!(store.choice(&package, &toy(), &quick()).is_some(), "more than was asked for serves too");
+}
+
+fn what_holds_without_batches_is_not_lost_to_a_bad_day() {
+    let state = tempfile::tempdir().unwrap();
+    let folder = Folder::echo(&[("a.onnx", b"sleeps")]);
+    let package = Package::open(folder.path()).unwrap();
+    let store = ProofStore::new(state.path(), &toy()).unwrap();
+    let proved = store.get_or_prove(&package, &toy(), &quick()).unwrap();
+    // It needs 2 s for its single runs.
+    let hurried = Options { wall: Duration::from_secs(1), ..with_batches() };
+    assert_eq!(store.get_or_prove(&package, &toy(), &hurried).unwrap().serving, proved.serving);
+    assert!(store.choice(&package, &toy(), &quick()).is_some(), "it is still kept");
+}
+
+fn a_reduced_variant_is_told_apart() {
+    let state = tempfile::tempdir().unwrap();
+    let folder = Folder::echo(&[("a.onnx", b"loses in batches"), ("small.onnx", b"right"), ("other.onnx", b"wrong")]);
+    folder.edit("model.toml", |manifest| {
+        let reduced = |manifest: String, file: &str| {
+            let line = format!("file = \"{file}\"\n");
+            manifest.replace(&line, &format!("{line}role = \"reduced\"\n"))
+        };
+        reduced(reduced(manifest, "small.onnx"), "other.onnx")
+    });
+    let package = Package::open(folder.path()).unwrap();
+    let store = ProofStore::new(state.path(), &toy()).unwrap();
+    let proved = store.get_or_prove(&package, &toy(), &quick()).unwrap();
+    let reduced = proved.reduced.clone().expect("small.onnx passed");
+    assert_eq!((proved.serving.choice.variant.as_str(), reduced.choice.variant.as_str()), ("a.onnx", "small.onnx"));
+    assert!(reduced.p50_us < proved.serving.p50_us);
+    for which in [&proved.serving, &reduced] {
+        let graph = proved.open_graph(which, &package, &toy()).unwrap();
+        graph.session(LoadOptions::default()).unwrap().run().unwrap();
+    }
+    assert_eq!(store.choice(&package, &toy(), &quick()).unwrap().reduced, Some(reduced));
+}
+
+fn the_front_end_is_timed_where_there_is_one() {
+    let row = report(&Folder::doubled(b"right")).rows.remove(0);
+    let ingest = row.ingest.expect("it has samples");
+    assert!(ingest.mean_us >= 0.0 && ingest.p99_us >= 0.0 && ingest.runs > 0, "{ingest:?}");
+    assert_eq!(row_of("right").ingest, None);
+}
+
+fn a_tuning_wins_while_it_is_valid() {
+    let state = tempfile::tempdir().unwrap();
+    let folder = Folder::echo(&[("a.onnx", b"right"), ("b.onnx", b"loses in batches"), ("c.onnx", b"wrong")]);
+    let package = Package::open(folder.path()).unwrap();
+    let store = ProofStore::new(state.path(), &toy()).unwrap();
+    let proved = store.get_or_prove(&package, &toy(), &quick()).unwrap();
+    assert_eq!((proved.serving.choice.variant.as_str(), proved.threads, proved.batch_cap), ("a.onnx", 1, None));
+    let tuning = |variant: &str| Tuning {
+        choice: Choice { engine: "toy".into(), variant: variant.into() },
+        threads: 2,
+        batch: 8,
+    };
+    let slower = tuning("b.onnx");
+    assert_eq!(store.tuning(&package), None);
+    store.keep_tuning(&package, &slower).unwrap();
+    assert_eq!(store.tuning(&package), Some(slower.clone()));
+    let tuned = |proved: Proved| (proved.serving.choice.variant, proved.threads, proved.batch_cap);
+    let expected = ("b.onnx".to_owned(), 2, Some(8));
+    assert_eq!(tuned(store.choice(&package, &toy(), &quick()).unwrap()), expected);
+    assert_eq!(tuned(store.get_or_prove(&package, &toy(), &quick()).unwrap()), expected);
+
+    // What did not pass does not serve, however it was tuned.
+    store.keep_tuning(&package, &tuning("c.onnx")).unwrap();
+    let untuned = ("a.onnx".to_owned(), 1, None);
+    assert_eq!(tuned(store.choice(&package, &toy(), &quick()).unwrap()), untuned);
+    let wrong = store.keep_tuning(&package, &tuning("d.onnx")).unwrap_err().to_string();
+    assert!(wrong.contains("d.onnx on toy") && wrong.contains("no such variant"), "{wrong}");
+    let zero = Tuning { batch: 0, ..slower.clone() };
+    assert!(store.keep_tuning(&package, &zero).unwrap_err().to_string().contains("at least 1"));
+
+    // Another program of this version finds it, and another CPU or library does not.
+    store.keep_tuning(&package, &slower).unwrap();
+    let path = state.path().join("proofs").join(format!("{}.tuning", package.digest()));
+    let kept = std::fs::read_to_string(&path).unwrap();
+    assert!(!kept.contains("agent"), "nothing of the program but its version: {kept}");
+    for key in ["package", "library", "version", "cpu"] {
+        let mut other: serde_json::Value = serde_json::from_str(&kept).unwrap();
+        other[key] = "another".into();
+        std::fs::write(&path, other.to_string()).unwrap();
+        assert_eq!(store.tuning(&package), None, "{key}");
+    }
 }
 
 /// Changes the reason in every proof that is kept.
@@ -349,7 +536,8 @@ fn tract_proves_a_graph_and_refuses_a_damaged_one() {
 }
 
 /// MLPerf Tiny's int8 models within the contract's NMAE. Of keyword-spotting's vectors one is a tie on every engine but
-/// the reference kernels, and a tie is a disagreement, so agreement is held to what a bare graph is.
+/// the reference kernels, and a tie is a disagreement, so agreement is held to what a bare graph is. In batches they give
+/// the same.
 fn the_reference_models_pass() {
     let Some(shared) = shared() else { return };
     let engines = limpet_engine::engines();
@@ -361,10 +549,13 @@ fn the_reference_models_pass() {
             let (path, golden) = (folder.join(file), folder.join("int8.golden.safetensors"));
             let limits = Limits { nmae: 0.12, ..Limits::GRAPH };
             let subject = Subject::Graph { path: &path, golden: &golden, limits };
-            let report = prove(subject, &engines, &quick()).unwrap();
+            let report = prove(subject, &engines, &with_batches()).unwrap();
             print!("{task}\n{}", report.table());
             for row in report.rows.iter().filter(|row| row.engine != "none") {
                 assert_row(row, Verdict::Passed, "within its limits");
+                let batches = row.batches.as_ref().expect("batches were asked for");
+                assert_eq!(batches.sizes[0].size, 1);
+                assert!(batches.stopped.contains(" % ") || batches.stopped.starts_with("64"), "{}", batches.stopped);
             }
         }
     }

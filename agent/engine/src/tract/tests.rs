@@ -117,7 +117,7 @@ impl Build {
     }
 
     fn load(self) -> Result<TractSession, String> {
-        TractSession::load(self.model(), LoadOptions::default())
+        TractGraph::parse(&reader(), self.model())?.new_session(1)
     }
 
     fn refusal(self) -> String {
@@ -201,7 +201,9 @@ fn a_softmax_between_quantized_tensors_is_a_softmax() {
 #[test]
 fn tracts_own_operators_still_take_softmax_for_element_wise() {
     let model = chain("Softmax", 1.0 / 256.0, -128).model();
-    let state = typed(tract_onnx::onnx(), &model, 1)
+    let state = TractGraph::parse(&tract_onnx::onnx(), model)
+        .unwrap()
+        .typed(1)
         .and_then(|model| model.into_optimized())
         .and_then(|model| model.into_runnable());
     let input = Tensor::from_shape(&[1, 4], &[10_i8, 20, -5, 0]).unwrap();
@@ -499,7 +501,7 @@ fn twice(shape: &[i64]) -> Build {
 }
 
 fn batched(build: Build, batch: usize) -> Result<TractSession, String> {
-    TractSession::load(build.model(), LoadOptions { batch, threads: 1 })
+    TractGraph::parse(&reader(), build.model())?.new_session(batch)
 }
 
 #[test]

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
 
 use limpet_engine::{Engine, EngineError, Format, LoadOptions, Session, TensorMut, TensorRef, engines};
 use safetensors::{Dtype, SafeTensors};
@@ -155,4 +157,75 @@ pub fn run(session: &mut dyn Session, golden: &Golden) -> Result<Vec<Values>, St
 pub fn readers(path: &Path) -> Vec<Box<dyn Engine>> {
     let format = Format::of(path).expect("a graph's extension");
     engines().into_iter().filter(|engine| engine.reads(format)).collect()
+}
+
+/// The int8 graphs of MLPerf Tiny with this extension, or the repository's own where they are not at hand.
+pub fn int8_graphs(file: &str) -> Vec<PathBuf> {
+    match shared("models/mlperf-tiny") {
+        Some(folder) => {
+            let tasks = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path().join(file));
+            let mut files: Vec<PathBuf> = tasks.filter(|file| file.is_file()).collect();
+            files.sort();
+            assert_eq!(files.len(), 5);
+            files
+        }
+        None => vec![root().join("models/motor-health").join(file)],
+    }
+}
+
+/// Loads, runs and unloads graphs a thousand times in all, and asserts that resident memory is then at most a tenth above
+/// what it was after the first fifty. It may be below: the kernel takes pages of the program's file back when it likes.
+///
+/// Sessions are made on this thread and run and dropped on another, as in a daemon: glibc has an arena for each.
+pub fn a_thousand_loads_leave_memory_as_it_was(engine: &dyn Engine, files: &[PathBuf]) {
+    const FIRST: usize = 50;
+    const LOADS: usize = 1000;
+    let graphs: Vec<(Format, Vec<u8>)> = files
+        .iter()
+        .map(|file| (Format::of(file).expect("a graph's extension"), std::fs::read(file).expect("it was found")))
+        .collect();
+    let (hand_over, taken) = mpsc::channel::<Box<dyn Session>>();
+    let (done, dropped) = mpsc::channel();
+    let mut before = 0;
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            for mut session in taken {
+                session.run().expect("a warmed session runs");
+                drop(session);
+                done.send(()).expect("the other thread waits");
+            }
+        });
+        for load in 1..=LOADS {
+            let (format, bytes) = &graphs[load % graphs.len()];
+            let graph = engine.open(*format, bytes).expect("an int8 graph");
+            // Now and then a plan for a batch too, of another graph each time.
+            for batch in if load % 7 == 0 { &[1, 2][..] } else { &[1] } {
+                let session =
+                    graph.session(LoadOptions { batch: *batch, threads: 1 }).expect("these graphs take a batch");
+                hand_over.send(session).expect("the other thread lives");
+                dropped.recv().expect("the other thread lives");
+            }
+            drop(graph);
+            if load == FIRST {
+                before = at_rest();
+            }
+        }
+        drop(hand_over);
+    });
+    let after = at_rest();
+    println!("{}: {before} kB after {FIRST} loads, {after} kB after {LOADS}", engine.name());
+    assert!(after * 10 <= before * 11, "{before} kB after {FIRST} loads, {after} kB after {LOADS}");
+}
+
+/// Resident memory of this process once freed memory was given back, in kB.
+pub fn at_rest() -> usize {
+    limpet_engine::give_back_memory();
+    resident()
+}
+
+/// Resident memory of this process, in kB.
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").expect("a Linux system");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("every process has it");
+    line.trim().trim_end_matches("kB").trim().parse().expect("a number of kB")
 }

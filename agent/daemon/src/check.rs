@@ -1,0 +1,105 @@
+//! `limpet check`: what is in effect, and whether it fits.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use limpet_depot::{Options, Package, ProofStore, Proved};
+use limpet_engine::Engine;
+use limpet_runtime::admission::Refusal;
+
+use crate::admission::{Candidate, Estimate, Seen, Trial, introduce, sums, terms};
+use crate::cli::CheckArgs;
+use crate::config::{self, Loaded};
+use crate::pipeline::plan::Plan;
+use crate::serve::open;
+use crate::{CliError, console, run, threads};
+
+/// Prints the effective configuration and every term of the admission.
+///
+/// # Errors
+/// Everything that is wrong with the configuration and the packages it names, and every pipeline that would be refused.
+pub fn check(args: &CheckArgs) -> Result<(), CliError> {
+    let loaded = config::read(&args.config.config)?;
+    console::print(config::effective(&loaded).as_bytes())?;
+    let (plan, packages) = run::fit(&loaded)?;
+    let affinity: Vec<usize> = loaded.config.runtime.affinity.iter().map(|cpu| *cpu as usize).collect();
+    threads::check_affinity(&affinity).map_err(|why| CliError::configuration(vec![why]))?;
+    let engines = limpet_engine::engines();
+    // Whoever checks need not be who runs the agent, nor may write where it does.
+    let state = &loaded.config.gateway.state;
+    let store = if state.is_dir() || args.prove { ProofStore::new(state, &engines).ok() } else { None };
+    let mut candidates = vec![None; plan.pipelines.len()];
+    let (mut unproved, mut number) = (Vec::new(), 0);
+    for (path, package) in &packages {
+        let uses: Vec<usize> =
+            (0..plan.pipelines.len()).filter(|index| plan.pipelines[*index].package == *path).collect();
+        let batch = plan.batch_of(path);
+        let options = Options { batches: batch > 1, ..Options::default() };
+        let Some(proved) = proof(store.as_ref(), package, &engines, &options, args.prove)? else {
+            unproved.push(format!("{} {}", package.manifest().name, package.manifest().version));
+            continue;
+        };
+        let mut facts = Vec::new();
+        for which in std::iter::once(&proved.serving).chain(&proved.reduced) {
+            facts.push(open::look(package, &proved, which, batch, &engines, number)?);
+            number += 1;
+        }
+        open::versions(&loaded.config, &plan, path, package, &facts)
+            .map_err(|why| CliError::configuration(vec![format!("{}: {why}", path.display())]))?;
+        for index in uses {
+            candidates[index] = Some(Candidate {
+                version: Arc::clone(&plan.pipelines[index].version),
+                full: Arc::clone(&facts[0]),
+                reduced: facts.get(1).cloned(),
+                ingest: proved.serving.ingest.map(Estimate::from),
+            });
+        }
+    }
+    for model in unproved {
+        let text = format!("# admission: the model {model} has no proof on this device; --prove makes one\n");
+        console::print(text.as_bytes())?;
+    }
+    fits(&loaded, &plan, &candidates)
+}
+
+fn proof(
+    store: Option<&ProofStore>,
+    package: &Package,
+    engines: &[Box<dyn Engine>],
+    options: &Options,
+    make: bool,
+) -> Result<Option<Proved>, CliError> {
+    match store {
+        Some(store) if make => store
+            .get_or_prove(package, engines, options)
+            .map(Some)
+            .map_err(|error| CliError::configuration(vec![error.to_string()])),
+        Some(store) => Ok(store.choice(package, engines, options)),
+        None if make => open::prove_for_now(package, engines, options).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Admits as the agent does: all together, or one after the other, and says which are refused.
+fn fits(loaded: &Loaded, plan: &Plan, candidates: &[Option<Candidate>]) -> Result<(), CliError> {
+    let config = &loaded.config;
+    let wanted: BTreeMap<usize, Candidate> =
+        candidates.iter().enumerate().filter_map(|(index, candidate)| Some((index, candidate.clone()?))).collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let seen = vec![Seen::default(); plan.sources.len()];
+    let trial = || Trial { config, plan, seen: &seen, placed: vec![None; plan.sources.len()] };
+    console::print(terms(&trial(), candidates).as_bytes())?;
+    let (serving, admitted, refused) = introduce(trial(), &vec![None; candidates.len()], wanted);
+    if let Some(admitted) = admitted {
+        let bytes = trial().memory(&serving, &admitted).unwrap_or_default();
+        console::print(sums(config, plan, &admitted, &bytes).as_bytes())?;
+    }
+    let problem = |(index, refusal): (usize, Refusal)| {
+        let key = if matches!(refusal, Refusal::Deadline { .. }) { "deadline" } else { "name" };
+        loaded.problem("pipeline", index, key, format!("refused: {refusal}")).to_string()
+    };
+    let problems: Vec<String> = refused.into_iter().map(problem).collect();
+    if problems.is_empty() { Ok(()) } else { Err(CliError::configuration(problems)) }
+}

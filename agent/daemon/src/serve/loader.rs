@@ -1,0 +1,543 @@
+//! The thread that brings models up, and does what it is asked from then on.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use limpet_depot::{Digest, Options, Package, ProofStore, ProvedVariant};
+use limpet_engine::{Engine, Graph};
+use limpet_runtime::Worker as Thread;
+use limpet_runtime::admission::{Admitted, Refusal};
+use limpet_wire::message::ModelPhase;
+
+use super::{Board, Listed, PipelineState, Places, Proved, Request, Requests, open};
+use crate::CliError;
+use crate::admission::{Candidate, Estimate, Seen, Trial, introduce};
+use crate::config::Config;
+use crate::pipeline::model::Facts;
+use crate::pipeline::observe::Observation;
+use crate::pipeline::plan::{Packages, PipelinePlan, Plan, Version};
+use crate::pipeline::stream::Serve;
+use crate::pipeline::worker::{Sink, Worker};
+use crate::report::Reporter;
+
+/// How far the loader's thread steps back behind the workers.
+const NICE: i32 = 19;
+
+/// A variant that may run.
+pub(super) struct Known {
+    pub facts: Arc<Facts>,
+    pub version: Arc<Version>,
+    pub path: PathBuf,
+    pub proved: Proved,
+    pub reduced: bool,
+    /// The package, while it is being brought up. Afterwards it is read again for each load: it holds golden vectors,
+    /// which may be larger than the model.
+    pub package: Option<Arc<Package>>,
+    /// The graph, while it is loaded anywhere: its sessions share what the engine can share.
+    pub graph: Option<Arc<dyn Graph>>,
+    /// Workers on which it is loaded, and since when.
+    pub loaded: BTreeMap<usize, Instant>,
+}
+
+impl Known {
+    pub(super) fn which(&self) -> &ProvedVariant {
+        match &self.proved.reduced {
+            Some(reduced) if self.reduced => reduced,
+            _ => &self.proved.serving,
+        }
+    }
+}
+
+/// A package that was proved and looked at, on its way to the workers.
+pub(super) struct Prepared {
+    pub package: Arc<Package>,
+    pub proved: Proved,
+    pub versions: BTreeMap<usize, Arc<Version>>,
+    pub full: Arc<Facts>,
+    pub reduced: Option<Arc<Facts>>,
+}
+
+impl Prepared {
+    pub(super) fn candidate(&self, pipeline: usize) -> Candidate {
+        Candidate {
+            version: Arc::clone(&self.versions[&pipeline]),
+            full: Arc::clone(&self.full),
+            reduced: self.reduced.clone(),
+            ingest: self.proved.serving.ingest.map(Estimate::from),
+        }
+    }
+
+    pub(super) fn facts(&self) -> impl Iterator<Item = &Arc<Facts>> {
+        std::iter::once(&self.full).chain(&self.reduced)
+    }
+}
+
+/// Brings models up, swaps them, and keeps them within the memory budget.
+pub struct Loader<S: Sink + 'static> {
+    pub(super) config: Config,
+    pub(super) plan: Arc<Plan>,
+    pub(super) workers: Vec<Thread<Worker<S>>>,
+    pub(super) engines: Arc<Vec<Box<dyn Engine>>>,
+    pub(super) store: Option<Arc<ProofStore>>,
+    pub(super) board: Arc<Board>,
+    pub(super) places: Arc<Places>,
+    pub(super) reporter: Arc<Reporter>,
+    blamed: Blamed,
+    pub(super) requests: Receiver<Request>,
+    /// How proofs come back.
+    answers: Requests,
+    /// Requests that came while another was worked on.
+    pub(super) later: VecDeque<Request>,
+    pub(super) known: BTreeMap<u32, Known>,
+    next_number: u32,
+    /// What each pipeline serves, and how the workers see it.
+    pub(super) serving: Vec<Option<Candidate>>,
+    serves: Vec<Option<Arc<Serve>>>,
+    pub(super) seen: Vec<Seen>,
+    /// Digest of the package that was tried last, by path.
+    pub(super) tried: BTreeMap<PathBuf, Digest>,
+    /// Models that are wanted and find no room, with the worker.
+    pub(super) waiting: BTreeSet<(usize, u32)>,
+    /// What was said of them, and of sources that ask for more than was admitted, so that it is said once.
+    pub(super) told: BTreeSet<u32>,
+    over_budget: BTreeSet<usize>,
+}
+
+/// Why a package may not run, though its proof is good: it ended the process too often.
+pub type Blamed = Box<dyn Fn(&Package) -> Option<String> + Send>;
+
+/// What a loader works with.
+pub struct Tools<S: Sink + 'static> {
+    /// What is to run.
+    pub plan: Arc<Plan>,
+    /// The workers.
+    pub workers: Vec<Thread<Worker<S>>>,
+    /// Where states are shown.
+    pub board: Arc<Board>,
+    /// Where places are told.
+    pub places: Arc<Places>,
+    /// Where refusals are told.
+    pub reporter: Arc<Reporter>,
+    /// What may not run.
+    pub blamed: Blamed,
+    /// What it is asked to do, and how to ask.
+    pub requests: (Requests, Receiver<Request>),
+}
+
+impl<S: Sink + 'static> Loader<S> {
+    /// A loader that has done nothing yet.
+    pub fn new(config: &Config, tools: Tools<S>) -> Self {
+        let Tools { plan, workers, board, places, reporter, blamed, requests: (answers, requests) } = tools;
+        Self {
+            config: config.clone(),
+            serving: plan.pipelines.iter().map(|_| None).collect(),
+            serves: plan.pipelines.iter().map(|_| None).collect(),
+            seen: vec![Seen::default(); plan.sources.len()],
+            plan,
+            workers,
+            engines: Arc::new(limpet_engine::engines()),
+            store: None,
+            board,
+            places,
+            reporter,
+            blamed,
+            requests,
+            answers,
+            later: VecDeque::new(),
+            known: BTreeMap::new(),
+            next_number: 0,
+            tried: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+            told: BTreeSet::new(),
+            over_budget: BTreeSet::new(),
+        }
+    }
+
+    /// Brings every model up, then does what it is asked, until the process ends.
+    pub fn run(mut self, packages: Packages) {
+        // Workers go first. Where that is not allowed, they share.
+        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
+        match ProofStore::new(&self.config.gateway.state, &self.engines) {
+            Ok(store) => {
+                self.store = Some(Arc::new(store));
+                self.start(packages);
+            }
+            Err(error) => {
+                for (path, package) in &packages {
+                    self.refuse(path, package, &error.to_string());
+                }
+            }
+        }
+        loop {
+            let request = match self.later.pop_front() {
+                Some(request) => request,
+                None => match self.requests.recv_timeout(self.next_turn()) {
+                    Ok(request) => request,
+                    Err(RecvTimeoutError::Timeout) => {
+                        self.retry();
+                        continue;
+                    }
+                    Err(RecvTimeoutError::Disconnected) => return,
+                },
+            };
+            match request {
+                Request::Reload => self.reload(),
+                Request::Wanted(worker, number) => self.wanted(worker, number),
+                Request::Released(worker, model) => self.released(worker, model),
+                Request::Observed(observation) => self.observed(&observation),
+                Request::Proved(path, package, proved) => self.proved(&path, &package, proved),
+            }
+        }
+    }
+
+    fn start(&mut self, packages: Packages) {
+        let (mut ready, mut unproved) = (Vec::new(), Vec::new());
+        for (path, package) in packages {
+            self.tried.insert(path.clone(), package.digest());
+            match self.store.as_ref().and_then(|store| store.choice(&package, &self.engines, &self.options(&path))) {
+                Some(proved) => ready.push((path, package, proved)),
+                None => {
+                    self.board.set(&package, ModelPhase::Proving, None, None);
+                    unproved.push((path, package));
+                }
+            }
+        }
+        let prepared: Vec<Prepared> = ready
+            .into_iter()
+            .filter_map(|(path, package, proved)| self.prepare_or_refuse(&path, &package, proved))
+            .collect();
+        self.introduce(&prepared);
+        drop(prepared);
+        self.prove(unproved);
+        limpet_engine::give_back_memory();
+    }
+
+    /// How a package is proved: with batches, where a pipeline could use them.
+    pub(super) fn options(&self, path: &Path) -> Options {
+        Options { batches: self.plan.batch_of(path) > 1, ..Options::default() }
+    }
+
+    pub(super) fn pipelines_of(&self, path: &Path) -> Vec<usize> {
+        let uses = |(_, plan): &(usize, &Arc<PipelinePlan>)| plan.package == *path;
+        self.plan.pipelines.iter().enumerate().filter(uses).map(|(index, _)| index).collect()
+    }
+
+    /// Proves packages, one after the other, on a thread of its own: what serves does not wait for that.
+    pub(super) fn prove(&self, packages: Vec<(PathBuf, Arc<Package>)>) {
+        if packages.is_empty() {
+            return;
+        }
+        let Some(store) = self.store.clone() else {
+            let why = "proofs cannot be kept in gateway.state; see the log";
+            return packages.iter().for_each(|(path, package)| self.refuse(path, package, why));
+        };
+        let (engines, answers) = (Arc::clone(&self.engines), self.answers.clone());
+        let packages: Vec<_> =
+            packages.into_iter().map(|(path, package)| (self.options(&path), path, package)).collect();
+        let prove = move || {
+            let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
+            for (options, path, package) in packages {
+                let manifest = package.manifest();
+                tracing::info!(model = manifest.name, version = %manifest.version, "proving");
+                let proved =
+                    store.get_or_prove(&package, &engines, &options).map(Box::new).map_err(|error| error.to_string());
+                // The loader ends with the process only.
+                let _ = answers.send(Request::Proved(path, package, proved));
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("prover".into()).spawn(prove) {
+            tracing::error!("the system gives no thread for proofs: {error}");
+        }
+    }
+
+    /// A package was proved, or not.
+    fn proved(&mut self, path: &Path, package: &Arc<Package>, proved: Result<Box<Proved>, String>) {
+        let manifest = package.manifest();
+        let proved = match proved {
+            Ok(proved) => proved,
+            Err(why) => {
+                self.tried.remove(path);
+                return self.refuse(path, package, &why);
+            }
+        };
+        let choice = &proved.serving.choice;
+        let (engine, variant) = (&choice.engine, &choice.variant);
+        tracing::info!(model = manifest.name, version = %manifest.version, engine, variant, "proved");
+        let message =
+            format!("model {} {} gives its golden outputs: {variant} on {engine}", manifest.name, manifest.version);
+        self.reporter.event("model-proved", &message, &[("model", &manifest.name)]);
+        // A package that changed once more meanwhile has a proof of its own on the way.
+        if self.tried.get(path) == Some(&package.digest()) {
+            self.put_in_place(path, package, *proved);
+            limpet_engine::give_back_memory();
+        }
+    }
+
+    pub(super) fn prepare_or_refuse(
+        &mut self,
+        path: &Path,
+        package: &Arc<Package>,
+        proved: Proved,
+    ) -> Option<Prepared> {
+        let prepared = match (self.blamed)(package) {
+            Some(why) => Err(why),
+            None => self.prepare(path, package, proved),
+        };
+        prepared.map_err(|why| self.refuse(path, package, &why)).ok()
+    }
+
+    /// Looks at what was proved, and checks it against its pipelines.
+    fn prepare(&mut self, path: &Path, package: &Arc<Package>, proved: Proved) -> Result<Prepared, String> {
+        let batch = self.plan.batch_of(path);
+        let mut facts = Vec::new();
+        for which in std::iter::once(&proved.serving).chain(&proved.reduced) {
+            let number = self.next_number;
+            self.next_number += 1;
+            facts
+                .push(open::look(package, &proved, which, batch, &self.engines, number).map_err(|error| said(&error))?);
+        }
+        let versions = open::versions(&self.config, &self.plan, path, package, &facts)?;
+        let version = versions.values().next().ok_or("no pipeline names it")?;
+        for (index, facts) in facts.iter().enumerate() {
+            let known = Known {
+                facts: Arc::clone(facts),
+                version: Arc::clone(version),
+                path: path.to_owned(),
+                proved: proved.clone(),
+                reduced: index == 1,
+                package: Some(Arc::clone(package)),
+                graph: None,
+                loaded: BTreeMap::new(),
+            };
+            self.known.insert(facts.number, known);
+        }
+        let mut facts = facts.into_iter();
+        let (full, reduced) = (facts.next().ok_or("it has no variant")?, facts.next());
+        Ok(Prepared { package: Arc::clone(package), proved, versions, full, reduced })
+    }
+
+    /// What is tested, with the places that are given already.
+    pub(super) fn trial(&self) -> Trial<'_> {
+        let placed = (0..self.plan.sources.len()).map(|source| self.places.of(source)).collect();
+        Trial { config: &self.config, plan: &self.plan, seen: &self.seen, placed }
+    }
+
+    /// Admits packages and serves them: all together if they fit, else one pipeline after the other in the order of the
+    /// configuration, each beside what was admitted before it.
+    pub(super) fn introduce(&mut self, prepared: &[Prepared]) {
+        let mut wanted = BTreeMap::new();
+        for made in prepared {
+            wanted.extend(made.versions.keys().map(|pipeline| (*pipeline, made)));
+        }
+        let candidates = wanted.iter().map(|(pipeline, made)| (*pipeline, made.candidate(*pipeline))).collect();
+        let (serving, admitted, refused) = introduce(self.trial(), &self.serving, candidates);
+        if let Some(admitted) = admitted {
+            self.settle(serving, &admitted);
+        }
+        for (pipeline, refusal) in refused {
+            self.refuse_pipeline(pipeline, &wanted[&pipeline].package, &refusal);
+        }
+        for (pipeline, made) in &wanted {
+            let Some(candidate) = self.serving[*pipeline].clone() else { continue };
+            match self.load_all(*pipeline, &candidate) {
+                Ok(()) => self.serve(*pipeline),
+                Err(why) => {
+                    self.serving[*pipeline] = None;
+                    self.reporter.model_refused(
+                        &self.plan.pipelines[*pipeline].name,
+                        &made.package.manifest().name,
+                        &why,
+                    );
+                    self.board.set_pipeline(*pipeline, PipelineState::Refused(why.clone()));
+                    self.set_failed(&made.package, &why);
+                }
+            }
+        }
+        for made in prepared.iter() {
+            if made.versions.keys().any(|pipeline| self.serving[*pipeline].is_some()) {
+                self.board.set(&made.package, ModelPhase::Active, Some(&made.proved), None);
+                self.reporter.model_activated(made.package.manifest(), &made.proved);
+            }
+        }
+        self.brought_up();
+    }
+
+    /// Nothing is on its way any more.
+    pub(super) fn brought_up(&mut self) {
+        self.known.values_mut().for_each(|known| known.package = None);
+        self.tidy();
+    }
+
+    /// Takes an admitted set over: places, periods, and room for analytic jobs.
+    pub(super) fn settle(&mut self, serving: Vec<Option<Candidate>>, admitted: &Admitted) {
+        for source in 0..self.plan.sources.len() {
+            let streams: Vec<u32> = admitted.workers.iter().map(|worker| worker.streams[source]).collect();
+            if streams.iter().any(|streams| *streams > 0) {
+                self.places.set(source, streams);
+            }
+        }
+        for (thread, worker) in self.workers.iter().zip(&admitted.workers) {
+            let longest = worker.longest_job.unwrap_or(Duration::MAX);
+            thread.change(move |worker, context| worker.set_longest(longest, context));
+        }
+        let trial = self.trial();
+        let (memory, _) = trial.memory(&serving, admitted).unwrap_or_default();
+        for source in 0..self.plan.sources.len() {
+            self.places.set_messages(source, trial.message_deadline(source, &serving), trial.message_period(source));
+        }
+        for (serve, candidate) in self.serves.iter().zip(&serving) {
+            if let (Some(serve), Some(candidate)) = (serve, candidate) {
+                serve.set_period(trial.period(serve.pipeline, candidate));
+            }
+        }
+        self.serving = serving;
+        let density = admitted.workers.iter().map(|worker| worker.density).collect();
+        self.board.set_tally(|tally| (tally.load, tally.density, tally.admitted) = (admitted.load, density, memory));
+    }
+
+    /// Workers that have streams of a pipeline's source.
+    pub(super) fn places_of(&self, pipeline: usize) -> BTreeSet<usize> {
+        let streams = self.places.of(self.plan.pipelines[pipeline].source).unwrap_or_default();
+        streams.iter().enumerate().filter(|(_, streams)| **streams > 0).map(|(worker, _)| worker).collect()
+    }
+
+    /// Loads what a pipeline needs on all of its workers, except models that may be unloaded and find no room now:
+    /// they come when the first window wants them.
+    ///
+    /// # Errors
+    /// Why one cannot be loaded. None of them stays then.
+    pub(super) fn load_all(&mut self, pipeline: usize, candidate: &Candidate) -> Result<(), String> {
+        let stays = self.plan.pipelines[pipeline].stays();
+        let keep: BTreeSet<u32> = candidate.numbers().collect();
+        for worker in self.places_of(pipeline) {
+            for facts in candidate.facts() {
+                let loaded = self.known.get(&facts.number).is_some_and(|known| known.loaded.contains_key(&worker));
+                let fits = self.loaded_bytes() + facts.memory <= self.config.budget.memory.0;
+                if loaded || !fits && !stays {
+                    continue;
+                }
+                let made_room = self.make_room(facts.memory, &keep, true);
+                let outcome = if made_room { self.load(worker, facts.number) } else { Err(self.no_room(facts)) };
+                if let Err(why) = outcome {
+                    self.unload_unserved(&keep);
+                    return Err(why);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Unloads what no pipeline serves.
+    fn unload_unserved(&mut self, numbers: &BTreeSet<u32>) {
+        for number in numbers.iter().copied().filter(|number| !self.serves.iter().flatten().any(|s| s.uses(*number))) {
+            for worker in self.known.get(&number).map(|known| known.loaded.clone()).unwrap_or_default().into_keys() {
+                self.workers[worker].change(move |worker, context| worker.unload(number, context));
+            }
+        }
+    }
+
+    /// Serves a pipeline on its workers.
+    pub(super) fn serve(&mut self, pipeline: usize) {
+        let Some(candidate) = self.serving[pipeline].clone() else { return };
+        let period = self.trial().period(pipeline, &candidate);
+        let Candidate { version, full, reduced, .. } = candidate;
+        let serve = Arc::new(Serve::new(pipeline, version, full, reduced, period));
+        for worker in self.places_of(pipeline) {
+            let serve = Arc::clone(&serve);
+            self.workers[worker].change(move |worker, context| worker.serve(serve, context));
+        }
+        self.serves[pipeline] = Some(serve);
+        self.board.set_pipeline(pipeline, PipelineState::Serving);
+    }
+
+    /// A stream was measured: its source is admitted again with that.
+    fn observed(&mut self, observation: &Observation) {
+        let Some(source) = self.plan.sources.iter().position(|source| Arc::ptr_eq(source, &observation.source)) else {
+            return;
+        };
+        let before = self.seen[source];
+        self.seen[source] = before.with(observation.figures);
+        match self.trial().test(&self.serving) {
+            Ok(admitted) => self.settle(self.serving.clone(), &admitted),
+            Err(refusal) => {
+                // What runs goes on; what comes faster than was admitted is shed first.
+                self.seen[source] = before.exceeded(observation.figures);
+                let trial = self.trial();
+                let deadline = trial.message_deadline(source, &self.serving);
+                self.places.set_messages(source, deadline, trial.message_period(source));
+                if self.over_budget.insert(source) {
+                    self.reporter.over_budget(observation.source.name(), &refusal.to_string());
+                }
+            }
+        }
+    }
+
+    pub(super) fn refuse(&self, path: &Path, package: &Arc<Package>, why: &str) {
+        let manifest = package.manifest();
+        for index in self.pipelines_of(path) {
+            self.reporter.model_refused(&self.plan.pipelines[index].name, &manifest.name, why);
+            // What serves goes on.
+            if self.serving[index].is_none() {
+                self.board.set_pipeline(index, PipelineState::Refused(why.to_owned()));
+            }
+        }
+        self.set_failed(package, why);
+    }
+
+    /// Shows that a package does not serve, unless one of the same name and version does.
+    pub(super) fn set_failed(&self, package: &Package, why: &str) {
+        if !self.board.is_active(package) {
+            self.board.set(package, ModelPhase::Failed, None, Some(why.to_owned()));
+        }
+    }
+
+    fn refuse_pipeline(&mut self, pipeline: usize, package: &Package, refusal: &Refusal) {
+        let why = refusal.to_string();
+        self.reporter.pipeline_refused(&self.plan.pipelines[pipeline].name, &why);
+        self.board.set_pipeline(pipeline, PipelineState::Refused(why.clone()));
+        self.set_failed(package, &why);
+    }
+
+    /// Forgets variants that nobody serves and that are loaded nowhere, and brings the tally up to date.
+    pub(super) fn tidy(&mut self) {
+        let used = |number: u32| self.serving.iter().flatten().any(|candidate| candidate.uses(number));
+        let gone: Vec<u32> = self
+            .known
+            .iter()
+            .filter(|(number, known)| known.loaded.is_empty() && known.package.is_none() && !used(**number))
+            .map(|(number, _)| *number)
+            .collect();
+        for number in gone {
+            let Some(Known { version, .. }) = self.known.remove(&number) else { continue };
+            let same = |known: &Known| known.version.model == version.model && known.version.version == version.version;
+            // One that failed stays to be read; one that served and was replaced is gone.
+            if !self.known.values().any(same) && self.board.serves(&version.model, &version.version) {
+                self.board.remove(&version.model, &version.version);
+            }
+        }
+        let served = |number: u32| -> BTreeSet<usize> {
+            let uses = self.serving.iter().enumerate().filter(|(_, c)| c.as_ref().is_some_and(|c| c.uses(number)));
+            uses.flat_map(|(pipeline, _)| self.places_of(pipeline)).collect()
+        };
+        let shown = |known: &Known| Listed {
+            facts: Arc::clone(&known.facts),
+            version: Arc::clone(&known.version.version),
+            reduced: known.reduced,
+            loaded: known.loaded.keys().copied().collect(),
+            served: served(known.facts.number),
+        };
+        let (loaded, models) = (self.loaded_bytes(), self.known.values().map(shown).collect());
+        self.board.set_tally(|tally| (tally.loaded, tally.models) = (loaded, models));
+    }
+}
+
+/// What is wrong, in one line.
+pub(super) fn said(error: &CliError) -> String {
+    match error {
+        CliError::Configuration(problems) => problems.join("; "),
+        other => format!("{other:?}"),
+    }
+}
