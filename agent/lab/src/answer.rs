@@ -8,16 +8,22 @@ use std::borrow::Cow;
 
 use limpet_wire::binary;
 use limpet_wire::content_type;
-use limpet_wire::result::LatencyUs;
+use limpet_wire::result::{LatencyUs, Span};
 use serde::Deserialize;
 
-/// One result in an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Answer {
+/// One result in an answer. What other agents than limpet do not say is not there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Answer<'a> {
     /// The tag of the message that it answers.
     pub tag: u64,
-    /// Where its time went; other agents than limpet may not say.
+    /// Where its time went.
     pub latency: Option<LatencyUs>,
+    /// Whether it was ready only after its deadline.
+    pub late: bool,
+    /// Index of its window's first sample.
+    pub first: Option<u64>,
+    /// The version of the model that gave it.
+    pub version: Option<&'a str>,
 }
 
 /// Of a result in JSON only what is measured: a full decode would make the measuring end the slower one.
@@ -27,18 +33,26 @@ struct Glance<'a> {
     r#type: Option<Cow<'a, str>>,
     tag: Option<u64>,
     latency_us: Option<LatencyUs>,
+    #[serde(default)]
+    late: bool,
+    window: Option<Span>,
+    #[serde(borrow)]
+    version: Option<Cow<'a, str>>,
 }
 
 /// Calls `each` for every tagged result in a message; gives the number of entries that were none.
-pub fn read(content: Option<&str>, message: &[u8], mut each: impl FnMut(Answer)) -> u64 {
+pub fn read(content: Option<&str>, message: &[u8], mut each: impl FnMut(Answer<'_>)) -> u64 {
     if content == Some(content_type::POSTCARD) {
         return read_postcard(message, &mut each);
     }
     let mut others = 0;
     for line in message.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
         match serde_json::from_slice::<Glance<'_>>(line) {
-            Ok(Glance { r#type, tag: Some(tag), latency_us }) if r#type.as_deref().is_none_or(|t| t == "result") => {
-                each(Answer { tag, latency: latency_us });
+            Ok(Glance { r#type, tag: Some(tag), latency_us, late, window, version })
+                if r#type.as_deref().is_none_or(|t| t == "result") =>
+            {
+                let (first, version) = (window.map(|window| window.first), version.as_deref());
+                each(Answer { tag, latency: latency_us, late, first, version });
             }
             _ => others += 1,
         }
@@ -46,10 +60,16 @@ pub fn read(content: Option<&str>, message: &[u8], mut each: impl FnMut(Answer))
     others
 }
 
-fn read_postcard(message: &[u8], each: &mut impl FnMut(Answer)) -> u64 {
+fn read_postcard(message: &[u8], each: &mut impl FnMut(Answer<'_>)) -> u64 {
     let mut take = |item: &[u8]| match binary::read_result(item) {
         Ok(record) => {
-            let answer = record.tag.map(|tag| Answer { tag, latency: Some(record.latency) });
+            let answer = record.tag.map(|tag| Answer {
+                tag,
+                latency: Some(record.latency),
+                late: record.late,
+                first: Some(record.window.first),
+                version: Some(&record.version),
+            });
             answer.map(&mut *each).is_some()
         }
         Err(_) => false,
@@ -99,7 +119,9 @@ pub(crate) mod tests {
     fn tags(content: &str, message: &[u8]) -> (Vec<u64>, u64) {
         let mut tags = Vec::new();
         let others = read(Some(content), message, |answer| {
-            assert_eq!(answer.latency, Some(result(0).latency));
+            let expected = result(answer.tag);
+            assert_eq!(answer.latency, Some(expected.latency));
+            assert_eq!((answer.first, answer.version, answer.late), (Some(0), Some("1.0.0"), false));
             tags.push(answer.tag);
         });
         (tags, others)

@@ -33,6 +33,16 @@ impl Times {
         self.0.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     }
 
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// Adds all of another's.
+    pub fn add(&mut self, other: &Self) {
+        self.0.add(&other.0).expect("all have the same bounds");
+    }
+
     /// The quantiles, if there is any time.
     pub fn quantiles(&self) -> Option<Quantiles> {
         let us = |ns: u64| ns as f64 / 1e3;

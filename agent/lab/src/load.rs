@@ -6,17 +6,19 @@
 //! measures one hop through the broker, the floor under every other figure.
 //!
 //! Two ways to publish: at a fixed rate, whatever the answers do, for latency; or flat out with a number of messages
-//! unanswered at any time, for throughput. What happens in the warm-up is not measured.
+//! unanswered at any time, for throughput. What happens in the warm-up is not measured. `--publish-only` is for loads
+//! above what an agent can take: it publishes at a rate, takes no answers, and ends when all has been written.
 
 mod ledger;
 mod process;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rumqttc::Outgoing;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Filter, Packet, SubscribeReasonCode};
 use rumqttc::v5::{AsyncClient, Event, EventLoop};
@@ -50,8 +52,11 @@ pub struct LoadArgs {
     #[arg(long, default_value = "limpet-lab/load")]
     topic: String,
     /// Topic filter on which answers come
-    #[arg(long, value_name = "FILTER", required_unless_present = "echo", conflicts_with = "echo")]
+    #[arg(long, value_name = "FILTER", required_unless_present_any = ["echo", "publish_only"], conflicts_with = "echo")]
     answers: Option<String>,
+    /// Take no answers: what becomes of the messages, the agent's own counters say
+    #[arg(long, conflicts_with_all = ["answers", "echo", "flat_out"])]
+    publish_only: bool,
     /// Measure the broker's own echo: receive what is published
     #[arg(long)]
     echo: bool,
@@ -112,7 +117,7 @@ struct ProcessReport {
 
 /// Runs `limpet-lab load`.
 pub fn run(args: LoadArgs) -> anyhow::Result<()> {
-    let json = args.json;
+    let (json, publish_only) = (args.json, args.publish_only);
     let traffic = Traffic::new(&args)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let report = runtime.block_on(tokio::task::LocalSet::new().run_until(measure(args, traffic)))?;
@@ -121,7 +126,7 @@ pub fn run(args: LoadArgs) -> anyhow::Result<()> {
     } else {
         print(&report);
     }
-    if report.figures.received == 0 {
+    if report.figures.received == 0 && !publish_only {
         bail!("no answer came; is the agent running, and does its source have a header field named tag?");
     }
     Ok(())
@@ -179,6 +184,8 @@ struct Publisher {
     traffic: Traffic,
     ledger: RefCell<Ledger>,
     untagged: RefCell<u64>,
+    /// Messages written to the broker.
+    written: Cell<u64>,
 }
 
 impl Publisher {
@@ -210,9 +217,16 @@ async fn measure(args: LoadArgs, traffic: Traffic) -> anyhow::Result<Report> {
     // At a fixed rate the channel may hold what falls due during a pause of the broker of one second.
     let capacity = if args.flat_out { args.unanswered } else { args.rate.ceil() as usize } + 16;
     let (client, mut events) = AsyncClient::new(options, capacity);
-    let publisher =
-        Rc::new(Publisher { client, traffic, ledger: RefCell::new(Ledger::new()), untagged: RefCell::new(0) });
-    subscribe(&args, &publisher.client, &mut events).await?;
+    let publisher = Rc::new(Publisher {
+        client,
+        traffic,
+        ledger: RefCell::new(Ledger::new()),
+        untagged: RefCell::new(0),
+        written: Cell::new(0),
+    });
+    if !args.publish_only {
+        subscribe(&args, &publisher.client, &mut events).await?;
+    }
 
     let stop = Rc::new(Notify::new());
     let pacing = tokio::task::spawn_local(pace(publisher.clone(), stop.clone(), Pace::from(&args)));
@@ -266,6 +280,9 @@ async fn subscribe(args: &LoadArgs, client: &AsyncClient, events: &mut EventLoop
 async fn poll(events: &mut EventLoop, publisher: &Publisher, echo: bool, refill: Option<usize>) -> anyhow::Result<()> {
     loop {
         let event = events.poll().await.context("the connection to the broker was lost")?;
+        if let Event::Outgoing(Outgoing::Publish(_)) = event {
+            publisher.written.set(publisher.written.get() + 1);
+        }
         let Event::Incoming(Packet::Publish(message)) = event else { continue };
         let now = Instant::now();
         if message.retain {
@@ -274,7 +291,9 @@ async fn poll(events: &mut EventLoop, publisher: &Publisher, echo: bool, refill:
         let mut ledger = publisher.ledger.borrow_mut();
         if echo {
             match message.payload.first_chunk::<TAG>() {
-                Some(tag) => ledger.receive(answer::Answer { tag: u64::from_le_bytes(*tag), latency: None }, now),
+                Some(tag) => {
+                    ledger.receive(answer::Answer { tag: u64::from_le_bytes(*tag), ..Default::default() }, now)
+                }
                 None => *publisher.untagged.borrow_mut() += 1,
             }
         } else {
@@ -298,6 +317,7 @@ struct Pace {
     warm_up: Duration,
     measured: Duration,
     pid: Option<u32>,
+    publish_only: bool,
 }
 
 impl From<&LoadArgs> for Pace {
@@ -308,6 +328,7 @@ impl From<&LoadArgs> for Pace {
             warm_up: Duration::from_secs_f64(args.warm_up),
             measured: Duration::from_secs_f64(args.seconds),
             pid: args.pid,
+            publish_only: args.publish_only,
         }
     }
 }
@@ -323,6 +344,9 @@ async fn pace(publisher: Rc<Publisher>, stop: Rc<Notify>, pace: Pace) -> anyhow:
         let used = watched.map(|process| process.used()).transpose()?;
 
         let until = Instant::now() + LOST_AFTER;
+        if pace.publish_only {
+            return finish_writing(&publisher, until).await.map(|()| used);
+        }
         while publisher.ledger.borrow().unanswered() > 0 && Instant::now() < until {
             tokio::time::sleep(LOOK_FOR_LOST).await;
         }
@@ -335,7 +359,28 @@ async fn pace(publisher: Rc<Publisher>, stop: Rc<Notify>, pace: Pace) -> anyhow:
     done
 }
 
+/// Waits until every message has been written. Nothing may be left behind: others count what arrives.
+async fn finish_writing(publisher: &Publisher, until: Instant) -> anyhow::Result<()> {
+    let sent = publisher.ledger.borrow().unanswered() as u64;
+    while publisher.written.get() < sent {
+        if Instant::now() >= until {
+            bail!(
+                "{} messages were not written in time; is the broker slower than --rate?",
+                sent - publisher.written.get()
+            );
+        }
+        tokio::time::sleep(LOOK_FOR_LOST).await;
+    }
+    // The last of them are written when the connection is next looked at.
+    tokio::time::sleep(LOOK_FOR_LOST).await;
+    Ok(())
+}
+
 async fn publish_for(publisher: &Publisher, pace: &Pace, time: Duration) -> anyhow::Result<()> {
+    // Without a warm-up every message is measured: not even the first is sent before.
+    if time.is_zero() {
+        return Ok(());
+    }
     let end = Instant::now() + time;
     let mut tick = tokio::time::interval(if pace.unanswered.is_some() { LOOK_FOR_LOST } else { pace.period });
     // After a pause the messages that fell due meanwhile are published at once: the rate is what was asked for.
@@ -345,7 +390,9 @@ async fn publish_for(publisher: &Publisher, pace: &Pace, time: Duration) -> anyh
             _ = tick.tick() => {}
             () = tokio::time::sleep_until(end.into()) => return Ok(()),
         }
-        publisher.ledger.borrow_mut().expire(Instant::now().checked_sub(LOST_AFTER));
+        if !pace.publish_only {
+            publisher.ledger.borrow_mut().expire(Instant::now().checked_sub(LOST_AFTER));
+        }
         match pace.unanswered {
             Some(unanswered) => publisher.fill(unanswered)?,
             None => publisher.publish()?,
@@ -394,6 +441,7 @@ mod tests {
             broker: broker::start_on_free_port().unwrap(),
             topic: "test/load".into(),
             answers: None,
+            publish_only: false,
             echo: true,
             payload: None,
             size: 490,
@@ -427,6 +475,13 @@ mod tests {
         assert!(report.figures.received > 100, "{report:?}");
         assert_eq!((report.figures.lost, report.figures.repeated), (0, 0), "{report:?}");
         assert!(report.figures.most_unanswered <= 8, "{report:?}");
+    }
+
+    #[test]
+    fn what_is_only_published_is_written_whole_and_nothing_of_it_counts_as_lost() {
+        let report = report(LoadArgs { echo: false, publish_only: true, ..args(2000.0, false) });
+        assert!(report.figures.sent > 500, "{report:?}");
+        assert_eq!((report.figures.received, report.figures.lost), (0, 0), "{report:?}");
     }
 
     #[test]

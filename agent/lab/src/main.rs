@@ -1,8 +1,9 @@
 //! `limpet-lab`: the binary beside the agent, for everything that a gateway does not need.
 //!
 //! It shows the main job (`demo`), packs models (`pack`), reads postcard results (`decode`), puts load on an agent
-//! through a broker and measures the answers (`load`), and is a small broker itself (`broker`). Where it needs the
-//! agent it starts the real `limpet` as a child; no code of the daemon is linked here.
+//! through a broker (`load`) or its local socket (`ask`) and measures the answers, tells how long the machine itself
+//! stood still meanwhile (`stalls`), measures models alone (`bench`), and is a small broker itself (`broker`). Where it
+//! needs the agent it starts the real `limpet` as a child; no code of the daemon is linked here.
 //!
 //! Exit codes: 0 done, 64 usage, 69 something needed is not available (a broker, the agent, a file that is the
 //! machine's part), 1 anything else.
@@ -14,6 +15,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod answer;
+mod ask;
+mod bench;
 mod broker;
 mod decode;
 mod demo;
@@ -22,6 +25,7 @@ mod load;
 mod motor;
 mod mqtt;
 mod pack;
+mod stalls;
 
 #[derive(Parser)]
 #[command(name = "limpet-lab", version, about, max_term_width = 120)]
@@ -36,10 +40,16 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Makes a package of a folder, and refuses one whose golden vectors prove nothing
     Pack(pack::PackArgs),
+    /// Measures a package or a graph by MLPerf Inference's rules, or finds what serves it best (--tune)
+    Bench(bench::BenchArgs),
     /// Turns postcard results on standard input into JSON lines
     Decode,
     /// Publishes through a broker and measures the answers
     Load(load::LoadArgs),
+    /// Asks an agent's local socket, several clients at once, and measures the answers
+    Ask(ask::AskArgs),
+    /// Tells when, and for how long, the machine let no thread run
+    Stalls(stalls::StallsArgs),
     /// Runs the embedded MQTT broker until Ctrl-C; it keeps nothing on disk
     Broker(broker::BrokerArgs),
 }
@@ -79,8 +89,11 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Pack(args) => pack::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Bench(args) => bench::run(&args),
         Command::Decode => decode::run().map(|()| ExitCode::SUCCESS),
         Command::Load(args) => load::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Ask(args) => ask::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Stalls(args) => stalls::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Broker(args) => broker::run(&args).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {

@@ -1,14 +1,21 @@
 //! What was sent and what came back. No I/O and no clock: the caller says when.
 
-use std::time::Instant;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
+use limpet_runtime::Moment;
 use serde::Serialize;
 
 use crate::answer::Answer;
 use crate::latency::{Parts, Quantiles, Times};
 
+/// Most messages of which it is told when they were sent.
+const TOLD: usize = 1000;
+
 /// Messages by tag, and the figures of the measured time.
 pub struct Ledger {
+    /// One moment on both clocks.
+    origin: (Instant, Moment),
     /// One slot a message; its index is its tag.
     slots: Vec<Slot>,
     /// All slots before this one are settled.
@@ -25,6 +32,15 @@ pub struct Ledger {
     /// From sending to receiving.
     trip: Times,
     parts: Parts<Times>,
+    /// Queue and decide together.
+    around: Times,
+    late: u64,
+    missed: Vec<Missed>,
+    /// The longest in the agent, the longest first.
+    longest: Vec<Long>,
+    /// First sample of each window that an answer was about, warm-up included.
+    windows: Vec<u64>,
+    versions: BTreeMap<String, u64>,
 }
 
 #[derive(Clone, Copy)]
@@ -32,6 +48,58 @@ enum Slot {
     Open(Instant),
     Answered,
     Lost,
+}
+
+/// A message whose answer did not come, or came after its deadline.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Missed {
+    /// Its tag.
+    pub tag: u64,
+    /// When it was sent, in nanoseconds of CLOCK_BOOTTIME.
+    pub sent_ns: u64,
+    /// Whether there was an answer, but late.
+    pub late: bool,
+}
+
+/// An answer that took long in the agent.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Long {
+    /// When its message was sent, in nanoseconds of CLOCK_BOOTTIME.
+    pub sent_ns: u64,
+    /// From sending to receiving.
+    pub trip_us: f64,
+    /// From capture to decision, as the result says.
+    pub total_us: u64,
+}
+
+/// Which windows answers were about.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Windows {
+    /// Different windows.
+    pub count: u64,
+    /// First sample of the first.
+    pub first: u64,
+    /// First sample of the last.
+    pub last: u64,
+    /// Samples from one to the next: the shortest distance that occurs.
+    pub step: u64,
+    /// Windows between the first and the last that no answer was about.
+    pub missing: u64,
+    /// Answers about a window that there was an answer about already.
+    pub repeated: u64,
+}
+
+impl Windows {
+    fn of(firsts: &[u64]) -> Option<Self> {
+        let mut sorted = firsts.to_vec();
+        sorted.sort_unstable();
+        sorted.dedup();
+        let (&first, &last) = (sorted.first()?, sorted.last()?);
+        let step = sorted.windows(2).map(|pair| pair[1] - pair[0]).min().unwrap_or(1);
+        let count = sorted.len() as u64;
+        let missing = ((last - first) / step + 1).saturating_sub(count);
+        Some(Self { count, first, last, step, missing, repeated: firsts.len() as u64 - count })
+    }
 }
 
 /// What the measured time gave.
@@ -57,11 +125,24 @@ pub struct Figures {
     pub trip_us: Option<Quantiles>,
     /// Where the results say their time went.
     pub latency_us: Option<Parts<Quantiles>>,
+    /// Of each, queue and decide together: what the runtime adds around the session.
+    pub around_us: Option<Quantiles>,
+    /// Answers to messages sent in it that were ready only after their deadline.
+    pub late: u64,
+    /// Of what was lost or late, when it was sent; at most a thousand.
+    pub missed: Vec<Missed>,
+    /// The answers that took longest in the agent, the longest first; at most a thousand.
+    pub longest: Vec<Long>,
+    /// Which windows the answers were about, warm-up included.
+    pub windows: Option<Windows>,
+    /// Answers by the version of the model that gave them.
+    pub versions: BTreeMap<String, u64>,
 }
 
 impl Ledger {
     pub fn new() -> Self {
         Self {
+            origin: (Instant::now(), Moment::now()),
             slots: Vec::new(),
             first_open: 0,
             unanswered: 0,
@@ -75,7 +156,18 @@ impl Ledger {
             strange: 0,
             trip: Times::new(),
             parts: Parts::new(),
+            around: Times::new(),
+            late: 0,
+            missed: Vec::new(),
+            longest: Vec::new(),
+            windows: Vec::new(),
+            versions: BTreeMap::new(),
         }
+    }
+
+    fn boottime_ns(&self, at: Instant) -> u64 {
+        let (origin, moment) = self.origin;
+        moment.after(at.saturating_duration_since(origin)).0
     }
 
     /// Begins the measured time.
@@ -113,7 +205,8 @@ impl Ledger {
     }
 
     /// An answer has come.
-    pub fn receive(&mut self, answer: Answer, at: Instant) {
+    pub fn receive(&mut self, answer: Answer<'_>, at: Instant) {
+        self.windows.extend(answer.first);
         let slot = usize::try_from(answer.tag).ok().and_then(|index| self.slots.get_mut(index));
         let sent = match slot {
             None => {
@@ -133,9 +226,38 @@ impl Ledger {
         self.received += u64::from(self.is_measured(at));
         if self.is_measured(sent) {
             self.trip.record(at.duration_since(sent));
+            let sent_ns = self.boottime_ns(sent);
             if let Some(latency) = answer.latency {
                 self.parts.record(latency);
+                self.around.record(Duration::from_micros(latency.queue + latency.decide));
+                let trip_us = at.duration_since(sent).as_secs_f64() * 1e6;
+                self.keep_if_long(Long { sent_ns, trip_us, total_us: latency.total() });
             }
+            if answer.late {
+                self.late += 1;
+                self.miss(Missed { tag: answer.tag, sent_ns, late: true });
+            }
+            if let Some(version) = answer.version {
+                match self.versions.get_mut(version) {
+                    Some(count) => *count += 1,
+                    None => _ = self.versions.insert(version.to_owned(), 1),
+                }
+            }
+        }
+    }
+
+    fn keep_if_long(&mut self, long: Long) {
+        if self.longest.len() == TOLD && self.longest.last().is_some_and(|last| last.total_us >= long.total_us) {
+            return;
+        }
+        let at = self.longest.partition_point(|other| other.total_us >= long.total_us);
+        self.longest.truncate(TOLD - 1);
+        self.longest.insert(at, long);
+    }
+
+    fn miss(&mut self, missed: Missed) {
+        if self.missed.len() < TOLD {
+            self.missed.push(missed);
         }
     }
 
@@ -148,7 +270,11 @@ impl Ledger {
                 }
                 self.slots[self.first_open] = Slot::Lost;
                 self.unanswered -= 1;
-                self.lost += u64::from(self.is_measured(sent));
+                if self.is_measured(sent) {
+                    self.lost += 1;
+                    let (tag, sent_ns) = (self.first_open as u64, self.boottime_ns(sent));
+                    self.miss(Missed { tag, sent_ns, late: false });
+                }
             }
             self.first_open += 1;
         }
@@ -171,19 +297,51 @@ impl Ledger {
             per_second: if seconds > 0.0 { self.received as f64 / seconds } else { 0.0 },
             trip_us: self.trip.quantiles(),
             latency_us: self.parts.quantiles(),
+            around_us: self.around.quantiles(),
+            late: self.late,
+            missed: self.missed.clone(),
+            longest: self.longest.clone(),
+            windows: Windows::of(&self.windows),
+            versions: self.versions.clone(),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use proptest::prelude::*;
 
-    fn answer(tag: u64) -> Answer {
-        Answer { tag, latency: None }
+    fn answer(tag: u64) -> Answer<'static> {
+        Answer { tag, ..Answer::default() }
+    }
+
+    #[test]
+    fn a_window_that_is_missing_or_comes_twice_is_counted() {
+        assert_eq!(Windows::of(&[]), None);
+        let windows = Windows::of(&[20, 0, 10, 40, 10]).unwrap();
+        assert_eq!(windows, Windows { count: 4, first: 0, last: 40, step: 10, missing: 1, repeated: 1 });
+    }
+
+    #[test]
+    fn what_was_late_or_lost_is_told_with_its_moment_and_what_took_long_in_order() {
+        let mut ledger = Ledger::new();
+        let start = ledger.origin.0;
+        ledger.open(start);
+        for (ms, wait) in [(1, 50), (2, 900), (3, 400)] {
+            let tag = ledger.send(start + Duration::from_millis(ms));
+            let latency = Some(limpet_wire::result::LatencyUs { wait, ..Default::default() });
+            let answer = Answer { tag, latency, late: wait > 500, version: Some("1.0.0"), ..Answer::default() };
+            ledger.receive(answer, start + Duration::from_millis(ms + 1));
+        }
+        let lost = ledger.send(start + Duration::from_millis(4));
+        ledger.expire(None);
+        let figures = ledger.figures();
+        let since = |missed: &Missed| (missed.tag, missed.sent_ns - ledger.origin.1.0, missed.late);
+        let missed: Vec<_> = figures.missed.iter().map(since).collect();
+        assert_eq!(missed, [(1, 2_000_000, true), (lost, 4_000_000, false)]);
+        assert_eq!(figures.longest.iter().map(|long| long.total_us).collect::<Vec<_>>(), [900, 400, 50]);
+        assert_eq!((figures.late, figures.versions["1.0.0"]), (1, 3));
     }
 
     #[test]
