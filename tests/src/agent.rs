@@ -1,8 +1,9 @@
 //! The real agent as a child process.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -12,11 +13,15 @@ use tempfile::TempDir;
 use crate::LIMIT;
 use crate::client::{Client, Message};
 use crate::lines::Lines;
+use crate::local;
 use crate::package::Package;
-use crate::program::{binary, command, end_of, text_of};
+use crate::program::{binary, command, end_of, run, text_of};
 
 /// Name of the gateway in all tests.
 pub const GATEWAY: &str = "gw";
+
+/// Nobody listens there: a proof needs no broker.
+const NOBODY: &str = "[broker.nobody]\nurl = \"mqtt://127.0.0.1:1\"\n";
 
 /// A folder with a configuration, and state and run folders of its own.
 pub struct Home {
@@ -36,6 +41,33 @@ impl Home {
         home
     }
 
+    /// [`Home::proved`] where more packages were proved besides, each for use by pipelines with these lines. What is
+    /// proved under one `key` is proved once for all tests.
+    pub fn proved_with(key: &'static str, packages: &[(&Package, &str)]) -> Self {
+        static FOLDERS: Mutex<BTreeMap<&str, Arc<OnceLock<PathBuf>>>> = Mutex::new(BTreeMap::new());
+        let folder = Arc::clone(FOLDERS.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default());
+        let folder = folder.get_or_init(|| {
+            let home = Self::proved();
+            let mut config = NOBODY.to_owned();
+            for (number, (package, pipeline)) in packages.iter().enumerate() {
+                config += &source_and_pipeline(&format!("proved{number}"), package, "json = {}");
+                config += pipeline;
+            }
+            let path = home.write(&config);
+            let checked = run("limpet", &["check", "--prove", "--config", text_of(&path)]);
+            // One that would be refused is proved all the same.
+            assert!(matches!(checked.code, Some(0 | 78)), "{}\n{}", checked.stdout, checked.stderr);
+            let folder = proofs().with_file_name(format!("limpet-tests-proofs-{key}"));
+            // It is not there at first.
+            let _ = std::fs::remove_dir_all(&folder);
+            copy(&home.path().join("state"), &folder);
+            folder
+        });
+        let home = Self::empty();
+        copy(folder, &home.folder.path().join("state"));
+        home
+    }
+
     /// Writes a configuration of [`GATEWAY`]; `config` is everything but `format` and `[gateway]`.
     pub fn write(&self, config: &str) -> PathBuf {
         self.write_as(GATEWAY, config)
@@ -52,6 +84,11 @@ impl Home {
         path
     }
 
+    /// Where the agent's local socket is.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("run/limpet.sock")
+    }
+
     /// The folder.
     pub fn path(&self) -> &Path {
         self.folder.path()
@@ -66,9 +103,8 @@ fn proofs() -> &'static Path {
         // It is not there at first.
         let _ = std::fs::remove_dir_all(&folder);
         let (scores, loudness) = (Package::scores(), Package::loudness());
-        // Nobody listens there: a proof needs no broker.
         let config = format!(
-            "[broker.nobody]\nurl = \"mqtt://127.0.0.1:1\"\n{}{}",
+            "{NOBODY}{}{}",
             source_and_pipeline("scores", &scores, "json = {}"),
             source_and_pipeline("loudness", &loudness, "json = {}")
         );
@@ -176,6 +212,70 @@ impl Agent {
         self.child.try_wait().expect("a child can be asked").is_none()
     }
 
+    /// The most memory that it ever held, in bytes.
+    ///
+    /// # Panics
+    /// If the kernel does not tell.
+    #[track_caller]
+    pub fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the agent runs");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = peak.and_then(|peak| peak.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        kib.expect("the kernel counts in kB") * 1024
+    }
+
+    /// Its folder.
+    pub fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// Asks it with SIGHUP to look for packages that changed.
+    pub fn reload(&self) {
+        self.signal(Signal::HUP);
+    }
+
+    /// What it says of itself over its local socket.
+    ///
+    /// # Panics
+    /// If it does not answer.
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        local::request(&self.home.socket(), "GET", "/v1/status", None).expect(200)
+    }
+
+    /// Asks for its status until something is there, and gives that: for what nobody announces.
+    ///
+    /// # Panics
+    /// With the last status, if it does not come.
+    #[track_caller]
+    pub fn wait_for_status<T>(&self, what: &str, wanted: impl Fn(&Value) -> Option<T>) -> T {
+        let until = Instant::now() + LIMIT;
+        loop {
+            let status = self.status();
+            if let Some(found) = wanted(&status) {
+                return found;
+            }
+            assert!(Instant::now() < until, "{what} did not come: {status:#}");
+        }
+    }
+
+    /// Waits until it ends by itself.
+    ///
+    /// # Panics
+    /// If it does not.
+    #[track_caller]
+    pub fn wait_for_end(mut self) -> (ExitStatus, Home, Vec<String>) {
+        let Some(status) = end_of(&mut self.child, LIMIT) else {
+            panic!("the agent did not end; it said:\n{}", self.log().join("\n"))
+        };
+        (status, std::mem::replace(&mut self.home, Home::empty()), self.lines.to_end())
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a child has a process id");
+        kill_process(pid, signal).expect("the agent runs");
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -186,13 +286,9 @@ impl Agent {
     /// # Panics
     /// If it does not end.
     #[track_caller]
-    pub fn stop(mut self) -> (ExitStatus, Home, Vec<String>) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a child has a process id");
-        kill_process(pid, Signal::TERM).expect("the agent runs");
-        let Some(status) = end_of(&mut self.child, LIMIT) else {
-            panic!("the agent did not stop; it said:\n{}", self.log().join("\n"))
-        };
-        (status, std::mem::replace(&mut self.home, Home::empty()), self.lines.to_end())
+    pub fn stop(self) -> (ExitStatus, Home, Vec<String>) {
+        self.signal(Signal::TERM);
+        self.wait_for_end()
     }
 
     /// Ends it as if it had crashed.

@@ -1,29 +1,95 @@
-//! ONNX graphs small enough to be written by hand: y = x · W + b, in the protocol buffers' wire format.
+//! ONNX graphs simple enough to be written by hand, all of opset 13, in the protocol buffers' wire format.
 //!
 //! With them a test dictates what a model says, and needs no file from outside. Field numbers are those of onnx.proto.
 
-/// A graph `input [1, rows] → Gemm → output [1, columns]` in f32, opset 13. `weights` is row by row.
+/// A graph `input [1, rows] → Gemm → output [1, columns]` in f32. `weights` is row by row.
 ///
 /// # Panics
 /// If `weights` has not `rows × columns` elements, or `bias` not `columns`.
 pub fn gemm(rows: usize, columns: usize, weights: &[f32], bias: &[f32]) -> Vec<u8> {
     assert_eq!((weights.len(), bias.len()), (rows * columns, columns));
-    let node =
-        [text(1, "input"), text(1, "weights"), text(1, "bias"), text(2, "output"), text(3, "gemm"), text(4, "Gemm")];
-    let graph = [
-        bytes(1, &node.concat()),
-        text(2, "graph"),
-        bytes(5, &tensor("weights", &[rows, columns], weights)),
-        bytes(5, &tensor("bias", &[columns], bias)),
-        bytes(11, &value("input", &[1, rows])),
-        bytes(12, &value("output", &[1, columns])),
-    ];
-    let opset = [text(1, ""), number(2, 13)];
-    [number(1, 8), text(2, "limpet-tests"), bytes(7, &graph.concat()), bytes(8, &opset.concat())].concat()
+    let node = node("Gemm", &["input", "weights", "bias"], "output");
+    model(&[node], &[tensor("weights", &[rows, columns], weights), tensor("bias", &[columns], bias)], rows, columns)
 }
 
-/// ModelProto's and all others' element type for f32.
+/// A graph `input [1, columns] → Reshape → output [1, columns]` in f32 whose Reshape insists on one row: it takes no
+/// batch.
+pub fn reshape(columns: usize) -> Vec<u8> {
+    let shape = [1, columns as i64].into_iter().flat_map(i64::to_le_bytes).collect::<Vec<u8>>();
+    let shape = [number(1, 2), number(2, INT64), text(8, "shape"), bytes(9, &shape)].concat();
+    model(&[node("Reshape", &["input", "shape"], "output")], &[shape], columns, columns)
+}
+
+/// A graph `input [1, columns] → output [1, columns]` in f32 that gives its input back by way of `layers` full matrices
+/// of `width × width`, each with weights of its own: it holds memory, and a batch reads the weights once for all rows.
+///
+/// # Panics
+/// If `width` is less than `columns`.
+pub fn dense(columns: usize, width: usize, layers: usize) -> Vec<u8> {
+    assert!(width >= columns);
+    let names: Vec<String> = (0..=layers).map(|layer| format!("hidden{layer}")).collect();
+    let weights: Vec<String> = (0..layers).map(|layer| format!("weights{layer}")).collect();
+    let mut nodes = vec![node("MatMul", &["input", "first"], &names[0])];
+    nodes.extend((0..layers).map(|layer| node("MatMul", &[&names[layer], &weights[layer]], &names[layer + 1])));
+    nodes.push(node("MatMul", &[&names[layers], "last"], "output"));
+    let times = |factor: f32, rows: usize, columns: usize| -> Vec<f32> {
+        (0..rows * columns).map(|at| if at / columns == at % columns { factor } else { 0.0 }).collect()
+    };
+    // An engine may keep equal tensors once, so no two layers have the same factor. Powers of two take nothing from the
+    // numbers, and the last matrix takes back what they do.
+    let factors: Vec<f32> =
+        (1..=layers as i32).map(|layer| if layer % 2 == 0 { 2_f32 } else { 0.5 }.powi(layer)).collect();
+    let mut tensors = vec![tensor("first", &[columns, width], &times(1.0, columns, width))];
+    let layers = weights.iter().zip(&factors);
+    tensors.extend(layers.map(|(name, factor)| tensor(name, &[width, width], &times(*factor, width, width))));
+    tensors.push(tensor("last", &[width, columns], &times(1.0 / factors.iter().product::<f32>(), width, columns)));
+    model(&nodes, &tensors, columns, columns)
+}
+
+/// A graph `input [1, columns] → output [1, columns]` in f32 that gives its input back, to a millionth, after `products`
+/// of matrices of `size × size` which all depend on the input. It takes long, holds little, and takes no batch.
+pub fn slow(columns: usize, size: usize, products: usize) -> Vec<u8> {
+    // u = 1 + x ÷ 100, repeated; c = 1 ÷ size; A = c · u; A · A = (u · c) A, and u · c is about 1: the numbers keep their size for as
+    // many products as one likes.
+    let spread: Vec<f32> =
+        (0..columns * size).map(|at| if at / size == at % size % columns { 0.01 } else { 0.0 }).collect();
+    let powers: Vec<String> = (0..=products).map(|power| format!("power{power}")).collect();
+    let mut nodes =
+        vec![node("Gemm", &["input", "spread", "ones"], "row"), node("MatMul", &["column", "row"], &powers[0])];
+    nodes.extend((0..products).map(|power| node("MatMul", &[&powers[power], &powers[0]], &powers[power + 1])));
+    nodes.push(node("MatMul", &["sum", &powers[products]], "sums"));
+    nodes.push(node("MatMul", &["sums", "trace"], "hint"));
+    nodes.push(node("Add", &["input", "hint"], "output"));
+    let tensors = [
+        tensor("spread", &[columns, size], &spread),
+        tensor("ones", &[size], &vec![1.0; size]),
+        tensor("column", &[size, 1], &vec![1.0 / size as f32; size]),
+        tensor("sum", &[1, size], &vec![1.0; size]),
+        tensor("trace", &[size, columns], &vec![1e-9; size * columns]),
+    ];
+    model(&nodes, &tensors, columns, columns)
+}
+
+/// A model of opset 13 from `input [1, rows]` to `output [1, columns]`.
+fn model(nodes: &[Vec<u8>], tensors: &[Vec<u8>], rows: usize, columns: usize) -> Vec<u8> {
+    let mut graph: Vec<u8> = nodes.iter().flat_map(|node| bytes(1, node)).collect();
+    graph.extend(text(2, "graph"));
+    graph.extend(tensors.iter().flat_map(|tensor| bytes(5, tensor)));
+    graph.extend(bytes(11, &value("input", &[1, rows])));
+    graph.extend(bytes(12, &value("output", &[1, columns])));
+    let opset = [text(1, ""), number(2, 13)];
+    [number(1, 8), text(2, "limpet-tests"), bytes(7, &graph), bytes(8, &opset.concat())].concat()
+}
+
+fn node(operator: &str, inputs: &[&str], output: &str) -> Vec<u8> {
+    let mut node: Vec<u8> = inputs.iter().flat_map(|input| text(1, input)).collect();
+    node.extend([text(2, output), text(3, output), text(4, operator)].concat());
+    node
+}
+
+/// ModelProto's and all others' element type for f32, and for the shapes.
 const FLOAT: u64 = 1;
+const INT64: u64 = 7;
 
 fn tensor(name: &str, shape: &[usize], values: &[f32]) -> Vec<u8> {
     let raw: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();

@@ -14,6 +14,7 @@ pub mod broker;
 pub mod client;
 pub mod graph;
 mod lines;
+pub mod local;
 pub mod package;
 pub mod program;
 pub mod proxy;

@@ -2,6 +2,7 @@
 //!
 //! [`Package::scores`] takes features and gives them back as scores, so a payload is its own result.
 //! [`Package::loudness`] takes a series and scores the mean of the newer half of its window. Both are one matrix each.
+//! Others are one of these two in a version that is large, slow, newer, or has two variants.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -80,6 +81,30 @@ impl Package {
 
     /// [`Package::scores`] under another name.
     pub fn scores_named(name: &str) -> Self {
+        let identity = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0];
+        Self::scores_by(name, &graph::gemm(3, 3, &identity, &[0.0; 3]))
+    }
+
+    /// [`Package::scores`] by way of four full matrices, 9 MB of weights: it needs memory, and gains by batches.
+    pub fn dense(name: &str) -> Self {
+        Self::scores_by(name, &graph::dense(3, 768, 4))
+    }
+
+    /// [`Package::scores`] that thinks for some hundred milliseconds.
+    pub fn slow() -> Self {
+        Self::scores_by("slow", &graph::slow(3, 512, 130))
+    }
+
+    /// [`Package::scores`] with another variant, `reduced.onnx`, for times of pressure.
+    pub fn reducible() -> Self {
+        let package = Self::scores_named("reducible");
+        std::fs::copy(package.file("f32.onnx"), package.file("reduced.onnx")).expect("a temporary file can be copied");
+        package.edit("[[input]]", "[[variant]]\nfile = \"reduced.onnx\"\nrole = \"reduced\"\n[[input]]");
+        package
+    }
+
+    /// The package of [`Package::scores`] with a graph that gives back its input.
+    fn scores_by(name: &str, graph: &[u8]) -> Self {
         let manifest = format!(
             r#"format = 1
 [model]
@@ -94,9 +119,7 @@ kind = "features"
 trigger = {{ label = "high", above = 0.8 }}
 "#
         );
-        let identity = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0];
-        let graph = graph::gemm(3, 3, &identity, &[0.0; 3]);
-        let package = Self::new(&manifest, &[("f32.onnx", &graph), ("labels.txt", b"low\nmiddle\nhigh\n")]);
+        let package = Self::new(&manifest, &[("f32.onnx", graph), ("labels.txt", b"low\nmiddle\nhigh\n")]);
         let mut input = Vec::new();
         for vector in 0..12 {
             let mut scores = [0.02 * vector as f32, 0.11, 0.23 - 0.01 * vector as f32];
@@ -111,11 +134,16 @@ trigger = {{ label = "high", above = 0.8 }}
     /// Two classes, one channel at 100 Hz, windows of [`WINDOW`] samples, [`HOP`] apart: `loud` scores the mean of the
     /// newer half, `quiet` one minus it. Triggers on `loud` above 0.8.
     pub fn loudness() -> Self {
+        Self::loudness_of("1.0.0", 0.0)
+    }
+
+    /// [`Package::loudness`] of another version, in which `loud` scores more by `bias` and `quiet` less.
+    pub fn loudness_of(version: &str, bias: f32) -> Self {
         let manifest = format!(
             r#"format = 1
 [model]
 name = "loudness"
-version = "1.0.0"
+version = "{version}"
 task = "classification"
 [[variant]]
 file = "f32.onnx"
@@ -133,7 +161,7 @@ trigger = {{ label = "loud", above = 0.8 }}
             let share = 1.0 / HOP as f32;
             (weights[2 * row], weights[2 * row + 1]) = (share, -share);
         }
-        let graph = graph::gemm(WINDOW, 2, &weights, &[0.0, 1.0]);
+        let graph = graph::gemm(WINDOW, 2, &weights, &[bias, 1.0 - bias]);
         let package = Self::new(&manifest, &[("f32.onnx", &graph), ("labels.txt", b"loud\nquiet\n")]);
         let (mut samples, mut output) = (Vec::new(), Vec::new());
         for vector in 0..16 {
@@ -142,7 +170,7 @@ trigger = {{ label = "loud", above = 0.8 }}
             let wobble = |sample: usize| 0.01 * (sample as f32 - 2.0);
             samples.extend((0..WINDOW - HOP).map(|sample| 1.0 - level + wobble(sample)));
             samples.extend((0..HOP).map(|sample| level + wobble(sample)));
-            output.extend([level, 1.0 - level]);
+            output.extend([level + bias, 1.0 - level - bias]);
         }
         let tensors = [
             ("samples", Tensor::f32(&[16, WINDOW, 1], &samples)),
@@ -151,6 +179,14 @@ trigger = {{ label = "loud", above = 0.8 }}
         ];
         write_safetensors(&package.file("golden.safetensors"), &tensors, &[]);
         package
+    }
+
+    /// Puts another package into the place of this one, as whoever installs a new version does.
+    pub fn become_like(&self, other: &Self) {
+        for entry in std::fs::read_dir(other.path()).expect("the folder is there").map_while(Result::ok) {
+            let name = entry.file_name().into_string().expect("test folders have plain names");
+            self.put(&name, &std::fs::read(entry.path()).expect("it is there"));
+        }
     }
 
     /// Its folder.

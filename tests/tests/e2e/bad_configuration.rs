@@ -9,7 +9,7 @@ const NOBODY: &str = "[broker.local]\nurl = \"mqtt://127.0.0.1:1\"\n";
 
 /// That a configuration is refused with code 78 and one sentence that holds all of `words`, by `check` and by `run`.
 #[track_caller]
-fn is_refused(config: &str, words: &[&str]) {
+pub(crate) fn is_refused(config: &str, words: &[&str]) {
     let home = Home::empty();
     let path = home.write(config);
     for command in ["check", "run"] {

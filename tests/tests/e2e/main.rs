@@ -3,15 +3,21 @@
 mod access;
 mod bad_configuration;
 mod bad_input;
+mod bench;
+mod budgets;
 mod check;
 mod delivery;
 mod demo;
+mod hang;
+mod local_api;
 mod play;
 mod proof;
 mod results;
 mod status;
+mod swap;
 mod wakeword;
 
+use limpet_tests::agent::Home;
 use limpet_tests::{Agent, Broker, Client, Package};
 use limpet_wire::id::ResultId;
 use serde_json::Value;
@@ -72,6 +78,16 @@ publish = "every"
     )
 }
 
+/// A source of JSON arrays on `plant/{stream}/NAME` and a pipeline over them, both called `name`, that publishes every
+/// result.
+fn feed(name: &str, package: &Package, source: &str, pipeline: &str) -> String {
+    levels(package, source, pipeline)
+        .replace("name = \"scores\"", &format!("name = \"{name}\""))
+        .replace("source = \"scores\"", &format!("source = \"{name}\""))
+        .replace("name = \"levels\"", &format!("name = \"{name}\""))
+        .replace("plant/{stream}/scores", &format!("plant/{{stream}}/{name}"))
+}
+
 /// A message for [`sound`]: a sequence number and samples.
 fn samples(sequence: u32, values: &[f32]) -> Vec<u8> {
     let values = values.iter().flat_map(|value| value.to_le_bytes());
@@ -89,13 +105,34 @@ impl Bench {
     /// Starts everything and waits until samples would be heard and scored. `config` comes after the broker `local`.
     #[track_caller]
     fn start(config: &str, filter: &str, model: &str) -> Self {
+        Self::start_in(Home::proved(), config, filter, model)
+    }
+
+    /// [`Bench::start`] where an agent may have run before.
+    #[track_caller]
+    fn start_in(home: Home, config: &str, filter: &str, model: &str) -> Self {
+        let mut bench = Self::unready(home, config);
+        bench.agent.wait_for_model(&mut bench.client, model, "active");
+        bench.broker.wait_subscribed(filter);
+        bench
+    }
+
+    /// [`Bench::start_in`] that waits for nothing.
+    #[track_caller]
+    fn unready(home: Home, config: &str) -> Self {
         let broker = Broker::start();
         let mut client = Client::connect(&broker);
         client.subscribe(&["limpet/1/#"]);
-        let agent = Agent::start(&format!("{}{config}", local(&broker)));
-        agent.wait_for_model(&mut client, model, "active");
-        broker.wait_subscribed(filter);
+        let agent = Agent::start_in(home, &format!("{}{config}", local(&broker)));
         Self { broker, client, agent }
+    }
+
+    /// Ends the agent and starts another in its place, with another configuration, when its model serves.
+    #[track_caller]
+    fn restart(self, config: &str, filter: &str, model: &str) -> Self {
+        let (_, home, _) = self.agent.stop();
+        drop(self.client);
+        Self::start_in(home, config, filter, model)
     }
 
     /// With [`levels`] over [`Package::scores`].
@@ -118,6 +155,13 @@ impl Bench {
         self.client.publish(&format!("plant/{stream}/scores"), serde_json::json!(scores).to_string());
     }
 
+    /// Sends scores for a [`feed`], and gives the result.
+    #[track_caller]
+    fn ask(&mut self, feed: &str, scores: [f64; 3]) -> Value {
+        self.client.publish(&format!("plant/a/{feed}"), serde_json::json!(scores).to_string());
+        self.client.wait_on(&uplink(&format!("result/{feed}/a"))).json()
+    }
+
     /// The next result of [`levels`] for a stream.
     #[track_caller]
     fn result(&mut self, stream: &str) -> Value {
@@ -128,6 +172,29 @@ impl Bench {
     #[track_caller]
     fn heard(&mut self, stream: &str) -> Value {
         self.client.wait_on(&uplink(&format!("result/sound/{stream}"))).json()
+    }
+}
+
+/// The next event of a kind.
+#[track_caller]
+fn event(client: &mut Client, kind: &str) -> Value {
+    let topic = uplink("event");
+    client.wait_for(kind, |message| message.topic == topic && message.json()["kind"] == kind).json()
+}
+
+/// An entry of a list in the status, by its name.
+#[track_caller]
+fn named<'a>(status: &'a Value, list: &str, name: &str) -> &'a Value {
+    let entries = status[list].as_array().unwrap_or_else(|| panic!("no {list} in {status}"));
+    entries.iter().find(|entry| entry["name"] == name).unwrap_or_else(|| panic!("no {name} in {entries:#?}"))
+}
+
+/// That a text holds all of `words`.
+#[track_caller]
+fn assert_says(text: &Value, words: &[&str]) {
+    let text = text.as_str().unwrap_or_else(|| panic!("{text} is no text"));
+    for word in words {
+        assert!(text.contains(word), "no {word:?} in: {text}");
     }
 }
 

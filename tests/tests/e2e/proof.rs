@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::{Bench, levels, local, uplink};
 
 /// Golden vectors for [`Package::scores`] that its graph does not give: each class where another should be.
-fn wrong_golden(package: &Package) {
+pub(crate) fn wrong_golden(package: &Package) {
     let path = package.file("golden.safetensors");
     let bytes = std::fs::read(&path).expect("the package has it");
     let golden = SafeTensors::deserialize(&bytes).expect("it was written by the tests");
@@ -50,11 +50,13 @@ fn a_package_that_gives_its_golden_outputs_passes_and_says_how() {
         "engine",
         "load_ms",
         "mean_abs_error",
+        "mean_us",
         "memory_bytes",
         "nmae",
         "p50_us",
         "p99_us",
         "reason",
+        "runs",
         "top1_agreement",
         "variant",
         "verdict",
