@@ -5,16 +5,21 @@ import json
 import os
 from pathlib import Path
 
+import budget
 import machine
 import models
 import parts
 import wire
 from report import Report
 
+SECTIONS = ["models", "parts", "wire", "budget"]
+BUDGET = 6  # times as long as the measurements through the broker: a rare miss needs time to happen
+
+
 def main():
     parser = argparse.ArgumentParser(prog="scripts/bench")
     parser.add_argument("--bin", type=Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--only", action="append", choices=["models", "parts", "wire"])
+    parser.add_argument("--only", action="append", choices=SECTIONS + [f"budget-{part}" for part in budget.PARTS])
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -23,9 +28,9 @@ def main():
     # The binaries find the TFLite library beside themselves; examples lie one folder deeper.
     os.environ["LD_LIBRARY_PATH"] = str(binaries)
     shared = Path(os.environ.get("LIMPET_SHARED", "../shared")).resolve()
-    sections = options.only or ["models", "parts", "wire"]
+    sections = options.only or SECTIONS
     if not (shared / "models" / "mlperf-tiny").is_dir():
-        print(f"skipped: models and wire need {shared}/models/mlperf-tiny")
+        print(f"skipped: models, wire and budget need {shared}/models/mlperf-tiny")
         sections = [section for section in sections if section == "parts"]
 
     report = Report()
@@ -38,6 +43,9 @@ def main():
         parts.run(report, binaries, shared)
     if "wire" in sections:
         wire.run(report, binaries, shared, options.seconds)
+    of_budget = [part for part in budget.PARTS if "budget" in sections or f"budget-{part}" in sections]
+    if of_budget:
+        budget.run(report, binaries, shared, options.seconds * BUDGET, of_budget)
     report.print()
     if options.json:
         options.json.write_text(json.dumps({**report.figures, "targets": report.claims}, indent=1) + "\n")
