@@ -46,7 +46,7 @@ impl Candidate {
 
     /// Whether it needs this model.
     pub fn uses(&self, number: u32) -> bool {
-        self.full.number == number || self.reduced.as_ref().is_some_and(|facts| facts.number == number)
+        self.numbers().any(|used| used == number)
     }
 }
 
@@ -108,9 +108,6 @@ impl Seen {
     }
 }
 
-/// An admitted set, with what was asked for.
-pub type Placed = (Admitted, Vec<Demand>);
-
 /// What pipelines are tested against.
 pub struct Trial<'a> {
     /// The budget.
@@ -124,12 +121,12 @@ pub struct Trial<'a> {
 }
 
 impl Trial<'_> {
-    /// Tests whether these pipelines fit. The workers of what is admitted count streams by the plan's sources; a source
-    /// without a pipeline has none.
+    /// Tests whether these pipelines fit, by all three tests. The workers of what is admitted count streams by the plan's
+    /// sources; a source without a pipeline has none.
     ///
     /// # Errors
     /// [`Refusal`].
-    pub fn place(&self, serving: &[Option<Candidate>]) -> Result<Placed, Refusal> {
+    pub fn test(&self, serving: &[Option<Candidate>]) -> Result<Admitted, Refusal> {
         let budget = Budget { cpu: self.config.budget.cpu, workers: self.config.budget.workers() };
         let demands = self.demands(serving);
         let nowhere = || Some(vec![0; budget.workers]);
@@ -139,15 +136,6 @@ impl Trial<'_> {
             .map(|(demand, placed)| if demand.tasks.is_empty() { nowhere() } else { placed.clone() })
             .collect();
         let admitted = admit_beside(budget, &demands, &placed)?;
-        Ok((admitted, demands))
-    }
-
-    /// All three tests.
-    ///
-    /// # Errors
-    /// [`Refusal`].
-    pub fn test(&self, serving: &[Option<Candidate>]) -> Result<Admitted, Refusal> {
-        let (admitted, _) = self.place(serving)?;
         self.memory(serving, &admitted)?;
         Ok(admitted)
     }
@@ -222,6 +210,12 @@ impl Trial<'_> {
     }
 }
 
+/// The streams of a source on each worker, if it was given any.
+pub fn streams_of(admitted: &Admitted, source: usize) -> Option<Vec<u32>> {
+    let streams: Vec<u32> = admitted.workers.iter().map(|worker| worker.streams[source]).collect();
+    streams.iter().any(|streams| *streams > 0).then_some(streams)
+}
+
 /// What became of new pipelines: what serves now, how it was admitted if anything was, and who was refused.
 pub type Introduced = (Vec<Option<Candidate>>, Option<Admitted>, Vec<(usize, Refusal)>);
 
@@ -245,10 +239,7 @@ pub fn introduce(
         match trial.test(&serving) {
             Ok(admitted) => {
                 for (source, place) in trial.placed.iter_mut().enumerate() {
-                    let streams: Vec<u32> = admitted.workers.iter().map(|worker| worker.streams[source]).collect();
-                    if streams.iter().any(|streams| *streams > 0) {
-                        *place = Some(streams);
-                    }
+                    *place = streams_of(&admitted, source).or(place.take());
                 }
                 last = Some(admitted);
             }

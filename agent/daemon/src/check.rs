@@ -22,8 +22,7 @@ pub fn check(args: &CheckArgs) -> Result<(), CliError> {
     let loaded = config::read(&args.config.config)?;
     console::print(config::effective(&loaded).as_bytes())?;
     let (plan, packages) = run::fit(&loaded)?;
-    let affinity: Vec<usize> = loaded.config.runtime.affinity.iter().map(|cpu| *cpu as usize).collect();
-    threads::check_affinity(&affinity).map_err(|why| CliError::configuration(vec![why]))?;
+    threads::check_affinity(&loaded.config.runtime.affinity).map_err(|why| CliError::configuration(vec![why]))?;
     let engines = limpet_engine::engines();
     // Whoever checks need not be who runs the agent, nor may write where it does.
     let state = &loaded.config.gateway.state;
@@ -31,22 +30,15 @@ pub fn check(args: &CheckArgs) -> Result<(), CliError> {
     let mut candidates = vec![None; plan.pipelines.len()];
     let (mut unproved, mut number) = (Vec::new(), 0);
     for (path, package) in &packages {
-        let uses: Vec<usize> =
-            (0..plan.pipelines.len()).filter(|index| plan.pipelines[*index].package == *path).collect();
-        let batch = plan.batch_of(path);
-        let options = Options { batches: batch > 1, ..Options::default() };
+        let options = plan.proof_options(path);
         let Some(proved) = proof(store.as_ref(), package, &engines, &options, args.prove)? else {
             unproved.push(format!("{} {}", package.manifest().name, package.manifest().version));
             continue;
         };
-        let mut facts = Vec::new();
-        for which in std::iter::once(&proved.serving).chain(&proved.reduced) {
-            facts.push(open::look(package, &proved, which, batch, &engines, number)?);
-            number += 1;
-        }
+        let facts = open::look_at_all(package, &proved, plan.batch_of(path), &engines, &mut number)?;
         open::versions(&loaded.config, &plan, path, package, &facts)
             .map_err(|why| CliError::configuration(vec![format!("{}: {why}", path.display())]))?;
-        for index in uses {
+        for index in plan.uses_of(path) {
             candidates[index] = Some(Candidate {
                 version: Arc::clone(&plan.pipelines[index].version),
                 full: Arc::clone(&facts[0]),

@@ -329,12 +329,11 @@ async fn serve(config: &Config, plan: Arc<Plan>, packages: Packages) -> Result<(
 
 /// How worker threads are placed, checked against this machine.
 fn placement(runtime: &config::Runtime) -> Result<Placement, String> {
-    let affinity: Vec<usize> = runtime.affinity.iter().map(|cpu| *cpu as usize).collect();
-    threads::check_affinity(&affinity)?;
+    threads::check_affinity(&runtime.affinity)?;
     if runtime.lock_memory {
         threads::lock_memory()?;
     }
-    Ok(Placement { affinity, fifo_priority: runtime.fifo_priority })
+    Ok(Placement { affinity: runtime.affinity.clone(), fifo_priority: runtime.fifo_priority })
 }
 
 fn limits(pressure: &config::Pressure) -> Limits {

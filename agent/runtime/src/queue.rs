@@ -357,7 +357,7 @@ impl<J> Queue<J> {
         }
         // The first group with a job that may go: before each of another's an earlier one of its lane may wait in a group
         // that is blocked.
-        let first = self.ready.iter().find(|(_, group)| !self.members(&self.groups[group], 1).is_empty());
+        let first = self.ready.iter().find(|(_, group)| self.first_member(&self.groups[group]).is_some());
         let Some(&(key, group)) = first else {
             return self.held.first().map_or(Turn::Idle, |(until, _)| Turn::Wait(*until));
         };
@@ -461,7 +461,10 @@ impl<J> Queue<J> {
     fn batch(&self, now: Moment, group: Group) -> Option<Vec<Key>> {
         let state = &self.groups[&group];
         let largest = state.costs.last().map_or(1, |cost| cost.size);
-        let mut members = self.members(state, largest);
+        let mut members = match largest {
+            1 => self.first_member(state).into_iter().collect(),
+            most => self.members(state, most),
+        };
         let fitting = state.costs.iter().rev().filter(|cost| cost.size <= members.len());
         let mut chosen = None;
         for cost in fitting {
@@ -479,6 +482,15 @@ impl<J> Queue<J> {
         }
         members.truncate(chosen?);
         Some(members)
+    }
+
+    /// The most urgent job of a group before which nothing of its lane waits.
+    fn first_member(&self, state: &GroupState<J>) -> Option<Key> {
+        let leads = |(key, waiting): &(&Key, &Waiting<J>)| {
+            let lane = self.lanes.get(&waiting.order.lane);
+            lane.and_then(|lane| lane.jobs.front()).is_none_or(|(front, _)| front == *key)
+        };
+        state.jobs.iter().find(leads).map(|(key, _)| *key)
     }
 
     /// The most urgent jobs of a group that may run together, up to so many: those before which nothing of their lane

@@ -84,7 +84,7 @@ pub struct Budget {
 #[serde(deny_unknown_fields)]
 pub struct Runtime {
     #[serde(default)]
-    pub affinity: Vec<u32>,
+    pub affinity: Vec<usize>,
     pub fifo_priority: Option<u8>,
     pub lock_memory: Option<bool>,
     pub hang_limit: Option<Interval>,

@@ -263,7 +263,7 @@ impl Budget {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Runtime {
     /// CPUs that they may run on, by number; empty: all.
-    pub affinity: Vec<u32>,
+    pub affinity: Vec<usize>,
     /// Their SCHED_FIFO priority, 1 to 99; `None`: the ordinary scheduler.
     pub fifo_priority: Option<u8>,
     /// Whether the memory of the process stays in RAM.

@@ -35,7 +35,7 @@ const BATCH_MAX: u32 = 1000;
 /// As far as a proof goes.
 const INFERENCE_BATCH_MAX: u32 = 64;
 /// More than Linux is built for.
-const CPU_NUMBERS: u32 = 8192;
+const CPU_NUMBERS: usize = 8192;
 const HANG_MIN: Duration = Duration::from_millis(100);
 const HANG_MAX: Duration = Duration::from_secs(600);
 /// Ten minutes: a result that waits longer for company is late for everybody.

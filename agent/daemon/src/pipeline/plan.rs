@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use limpet_depot::Package;
 use limpet_depot::manifest::{Image, InputKind};
+use limpet_depot::{Options, Package};
 use limpet_runtime::{Class, LanePolicy, Ledger, Overflow};
 use limpet_signal::FrontEnd;
 
@@ -349,10 +349,19 @@ impl Plan {
 }
 
 impl Plan {
+    /// Positions of the pipelines that name a package.
+    pub fn uses_of(&self, package: &Path) -> impl Iterator<Item = usize> {
+        (0..self.pipelines.len()).filter(move |index| self.pipelines[*index].package == *package)
+    }
+
     /// Most windows that any pipeline of a package runs together.
     pub fn batch_of(&self, package: &Path) -> usize {
-        let uses = self.pipelines.iter().filter(|pipeline| pipeline.package == *package);
-        uses.map(|pipeline| pipeline.batching.max).max().unwrap_or(1)
+        self.uses_of(package).map(|index| self.pipelines[index].batching.max).max().unwrap_or(1)
+    }
+
+    /// How a package is proved: with batches, where a pipeline could use them.
+    pub fn proof_options(&self, package: &Path) -> Options {
+        Options { batches: self.batch_of(package) > 1, ..Options::default() }
     }
 
     /// The same plan with other queues, whose windows never come too late.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use limpet_depot::{Digest, Options, Package, ProofStore, ProvedVariant};
+use limpet_depot::{Digest, Package, ProofStore, ProvedVariant};
 use limpet_engine::{Engine, Graph};
 use limpet_runtime::Worker as Thread;
 use limpet_runtime::admission::{Admitted, Refusal};
@@ -14,11 +14,11 @@ use limpet_wire::message::ModelPhase;
 
 use super::{Board, Listed, PipelineState, Places, Proved, Request, Requests, open};
 use crate::CliError;
-use crate::admission::{Candidate, Estimate, Seen, Trial, introduce};
+use crate::admission::{Candidate, Estimate, Seen, Trial, introduce, streams_of};
 use crate::config::Config;
 use crate::pipeline::model::Facts;
 use crate::pipeline::observe::Observation;
-use crate::pipeline::plan::{Packages, PipelinePlan, Plan, Version};
+use crate::pipeline::plan::{Packages, Plan, Version};
 use crate::pipeline::stream::Serve;
 use crate::pipeline::worker::{Sink, Worker};
 use crate::report::Reporter;
@@ -197,7 +197,11 @@ impl<S: Sink + 'static> Loader<S> {
         let (mut ready, mut unproved) = (Vec::new(), Vec::new());
         for (path, package) in packages {
             self.tried.insert(path.clone(), package.digest());
-            match self.store.as_ref().and_then(|store| store.choice(&package, &self.engines, &self.options(&path))) {
+            match self
+                .store
+                .as_ref()
+                .and_then(|store| store.choice(&package, &self.engines, &self.plan.proof_options(&path)))
+            {
                 Some(proved) => ready.push((path, package, proved)),
                 None => {
                     self.board.set(&package, ModelPhase::Proving, None, None);
@@ -215,16 +219,6 @@ impl<S: Sink + 'static> Loader<S> {
         limpet_engine::give_back_memory();
     }
 
-    /// How a package is proved: with batches, where a pipeline could use them.
-    pub(super) fn options(&self, path: &Path) -> Options {
-        Options { batches: self.plan.batch_of(path) > 1, ..Options::default() }
-    }
-
-    pub(super) fn pipelines_of(&self, path: &Path) -> Vec<usize> {
-        let uses = |(_, plan): &(usize, &Arc<PipelinePlan>)| plan.package == *path;
-        self.plan.pipelines.iter().enumerate().filter(uses).map(|(index, _)| index).collect()
-    }
-
     /// Proves packages, one after the other, on a thread of its own: what serves does not wait for that.
     pub(super) fn prove(&self, packages: Vec<(PathBuf, Arc<Package>)>) {
         if packages.is_empty() {
@@ -236,7 +230,7 @@ impl<S: Sink + 'static> Loader<S> {
         };
         let (engines, answers) = (Arc::clone(&self.engines), self.answers.clone());
         let packages: Vec<_> =
-            packages.into_iter().map(|(path, package)| (self.options(&path), path, package)).collect();
+            packages.into_iter().map(|(path, package)| (self.plan.proof_options(&path), path, package)).collect();
         let prove = move || {
             let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
             for (options, path, package) in packages {
@@ -292,13 +286,8 @@ impl<S: Sink + 'static> Loader<S> {
     /// Looks at what was proved, and checks it against its pipelines.
     fn prepare(&mut self, path: &Path, package: &Arc<Package>, proved: Proved) -> Result<Prepared, String> {
         let batch = self.plan.batch_of(path);
-        let mut facts = Vec::new();
-        for which in std::iter::once(&proved.serving).chain(&proved.reduced) {
-            let number = self.next_number;
-            self.next_number += 1;
-            facts
-                .push(open::look(package, &proved, which, batch, &self.engines, number).map_err(|error| said(&error))?);
-        }
+        let facts = open::look_at_all(package, &proved, batch, &self.engines, &mut self.next_number);
+        let facts = facts.map_err(|error| said(&error))?;
         let versions = open::versions(&self.config, &self.plan, path, package, &facts)?;
         let version = versions.values().next().ok_or("no pipeline names it")?;
         for (index, facts) in facts.iter().enumerate() {
@@ -374,8 +363,7 @@ impl<S: Sink + 'static> Loader<S> {
     /// Takes an admitted set over: places, periods, and room for analytic jobs.
     pub(super) fn settle(&mut self, serving: Vec<Option<Candidate>>, admitted: &Admitted) {
         for source in 0..self.plan.sources.len() {
-            let streams: Vec<u32> = admitted.workers.iter().map(|worker| worker.streams[source]).collect();
-            if streams.iter().any(|streams| *streams > 0) {
+            if let Some(streams) = streams_of(admitted, source) {
                 self.places.set(source, streams);
             }
         }
@@ -476,15 +464,15 @@ impl<S: Sink + 'static> Loader<S> {
     }
 
     pub(super) fn refuse(&self, path: &Path, package: &Arc<Package>, why: &str) {
-        let manifest = package.manifest();
-        for index in self.pipelines_of(path) {
-            self.reporter.model_refused(&self.plan.pipelines[index].name, &manifest.name, why);
+        // Whoever hears of it finds it on the board.
+        self.set_failed(package, why);
+        for index in self.plan.uses_of(path) {
             // What serves goes on.
             if self.serving[index].is_none() {
                 self.board.set_pipeline(index, PipelineState::Refused(why.to_owned()));
             }
+            self.reporter.model_refused(&self.plan.pipelines[index].name, &package.manifest().name, why);
         }
-        self.set_failed(package, why);
     }
 
     /// Shows that a package does not serve, unless one of the same name and version does.
@@ -496,9 +484,9 @@ impl<S: Sink + 'static> Loader<S> {
 
     fn refuse_pipeline(&mut self, pipeline: usize, package: &Package, refusal: &Refusal) {
         let why = refusal.to_string();
-        self.reporter.pipeline_refused(&self.plan.pipelines[pipeline].name, &why);
         self.board.set_pipeline(pipeline, PipelineState::Refused(why.clone()));
         self.set_failed(package, &why);
+        self.reporter.pipeline_refused(&self.plan.pipelines[pipeline].name, &why);
     }
 
     /// Forgets variants that nobody serves and that are loaded nowhere, and brings the tally up to date.

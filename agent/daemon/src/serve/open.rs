@@ -60,6 +60,28 @@ pub fn look(
     }))
 }
 
+/// Looks at every variant of a package that may run: the one that serves, then the reduced one if there is one. Each gets
+/// the next number.
+///
+/// # Errors
+/// As for [`look`].
+pub fn look_at_all(
+    package: &Package,
+    proved: &Proved,
+    batch: usize,
+    engines: &[Box<dyn Engine>],
+    next_number: &mut u32,
+) -> Result<Vec<Arc<Facts>>, CliError> {
+    let variants = std::iter::once(&proved.serving).chain(&proved.reduced);
+    variants
+        .map(|which| {
+            let number = *next_number;
+            *next_number += 1;
+            look(package, proved, which, batch, engines, number)
+        })
+        .collect()
+}
+
 /// Loads a model: a session for each of its batch sizes. Each run uses one thread, since that is what the proof measured
 /// and admission adds up.
 ///
@@ -115,10 +137,10 @@ pub fn versions(
         same_input(&package.manifest().inputs[0].kind, &full.input, &reduced.input)?;
     }
     let mut versions = BTreeMap::new();
-    for (index, pipeline) in plan.pipelines.iter().enumerate().filter(|(_, pipeline)| pipeline.package == *path) {
+    for index in plan.uses_of(path) {
         let made = plan::version_of(&config.pipelines[index], package);
         let made = made.map_err(|(key, text)| format!("{key}: {text}"))?;
-        let source = &plan.sources[pipeline.source];
+        let source = &plan.sources[plan.pipelines[index].source];
         source.takes(&made)?;
         for facts in facts {
             WindowReader::new(&source.config, &made.input, &facts.input)

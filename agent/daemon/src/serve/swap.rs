@@ -34,7 +34,8 @@ impl<S: Sink + 'static> Loader<S> {
 
     /// A package changed: it takes the place of what its pipelines serve, once it is proved.
     fn change(&mut self, path: &Path, package: Arc<Package>) {
-        let proved = self.store.as_ref().and_then(|store| store.choice(&package, &self.engines, &self.options(path)));
+        let proved =
+            self.store.as_ref().and_then(|store| store.choice(&package, &self.engines, &self.plan.proof_options(path)));
         match proved {
             Some(proved) => self.put_in_place(path, &package, proved),
             None => {
@@ -53,7 +54,7 @@ impl<S: Sink + 'static> Loader<S> {
             return;
         };
         let (served, idle): (Vec<usize>, Vec<usize>) =
-            self.pipelines_of(path).into_iter().partition(|pipeline| self.serving[*pipeline].is_some());
+            self.plan.uses_of(path).partition(|pipeline| self.serving[*pipeline].is_some());
         if !served.is_empty()
             && let Err(why) = self.swap(&served, &prepared)
         {
