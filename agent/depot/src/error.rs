@@ -1,4 +1,4 @@
-//! What can be wrong with a package, its golden vectors, a proof or the place that proofs are kept in.
+//! What can be wrong with a package, its golden vectors, a proof, or the places that packages and proofs are kept in.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -56,6 +56,40 @@ pub enum DepotError {
         /// Engine, variant and reason of each.
         reasons: String,
     },
+    /// A chunk that is not what the index says: damaged on its way, swapped with another, or made to do harm.
+    #[error("chunk {chunk}: {reason}")]
+    Chunk {
+        /// Digest of what should be stored, in hexadecimal digits.
+        chunk: String,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// An index that no package can come from.
+    #[error("the index of {model} {version}: {reason}")]
+    Index {
+        /// Name of the model, as the index gives it.
+        model: String,
+        /// Its version, as the index gives it.
+        version: String,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// A file of the local store that is missing or no longer what was written.
+    #[error("{path}: {reason}")]
+    Store {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what to do.
+        reason: String,
+    },
+    /// No room for what should be stored. Nothing of it was kept, and what runs goes on.
+    #[error("{path}: {reason}")]
+    Full {
+        /// The folder.
+        path: PathBuf,
+        /// The arithmetic, and what to do.
+        reason: String,
+    },
     /// A graph that was proved and that the engine now refuses.
     #[error(transparent)]
     Engine(#[from] limpet_engine::EngineError),
@@ -69,6 +103,10 @@ impl DepotError {
 
     pub(crate) fn package(path: &Path, reason: impl Into<String>) -> Self {
         Self::Package { path: path.to_owned(), reason: reason.into() }
+    }
+
+    pub(crate) fn store(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Store { path: path.to_owned(), reason: reason.into() }
     }
 
     pub(crate) fn golden(file: &str, reason: impl Into<String>) -> Self {

@@ -12,14 +12,26 @@
 
 #![forbid(unsafe_code)]
 
+pub mod ask;
+pub mod chunk;
+pub mod clock;
 pub mod decision;
 mod error;
+pub mod fetch;
 pub mod golden;
 pub mod manifest;
 pub mod package;
 pub mod proof;
+#[cfg(feature = "publish")]
+pub mod publish;
+pub mod remote;
+pub mod select;
+pub mod store;
 pub mod toml_error;
+pub mod trial;
+pub mod trust;
 pub mod units;
+pub mod web;
 
 pub use decision::{Decider, NotFinite};
 pub use error::DepotError;
@@ -28,3 +40,4 @@ pub use package::{Digest, Package};
 pub use proof::child::{run_if_proof_child, run_if_proof_child_with};
 pub use proof::store::{ProofStore, Proved, ProvedVariant, Tuning};
 pub use proof::{BatchCost, Batches, Choice, IngestCost, Options, Report, Row, Subject, prove};
+pub use store::Store;

@@ -34,7 +34,7 @@ const TEXT_MAX: usize = 1 << 20;
 /// Longest label, in bytes.
 const LABEL_MAX: usize = 64;
 /// Trades packing time for size on every link that the package travels over.
-const ZSTD_LEVEL: i32 = 19;
+pub(crate) const ZSTD_LEVEL: i32 = 19;
 
 /// A SHA-256.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,10 +85,19 @@ impl Package {
                 format!("is neither a folder with a {} nor a .{EXTENSION} file", manifest::FILE_NAME),
             ));
         }
-        let refuse = |reason: String| DepotError::package(path, reason);
         let tar = zstd::Decoder::new(BufReader::new(file)).map_err(DepotError::io(path, "read"))?;
+        Self::from_tar(path, tar)
+    }
+
+    /// Reads a package from its canonical uncompressed tar, with the checks that a `.limpet` file gets. `origin` is what
+    /// its errors and [`Package::path`] call it, and need not be a file.
+    ///
+    /// # Errors
+    /// [`DepotError`] as for [`Package::open`]; also if `tar` cannot be read to its end.
+    pub fn from_tar(origin: &Path, tar: impl Read) -> Result<Self, DepotError> {
+        let refuse = |reason: String| DepotError::package(origin, reason);
         let (files, digest) = archive::read(tar).map_err(refuse)?;
-        let package = Self::check(path, files, Some(digest))?;
+        let package = Self::check(origin, files, Some(digest))?;
         let members = members(&package.manifest);
         if let Some(stray) = package.files.keys().find(|name| !members.contains(name)) {
             return Err(refuse(format!(
@@ -203,6 +212,13 @@ impl Package {
             Some(bytes) => (own, bytes),
             None => (GOLDEN.to_owned(), &self.files[GOLDEN]),
         }
+    }
+
+    /// The canonical uncompressed tar: what [`Package::digest`] is the SHA-256 of.
+    pub fn tar(&self) -> Vec<u8> {
+        let mut tar = Vec::new();
+        archive::write(&self.files, &mut tar).expect("names were checked to fit a header, and memory takes all");
+        tar
     }
 
     /// Writes the `.limpet` file. The same package gives the same bytes, whenever and wherever it is written; `out`

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod binary;
+pub mod depot;
 pub mod id;
 pub mod message;
 pub mod name;

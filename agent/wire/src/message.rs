@@ -87,6 +87,9 @@ pub struct ModelState {
     /// Share done, 0 to 1, of a state that takes time.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub progress: Option<f32>,
+    /// Share of the compared windows on which a version on trial agreed with the other one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub agreement: Option<f32>,
     /// Why it failed last.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub failure: Option<String>,
@@ -110,6 +113,13 @@ pub enum ModelPhase {
     Withdrawn,
     /// It does not serve.
     Failed,
+}
+
+impl ModelPhase {
+    /// Whether its results are published.
+    pub fn serves(self) -> bool {
+        matches!(self, Self::Trial | Self::Active | Self::Withdrawn)
+    }
 }
 
 /// Something that happened.

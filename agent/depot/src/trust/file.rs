@@ -1,0 +1,119 @@
+//! `trust.json`: everything that is trusted, in one file that is replaced at once or not at all.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sha2::Digest as _;
+
+use super::set::{Set, hex};
+use super::{TARGETS_MAX, TrustError};
+
+/// Largest file that is read back, in bytes: quotes inside of strings take two bytes.
+const FILE_MAX: u64 = 4 * TARGETS_MAX;
+/// Newest version that is understood.
+const VERSION: u64 = 1;
+
+/// What is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Kept {
+    /// Digest of the installed root metadata that the chain started from.
+    pub installed: String,
+    /// Newest root metadata, where it is ahead of that of the set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
+    /// Newest `issued` that was ever trusted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issued: Option<Timestamp>,
+    /// Whether the owner has replaced the root metadata by one whose keys did not sign the set: it still guards against
+    /// going back, but it is no longer trusted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disowned: bool,
+    /// What was trusted last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set: Option<Set>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Envelope {
+    v: u64,
+    r#type: String,
+    /// Digest of what follows: signatures do not cover all of it.
+    seal: String,
+    #[serde(flatten)]
+    kept: Kept,
+}
+
+/// What was found.
+pub(super) enum Found {
+    Nothing,
+    Kept(Box<Kept>),
+    Damaged(String),
+}
+
+fn seal(kept: &Kept) -> String {
+    let bytes = serde_json::to_vec(kept).expect("writing plain values into memory cannot fail");
+    hex(&sha2::Sha256::digest(bytes).into())
+}
+
+fn failed(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> TrustError {
+    let path = path.to_owned();
+    move |source| TrustError::Io { path, doing, source }
+}
+
+pub(super) fn path(folder: &Path) -> PathBuf {
+    folder.join("trust.json")
+}
+
+/// Reads what is kept. A file beside it that a power cut left half-written is not looked at.
+pub(super) fn read(folder: &Path) -> Result<Found, TrustError> {
+    let path = path(folder);
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) => return Err(failed(&path, "read")(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(failed(&path, "read"))?;
+    if bytes.len() as u64 > FILE_MAX {
+        return Ok(Found::Damaged(format!("it has more than {FILE_MAX} bytes")));
+    }
+    Ok(match serde_json::from_slice::<Envelope>(&bytes) {
+        Ok(found) if found.v > VERSION => {
+            Found::Damaged(format!("it is of version {}; this agent reads {VERSION}", found.v))
+        }
+        Ok(found) if found.r#type != "trust" => Found::Damaged(format!("its type is {:?}", found.r#type)),
+        Ok(found) if found.seal != seal(&found.kept) => Found::Damaged("its digest is not that of its content".into()),
+        Ok(found) => Found::Kept(Box::new(found.kept)),
+        Err(error) => Found::Damaged(error.to_string()),
+    })
+}
+
+/// Replaces what is kept, at once or not at all, and after that for good.
+pub(super) fn write(folder: &Path, kept: &Kept) -> Result<(), TrustError> {
+    fs::create_dir_all(folder).map_err(failed(folder, "made"))?;
+    let path = path(folder);
+    // Always the same name: however often the power fails, one file at most lies about.
+    let temporary = folder.join("trust.json.new");
+    let envelope = Envelope { v: VERSION, r#type: "trust".into(), seal: seal(kept), kept: kept.clone() };
+    let bytes = serde_json::to_vec(&envelope).expect("writing plain values into memory cannot fail");
+    let put = || {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(&bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, &path)?;
+        File::open(folder)?.sync_all()
+    };
+    put().map_err(failed(&path, "written"))
+}
+
+/// Puts a damaged file aside, for whoever wants to know what happened.
+pub(super) fn put_aside(folder: &Path) -> Result<PathBuf, TrustError> {
+    let path = path(folder);
+    let aside = folder.join("trust.json.damaged");
+    fs::rename(&path, &aside).map_err(failed(&path, "put aside"))?;
+    Ok(aside)
+}
