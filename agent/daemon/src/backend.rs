@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use limpet_engine::ElementType;
-use limpet_runtime::{Moment, Outcome, Worker as Thread};
-use limpet_wire::message::{ModelPhase, ModelState};
+use limpet_runtime::{Ledger, Moment, Outcome, Worker as Thread};
+use limpet_wire::message::ModelState;
 use tokio::sync::oneshot;
 
 use crate::api::infer::{
@@ -17,7 +17,8 @@ use crate::api::report::{
     StreamStatus, WorkerStatus,
 };
 use crate::api::{Backend, Inference};
-use crate::config::Config;
+use crate::config::{self, Config};
+use crate::fit::Waiting;
 use crate::link::outgoing::Outgoing;
 use crate::pipeline::input::WindowInput;
 use crate::pipeline::model::Stored;
@@ -34,6 +35,8 @@ pub struct LocalBackend {
     pub config: Config,
     /// What runs.
     pub plan: Arc<Plan>,
+    /// What waits for its model, with its part of the configuration.
+    pub waiting: Vec<(Waiting, config::Pipeline)>,
     /// What models and pipelines are doing.
     pub board: Arc<Board>,
     /// The workers.
@@ -44,6 +47,8 @@ pub struct LocalBackend {
     pub links: Arc<BTreeMap<Arc<str>, Arc<Outgoing>>>,
     /// What the machine suffers from.
     pub suffering: Arc<Mutex<Option<String>>>,
+    /// What looks for packages that changed.
+    pub reload: Box<dyn Fn() + Send + Sync>,
     /// When the agent started.
     pub started: Instant,
 }
@@ -74,7 +79,25 @@ impl LocalBackend {
     }
 }
 
+/// A pipeline that has done nothing yet.
+fn waits(waiting: &Waiting, pipeline: &config::Pipeline) -> PipelineStatus {
+    let ledger = Ledger::default();
+    PipelineStatus {
+        name: pipeline.name.to_string(),
+        class: pipeline.class,
+        deadline_ms: pipeline.deadline.0.as_secs_f64() * 1e3,
+        state: Shown::Waiting,
+        refusal: Some(waiting.why.clone()),
+        figures: figures(&ledger, ledger.quantiles()),
+        streams: Vec::new(),
+    }
+}
+
 impl Backend for LocalBackend {
+    fn reload(&self) {
+        (self.reload)();
+    }
+
     fn status(&self) -> StatusReport {
         let (tally, states) = (self.board.tally(), self.board.pipelines());
         let pressed = self.suffering.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -82,7 +105,7 @@ impl Backend for LocalBackend {
             let of = |listed: &&Listed| *listed.facts.name == *model.name && *listed.version == *model.version;
             let mut variants: Vec<&Listed> = tally.models.iter().filter(of).collect();
             variants.sort_by_key(|listed| listed.reduced != pressed.is_some());
-            let runs = variants.first().filter(|_| model.state == ModelPhase::Active);
+            let runs = variants.first().filter(|_| model.state.serves());
             let pinned = self.plan.pipelines.iter().any(|plan| *plan.version.model == *model.name && plan.stays());
             let cost = runs.and_then(|listed| listed.facts.costs.first());
             ModelStatus {
@@ -136,6 +159,7 @@ impl Backend for LocalBackend {
                 .zip(&states)
                 .enumerate()
                 .map(|(index, (plan, state))| self.pipeline(plan, state, index))
+                .chain(self.waiting.iter().map(|(waiting, pipeline)| waits(waiting, pipeline)))
                 .collect(),
             pressure: pressed.clone(),
             links: self
@@ -156,9 +180,7 @@ impl Backend for LocalBackend {
             let metadata = metadata(&tally, model);
             // While a version takes over there are two of a name: the newest that serves answers.
             match models.get(&metadata.name) {
-                Some(other)
-                    if (other.phase == ModelPhase::Active, other.number)
-                        > (metadata.phase == ModelPhase::Active, metadata.number) => {}
+                Some(other) if (other.phase.serves(), other.number) > (metadata.phase.serves(), metadata.number) => {}
                 _ => _ = models.insert(metadata.name.clone(), metadata),
             }
         }

@@ -30,6 +30,48 @@ pub enum Command {
     Try(TryArgs),
     /// Show what the running agent is doing: budget, pipelines, models
     Status(StatusArgs),
+    /// Bring models from a depot by hand
+    #[command(subcommand)]
+    Depot(DepotCommand),
+    /// Look after the store of delivered models
+    #[command(subcommand)]
+    Store(StoreCommand),
+}
+
+/// What to do with a depot.
+#[derive(Debug, Subcommand)]
+pub enum DepotCommand {
+    /// Take what a depot in a folder, such as on a USB stick, has for this gateway
+    Import(ImportArgs),
+}
+
+/// What to import.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// The depot, as `limpet-lab depot publish --to DIR` writes it
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+    /// Where the configuration is
+    #[command(flatten)]
+    pub config: ConfigArgs,
+}
+
+/// What to do with the store.
+#[derive(Debug, Subcommand)]
+pub enum StoreCommand {
+    /// Read everything, and say what is damaged or missing; exit code 1 if anything is
+    Check(StoreCheckArgs),
+}
+
+/// How to check the store.
+#[derive(Debug, Args)]
+pub struct StoreCheckArgs {
+    /// Remove what is damaged, so that the agent fetches it again
+    #[arg(long)]
+    pub repair: bool,
+    /// Where the configuration is
+    #[command(flatten)]
+    pub config: ConfigArgs,
 }
 
 /// Where the configuration is.

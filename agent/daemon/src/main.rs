@@ -10,13 +10,17 @@
 mod admission;
 mod api;
 mod backend;
+mod by_hand;
 mod check;
 mod cli;
 mod codec;
 mod config;
 mod console;
 mod crash;
+mod delivery;
+mod fit;
 mod join;
+mod library;
 mod link;
 mod logging;
 mod pipeline;
@@ -37,7 +41,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use clap::error::ErrorKind;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, DepotCommand, StoreCommand};
 
 /// Exit code for a wrong command line.
 const USAGE: u8 = 64;
@@ -99,6 +103,8 @@ fn main() -> ExitCode {
             play::play(args)
         }
         Command::Status(args) => api::client::status(args),
+        Command::Depot(DepotCommand::Import(args)) => by_hand::import(args),
+        Command::Store(StoreCommand::Check(args)) => by_hand::check_store(args),
     };
     let problems = match outcome {
         Ok(()) => return ExitCode::SUCCESS,

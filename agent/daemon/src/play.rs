@@ -22,8 +22,9 @@ use limpet_runtime::{
 use limpet_wire::result::{ResultRecord, Verdict};
 
 use crate::cli::{Expectation, TryArgs};
-use crate::config::{self, Fraction};
+use crate::config::{self, Fraction, ModelRef};
 use crate::console::Reader;
+use crate::library::{Opened, Place};
 use crate::pipeline::model::Model;
 use crate::pipeline::plan::{Misfit, Plan};
 use crate::pipeline::stream::{INGEST_COST, Serve};
@@ -57,7 +58,10 @@ pub fn play(args: &TryArgs) -> Result<(), CliError> {
     };
     let recording = read(args, &series)?;
     let config = configuration(args, &series);
-    let packages = [(args.package.clone(), Arc::clone(&package))].into();
+    let model = ModelRef::Path(args.package.clone());
+    let opened =
+        Opened { model: model.clone(), place: Place::Path(args.package.clone()), package: Arc::clone(&package) };
+    let packages = [(model, opened)].into();
     let misfits =
         |misfits: Vec<Misfit>| CliError::configuration(misfits.into_iter().map(|misfit| misfit.text).collect());
     let plan = Plan::new(&config, &packages).map_err(misfits)?;

@@ -16,21 +16,25 @@ use limpet_wire::message::{Message, PipelineTelemetry, SystemFigures, Telemetry}
 use limpet_wire::topic::Topics;
 use sysinfo::{Components, Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio::sync::watch;
 use tokio::task::LocalSet;
 
 use crate::api::socket::Socket;
 use crate::backend::LocalBackend;
 use crate::config::{Config, Loaded};
 use crate::crash::{Crashes, Markers};
+use crate::delivery::{self, Nudge};
+use crate::fit::{self, Fitted, Waiting};
+use crate::library::Library;
 use crate::link::outgoing::{Body, Fleeting, Outgoing};
 use crate::link::{self, Role, Stop};
-use crate::pipeline::plan::{self, Misfit, Packages, PipelinePlan, Plan};
+use crate::pipeline::plan::{PipelinePlan, Plan};
 use crate::pipeline::worker::{Policy, Worker};
 use crate::pressure::{Limits, Pressure, Probe};
 use crate::report::{DropWatch, Reporter};
 use crate::router::Router;
-use crate::serve::{Board, Loader, Places, Request, Tools};
+use crate::serve::{Board, Loader, Places, Request, Requests, Settled, Tools};
 use crate::sink::{LinkSink, Outputs, Running};
 use crate::threads::Placement;
 use crate::{CliError, api, config, crash, report, threads, wall};
@@ -56,7 +60,11 @@ const SILENT: Duration = Duration::from_secs(60);
 /// What is wrong with the configuration, the packages or the folders; never that a broker cannot be reached.
 pub fn run(loaded: &Loaded) -> Result<(), CliError> {
     let config = &loaded.config;
-    let (plan, packages) = fit(loaded)?;
+    if config.depot.is_some() {
+        prepare_state(&config.gateway.state)?;
+    }
+    let library = Library::new(config).map_err(|error| CliError::configuration(vec![error.to_string()]))?;
+    let fitted = fit::fit(loaded, &library)?;
     prepare_state(&config.gateway.state)?;
     // A worker that panics leaves its streams deaf; a process that ends is started again.
     let default_hook = std::panic::take_hook();
@@ -66,24 +74,34 @@ pub fn run(loaded: &Loaded) -> Result<(), CliError> {
         std::process::abort();
     }));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio does not start")?;
-    let outcome = runtime.block_on(LocalSet::new().run_until(serve(config, plan, packages)));
+    let outcome = runtime.block_on(LocalSet::new().run_until(serve(loaded, library, fitted)));
     // Dropping it would wait for what blocks: the resolver of a network that is gone, a sensor on a slow bus.
     runtime.shutdown_background();
-    outcome
+    match outcome? {
+        End::Stopped => Ok(()),
+        End::Again => Err(begin_again().into()),
+    }
 }
 
-/// Fits the configuration and the packages that it names together.
+/// How the agent ended.
+enum End {
+    /// It was told to.
+    Stopped,
+    /// What is to run has changed so much that it begins again.
+    Again,
+}
+
+/// Becomes a new process in the place of this one, with the same id: to a service manager it never ended.
 ///
-/// # Errors
-/// Everything that does not fit, with the lines of the configuration that it is about.
-pub fn fit(loaded: &Loaded) -> Result<(Arc<Plan>, Packages), CliError> {
-    let misfits = |misfits: Vec<Misfit>| {
-        let sentence = |m: Misfit| loaded.problem(m.list, m.index, m.key, m.text).to_string();
-        CliError::configuration(misfits.into_iter().map(sentence).collect())
-    };
-    let packages = plan::open_packages(&loaded.config).map_err(misfits)?;
-    let plan = Plan::new(&loaded.config, &packages).map_err(misfits)?;
-    Ok((Arc::new(plan), packages))
+/// A plan is made once, and everything that runs refers to it; another one is another start. It takes a fraction of a
+/// second, and it happens only where pipelines could not run at all so far, or run otherwise from now on.
+fn begin_again() -> anyhow::Error {
+    use std::os::unix::process::CommandExt as _;
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_else(|| "limpet".into());
+    let program = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
+    let error = std::process::Command::new(program).arg0(name).args(arguments).exec();
+    anyhow::Error::new(error).context("the agent cannot begin again")
 }
 
 /// Creates the state folder, for this user alone.
@@ -134,16 +152,22 @@ impl limpet_runtime::Watch for Watcher {
     }
 }
 
-async fn serve(config: &Config, plan: Arc<Plan>, packages: Packages) -> Result<(), CliError> {
+async fn serve(loaded: &Loaded, library: Library, fitted: Fitted) -> Result<End, CliError> {
     let started = Instant::now();
     // Before anything runs that a signal should stop in good order.
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be caught")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be caught")?;
     let mut hangup = signal(SignalKind::hangup()).context("SIGHUP cannot be caught")?;
     // A second agent on this run directory ends here, before it touches anything there.
-    let socket = Socket::bind(&config.gateway.run).map_err(|error| CliError::configuration(vec![error.to_string()]))?;
+    let socket =
+        Socket::bind(&loaded.config.gateway.run).map_err(|error| CliError::configuration(vec![error.to_string()]))?;
     // What the last process left, and what tells of the end of this one.
-    let crashes = Crashes::take(&config.gateway.run, &config.gateway.state);
+    let crashes = Crashes::take(&loaded.config.gateway.run, &loaded.config.gateway.state);
+    let taken_back =
+        library.take_back(&fitted.packages, |package| Some(crashes.blamed(&package.digest())?.to_string()));
+    let fitted = if taken_back.is_empty() { fitted } else { fit::fit(loaded, &library)? };
+    let Fitted { config, plan, packages, waiting } = fitted;
+    let config = &config;
     let markers = Markers::create(&config.gateway.run, config.budget.workers())
         .map_err(|why| CliError::configuration(vec![why]))?;
     markers.catch_signals().context("the signals of a crash cannot be caught")?;
@@ -157,9 +181,11 @@ async fn serve(config: &Config, plan: Arc<Plan>, packages: Packages) -> Result<(
     if let Some(death) = crashes.last() {
         reporter.crashed(death);
     }
+    taken_back.iter().for_each(|taken| reporter.event("rolled-back", &taken.story, &[("model", &taken.model)]));
     let links = Arc::new(links);
     let outputs = Outputs::new(Arc::clone(&uplink), Arc::clone(&links), Arc::clone(&reporter));
     let (requests, asked) = std::sync::mpsc::channel();
+    let (settled, mut heard) = mpsc::unbounded_channel();
     let policy = Policy { clock: Clock::boottime(), wall: None };
     let running: Vec<Arc<Running>> = (0..config.budget.workers()).map(|_| Arc::default()).collect();
     let handlers = running
@@ -184,6 +210,9 @@ async fn serve(config: &Config, plan: Arc<Plan>, packages: Packages) -> Result<(
         config,
         Tools {
             plan: Arc::clone(&plan),
+            loaded: loaded.clone(),
+            settled,
+            library: library.clone(),
             workers: pool.workers().to_vec(),
             board: Arc::clone(&board),
             places: Arc::clone(&places),
@@ -197,15 +226,31 @@ async fn serve(config: &Config, plan: Arc<Plan>, packages: Packages) -> Result<(
         .spawn(move || loader.run(packages))
         .context("the system gives no thread for the loader")?;
 
+    let (mut depot, delivery) = match &config.depot {
+        Some(_) => {
+            let tools = delivery::Tools {
+                config: loaded.config.clone(),
+                library,
+                board: Arc::clone(&board),
+                reporter: Arc::clone(&reporter),
+                requests: requests.clone(),
+            };
+            let (depot, nudges) = delivery::start(tools).context("the system gives no thread for deliveries")?;
+            (Some(depot), Some(nudges))
+        }
+        None => (None, None),
+    };
     let suffering = Arc::new(Mutex::new(None));
     let backend = Arc::new(LocalBackend {
         config: config.clone(),
         plan: Arc::clone(&plan),
+        waiting: waits(loaded, waiting),
         board: Arc::clone(&board),
         workers: pool.workers().to_vec(),
         running,
         links: Arc::clone(&links),
         suffering: Arc::clone(&suffering),
+        reload: reload(&requests, delivery.as_ref()),
         started,
     });
     let (close, closed) = tokio::sync::oneshot::channel::<()>();
@@ -220,6 +265,7 @@ async fn serve(config: &Config, plan: Arc<Plan>, packages: Packages) -> Result<(
             broker: broker.clone(),
             filters: filters(config, name),
             status: (*name == config.uplink.broker).then(|| topics.clone()),
+            depot: depot.take_if(|_| *name == config.uplink.broker),
             outgoing: Arc::clone(&links[&**name]),
         };
         let (router, name) = (Rc::clone(&router), name.shared());
@@ -245,15 +291,24 @@ async fn serve(config: &Config, plan: Arc<Plan>, packages: Packages) -> Result<(
     let mut sweep = tokio::time::interval(SWEEP);
     let mut silence = std::pin::pin!(tokio::time::sleep(SILENT));
     let mut silence_over = false;
-    loop {
+    let look = reload(&requests, delivery.as_ref());
+    let nudge = |nudge: Nudge| {
+        // The thread of deliveries ends with the process only.
+        _ = delivery.as_ref().map(|nudges| nudges.send(nudge));
+    };
+    let end = loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = hangup.recv() => {
-                tracing::info!("looking for packages that changed");
-                // The loader ends with the process only.
-                let _ = requests.send(Request::Reload);
-            }
+            _ = terminate.recv() => break End::Stopped,
+            _ = interrupt.recv() => break End::Stopped,
+            _ = hangup.recv() => look(),
+            Some(settled) = heard.recv() => match settled {
+                Settled::Model(model) => nudge(Nudge::Settled(model)),
+                Settled::Again(why) => {
+                    tracing::info!(why, "beginning again");
+                    reporter.event("begins-again", &why, &[]);
+                    break End::Again;
+                }
+            },
             () = &mut silence, if !silence_over => {
                 silence_over = true;
                 report_silent(&plan, &reporter);
@@ -296,9 +351,11 @@ async fn serve(config: &Config, plan: Arc<Plan>, packages: Packages) -> Result<(
                 }
             }
         }
-    }
+    };
 
     tracing::info!("stopping");
+    let (done, kept) = std::sync::mpsc::channel();
+    let _ = requests.send(Request::Keep(done));
     router.close();
     // Whoever asks now is told that nobody listens.
     let _ = close.send(());
@@ -323,8 +380,30 @@ async fn serve(config: &Config, plan: Arc<Plan>, packages: Packages) -> Result<(
     if left > 0 {
         tracing::error!(results = left, "results were not delivered before the stop and are lost");
     }
+    // What a trial has come to; where the loader is busy, a minute of it is lost.
+    let _ = kept.recv_timeout(Duration::from_secs(1));
     tracing::info!(delivered = uplink.counts().delivered, "stopped");
-    Ok(())
+    Ok(end)
+}
+
+/// What looks for packages that changed, at paths and in the store.
+fn reload(requests: &Requests, delivery: Option<&UnboundedSender<Nudge>>) -> Box<dyn Fn() + Send + Sync> {
+    let (requests, delivery) = (requests.clone(), delivery.cloned());
+    Box::new(move || {
+        tracing::info!("looking for packages that changed");
+        // Both ends are there for as long as the process is.
+        let _ = requests.send(Request::Reload);
+        let _ = delivery.as_ref().map(|nudges| nudges.send(Nudge::Look));
+    })
+}
+
+/// What waits, with its part of the configuration.
+fn waits(loaded: &Loaded, waiting: Vec<Waiting>) -> Vec<(Waiting, config::Pipeline)> {
+    let pipeline = |waiting: Waiting| {
+        let pipeline = loaded.config.pipelines.iter().find(|pipeline| pipeline.name == waiting.pipeline)?.clone();
+        Some((waiting, pipeline))
+    };
+    waiting.into_iter().filter_map(pipeline).collect()
 }
 
 /// How worker threads are placed, checked against this machine.

@@ -12,26 +12,29 @@
 //!
 //! What others may see of it is here: the [`Board`], the [`Places`] for streams, and what the loader can be asked.
 
+mod delivered;
 mod loader;
 mod memory;
 pub mod open;
 mod swap;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use limpet_depot::Package;
+use limpet_depot::Manifest;
+use limpet_depot::trial::Verdict;
 use limpet_wire::message::{Message, ModelPhase, ModelState, Models};
 
+use crate::library::Opened;
 use crate::link::outgoing::Outgoing;
 use crate::pipeline::model::{Facts, Model};
 use crate::pipeline::observe::Observation;
 use crate::wall::Wall;
 
+pub use delivered::NotProved;
 pub use limpet_depot::Proved;
 pub use loader::{Loader, Tools};
 
@@ -115,8 +118,7 @@ impl Board {
         self.uplink.offer_retained(self.topic.clone(), message.to_json());
     }
 
-    fn set(&self, package: &Package, state: ModelPhase, proved: Option<&Proved>, failure: Option<String>) {
-        let manifest = package.manifest();
+    fn set(&self, manifest: &Manifest, state: ModelPhase, proved: Option<&Proved>, failure: Option<String>) {
         let entry = ModelState {
             name: manifest.name.clone(),
             version: manifest.version.to_string(),
@@ -124,6 +126,7 @@ impl Board {
             engine: proved.map(|proved| proved.serving.choice.engine.clone()),
             variant: proved.map(|proved| proved.serving.choice.variant.clone()),
             progress: None,
+            agreement: None,
             failure,
         };
         self.change(|models| {
@@ -131,18 +134,65 @@ impl Board {
         });
     }
 
+    /// A version is on its way: `progress` is the share of it that is there, or `failure` why it is not coming.
+    pub fn set_fetching(&self, model: &str, version: &str, progress: Option<f32>, failure: Option<String>) {
+        let entry = ModelState {
+            name: model.to_owned(),
+            version: version.to_owned(),
+            state: ModelPhase::Fetching,
+            engine: None,
+            variant: None,
+            progress,
+            agreement: None,
+            failure,
+        };
+        self.change(|models| {
+            let key = format!("{model}@{version}");
+            // What is proved or serves already is further on its way.
+            if models.get(&key).is_none_or(|there| matches!(there.state, ModelPhase::Fetching | ModelPhase::Failed)) {
+                models.insert(key, entry);
+            }
+        });
+    }
+
+    /// The state of a version of a model that is shown already.
+    fn set_state(&self, model: &str, version: &str, state: ModelPhase, failure: Option<String>) {
+        self.change(|models| {
+            if let Some(shown) = models.get_mut(&format!("{model}@{version}")) {
+                (shown.state, shown.failure) = (state, failure);
+            }
+        });
+    }
+
+    /// How far a version on trial is, and how often it agreed with the other one.
+    fn set_progress(&self, model: &str, version: &str, progress: f32, agreement: Option<f32>) {
+        self.change(|models| {
+            if let Some(shown) = models.get_mut(&format!("{model}@{version}")) {
+                (shown.progress, shown.agreement) = (Some(progress), agreement);
+            }
+        });
+    }
+
     /// Whether this version of a model serves.
-    fn is_active(&self, package: &Package) -> bool {
-        self.serves(&package.manifest().name, &package.manifest().version.to_string())
+    fn is_active(&self, manifest: &Manifest) -> bool {
+        self.serves(&manifest.name, &manifest.version.to_string())
     }
 
     /// Whether a model of this name and version serves.
     fn serves(&self, model: &str, version: &str) -> bool {
         let models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
-        models.get(&format!("{model}@{version}")).is_some_and(|model| model.state == ModelPhase::Active)
+        models.get(&format!("{model}@{version}")).is_some_and(|model| model.state.serves())
     }
 
-    fn remove(&self, model: &str, version: &str) {
+    /// Whether a version of a model serves, or runs beside what does.
+    fn runs(&self, model: &str, version: &str) -> bool {
+        let models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        let runs = |model: &ModelState| model.state.serves() || model.state == ModelPhase::Shadow;
+        models.get(&format!("{model}@{version}")).is_some_and(runs)
+    }
+
+    /// A version is not there any more.
+    pub fn remove(&self, model: &str, version: &str) {
         self.change(|models| _ = models.remove(&format!("{model}@{version}")));
     }
 
@@ -221,6 +271,15 @@ impl Places {
     }
 }
 
+/// A delivered version was dealt with: it serves, runs beside, or was rejected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settled {
+    /// What is known of this model has changed.
+    Model(String),
+    /// A pipeline that waited can run now: the agent has to begin again.
+    Again(String),
+}
+
 /// What the loader is asked to do.
 pub enum Request {
     /// Look for packages that changed.
@@ -232,7 +291,20 @@ pub enum Request {
     /// A stream was measured.
     Observed(Observation),
     /// A package was proved, or why not.
-    Proved(PathBuf, Arc<Package>, Result<Box<Proved>, String>),
+    Proved(Opened, Result<Box<Proved>, NotProved>),
+    /// A version was delivered; it is complete in the store.
+    Arrived(Opened),
+    /// What serves of this model was withdrawn, with these versions of it.
+    Withdrawn {
+        /// Name of the model.
+        model: String,
+        /// Versions.
+        withdrawn: Vec<String>,
+    },
+    /// The version that a pipeline watches was judged.
+    Judged(usize, Verdict),
+    /// Keep what a restart goes on with, and say when that is done.
+    Keep(Sender<()>),
 }
 
 /// How requests reach the loader; cheap to clone.

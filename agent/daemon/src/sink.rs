@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use limpet_depot::trial::Verdict;
+
 use crate::crash::Marker;
 use crate::link::outgoing::{Body, Fleeting, Outgoing};
 use crate::pipeline::model::{Facts, Model};
@@ -126,6 +128,10 @@ impl Sink for LinkSink {
             marker.clear();
         }
         self.running.set(None);
+    }
+
+    fn judged(&mut self, pipeline: usize, verdict: Verdict) {
+        self.ask(Request::Judged(pipeline, verdict));
     }
 
     fn released(&mut self, model: Model) {

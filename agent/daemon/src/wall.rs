@@ -9,6 +9,22 @@ use limpet_wire::result::{Captured, Clock, rfc3339_micros};
 /// without a battery wakes up in 1970 or on the day its system was built.
 pub const EARLIEST_NS: i64 = 1_793_491_200_000_000_000;
 
+/// When this program was built, at the earliest; no metadata is judged by an earlier time.
+pub fn built() -> jiff::Timestamp {
+    jiff::Timestamp::from_nanosecond(i128::from(EARLIEST_NS)).expect("a time in this century is one")
+}
+
+/// Whether the clock is known to be right: the kernel knows of a time server that sets it.
+pub fn is_right() -> bool {
+    // SAFETY: all fields of a timex are integers, so zeros make one; with `modes` 0 nothing is set.
+    #[allow(unsafe_code)]
+    let (state, timex) = unsafe {
+        let mut timex: libc::timex = std::mem::zeroed();
+        (libc::adjtimex(&mut timex), timex)
+    };
+    state >= 0 && state != libc::TIME_ERROR && timex.status & libc::STA_UNSYNC == 0
+}
+
 /// The relation between boot time and UTC at one moment.
 #[derive(Debug, Clone, Copy)]
 pub struct Wall {

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use axum::body::Bytes;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1;
-use hyper::{Request, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use limpet_wire::VERSION;
 use limpet_wire::message::Message as _;
@@ -194,6 +194,28 @@ fn connect_sentence(socket: &Path, error: &io::Error) -> String {
 /// # Errors
 /// Why there is no answer.
 pub async fn ask(socket: &Path, patience: Duration) -> Result<Bytes, Unanswered> {
+    send(socket, Method::GET, "/v1/status", patience).await
+}
+
+/// Tells the agent on this run directory to look for packages that changed. Says whether one runs there.
+///
+/// # Errors
+/// Why one that runs does not do it.
+pub fn reload(run: &Path) -> Result<bool, CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio does not start")?;
+    match runtime.block_on(send(&socket::path(run), Method::POST, "/v1/reload", PATIENCE)) {
+        Ok(_) => Ok(true),
+        Err(Unanswered::Connect(_, error))
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(CliError::Unavailable(error.to_string())),
+    }
+}
+
+/// Sends a request without a body.
+async fn send(socket: &Path, method: Method, path: &str, patience: Duration) -> Result<Bytes, Unanswered> {
     let asked = timeout(patience, async {
         let stream = UnixStream::connect(socket).await.map_err(|error| Unanswered::Connect(socket.into(), error))?;
         let broken = |why: String| Unanswered::Broken(socket.into(), why);
@@ -202,7 +224,9 @@ pub async fn ask(socket: &Path, patience: Duration) -> Result<Bytes, Unanswered>
         // Ends with this function.
         let mut driver = JoinSet::new();
         driver.spawn(connection);
-        let request = Request::get("/v1/status")
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
             .header("host", "limpet")
             .body(Empty::<Bytes>::new())
             .expect("a path and a header that are right");

@@ -40,4 +40,7 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// Keeping the deadline is up to the backend: the server waits for as long as the client does.
     fn infer(&self, request: InferRequest) -> Inference;
+
+    /// Looks for packages that changed, at paths and in the store.
+    fn reload(&self);
 }

@@ -110,6 +110,8 @@ pub enum PipelineState {
     Loading,
     /// It does not run, by admission or because of its model; `refusal` says why.
     Refused,
+    /// The depot has not delivered a version of its model that can run; `refusal` says why.
+    Waiting,
 }
 
 /// One pipeline.

@@ -196,6 +196,7 @@ struct Api {
 fn router(api: Arc<Api>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
+        .route("/v1/reload", post(reload))
         .route("/v2", get(server_metadata))
         .route("/v2/", get(server_metadata))
         .route("/v2/health/live", get(live))
@@ -203,10 +204,10 @@ fn router(api: Arc<Api>) -> Router {
         .route("/v2/models/{name}", get(model_metadata))
         .route("/v2/models/{name}/infer", post(infer))
         .fallback(async || {
-            Refusal::new(StatusCode::NOT_FOUND, "no such path; there are /v1/status, /v2, /v2/health/live, /v2/health/ready, /v2/models/NAME and /v2/models/NAME/infer")
+            Refusal::new(StatusCode::NOT_FOUND, "no such path; there are /v1/status, /v1/reload, /v2, /v2/health/live, /v2/health/ready, /v2/models/NAME and /v2/models/NAME/infer")
         })
         .method_not_allowed_fallback(async || {
-            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method: POST for infer, GET for all others")
+            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method: POST for infer and reload, GET for all others")
         })
         .with_state(api)
 }
@@ -224,6 +225,11 @@ async fn status(State(api): State<Arc<Api>>) -> Result<Response, Refusal> {
     let report = tokio::task::spawn_blocking(move || api.backend.status().to_json()).await;
     let report = report.map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     Ok(json_response(StatusCode::OK, report))
+}
+
+async fn reload(State(api): State<Arc<Api>>) -> Response {
+    api.backend.reload();
+    json_response(StatusCode::ACCEPTED, json!({ "reloading": true }).to_string().into_bytes())
 }
 
 async fn server_metadata() -> Response {
@@ -259,7 +265,7 @@ async fn infer(
     body: Body,
 ) -> Result<Response, Refusal> {
     let model = api.model(name)?;
-    if !matches!(model.phase, ModelPhase::Active | ModelPhase::Trial) {
+    if !model.phase.serves() {
         let reason = match model.phase {
             ModelPhase::Failed => "it failed; limpet status says why",
             ModelPhase::Withdrawn => "its publisher took it back",

@@ -182,6 +182,7 @@ fn troubles(report: &StatusReport) -> String {
             PipelineState::Serving => continue,
             PipelineState::Loading => "is loading",
             PipelineState::Refused => "is refused",
+            PipelineState::Waiting => "waits",
         };
         text += &sentence(&format!("pipeline {} {state}", pipeline.name), pipeline.refusal.as_deref());
     }

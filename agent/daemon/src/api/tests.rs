@@ -174,6 +174,8 @@ impl Drop for TellDrop {
 }
 
 impl Backend for Named {
+    fn reload(&self) {}
+
     fn status(&self) -> StatusReport {
         report()
     }

@@ -12,9 +12,9 @@ use super::load::{Loaded, Origin};
 /// Lists of tables that get sections of their own; other lists are values.
 const SECTIONS: [&str; 3] = ["source", "pipeline", "local"];
 /// The first keys of a table, in this order; others follow in alphabetical order.
-const FIRST: [&str; 14] = [
-    "format", "name", "gateway", "id", "broker", "uplink", "budget", "log", "source", "pipeline", "model", "url",
-    "topic", "codec",
+const FIRST: [&str; 15] = [
+    "format", "name", "gateway", "id", "broker", "uplink", "budget", "depot", "log", "source", "pipeline", "model",
+    "url", "topic", "codec",
 ];
 
 /// The effective configuration as TOML with comments.

@@ -32,6 +32,7 @@ pub struct File {
     pub runtime: Runtime,
     #[serde(default)]
     pub pressure: Pressure,
+    pub depot: Option<Depot>,
     #[serde(default)]
     pub source: Vec<Source>,
     #[serde(default)]
@@ -151,7 +152,32 @@ pub struct Pipeline {
     pub message_batch: Batch,
     pub encoding: Option<Encoding>,
     #[serde(default)]
+    pub trial: Trial,
+    #[serde(default)]
     pub local: Vec<LocalOutput>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Depot {
+    pub root: PathBuf,
+    pub channel: Option<String>,
+    pub keep: Option<usize>,
+    pub rate: Option<Size>,
+    pub disk: Option<Size>,
+    pub jitter: Option<Interval>,
+    pub refresh: Option<Interval>,
+    pub ca_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Trial {
+    pub windows: Option<u64>,
+    pub time: Option<Interval>,
+    pub shadow: Option<bool>,
+    pub shadow_cpu: Option<f64>,
+    pub agreement: Option<f64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

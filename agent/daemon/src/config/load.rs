@@ -21,13 +21,21 @@ pub const PREFIX: &str = "LIMPET_";
 
 /// Variables with that prefix that are no configuration: what the tests of the project are told. Anything else with the
 /// prefix must be a key, or it is a typing error.
-const NO_CONFIGURATION: [&str; 6] =
-    ["LIMPET_SHARED", "LIMPET_ZOO", "LIMPET_BLESS", "LIMPET_BIN_DIR", "LIMPET_SOAK", "LIMPET_SEED"];
+const NO_CONFIGURATION: [&str; 7] = [
+    "LIMPET_SHARED",
+    "LIMPET_ZOO",
+    "LIMPET_BLESS",
+    "LIMPET_BIN_DIR",
+    "LIMPET_SOAK",
+    "LIMPET_SEED",
+    // What limpet-lab is told on a machine that publishes as well.
+    "LIMPET_DEPOT_PASSPHRASE",
+];
 /// The same for all variables that start so: what the agent tells the child process that proves a package.
 const NO_CONFIGURATION_PREFIX: &str = "LIMPET_PROOF_";
 
 /// The tables that variables can reach, and their keys, for suggestions. `[broker]` holds tables by name.
-pub(super) const TABLES: [(&str, &[&str]); 7] = [
+pub(super) const TABLES: [(&str, &[&str]); 8] = [
     ("gateway", &["id", "labels", "run", "state"]),
     (
         "broker",
@@ -37,6 +45,7 @@ pub(super) const TABLES: [(&str, &[&str]); 7] = [
     ("budget", &["cpu", "memory"]),
     ("runtime", &["affinity", "fifo_priority", "lock_memory", "hang_limit"]),
     ("pressure", &["temperature_c", "cpu", "frequency", "sustain", "recover", "root"]),
+    ("depot", &["root", "channel", "keep", "rate", "disk", "jitter", "refresh", "ca_file"]),
     ("log", &["format", "level"]),
 ];
 
@@ -151,6 +160,18 @@ impl Loaded {
     }
 }
 
+/// A signed configuration: tables that take the place of those of the file.
+#[derive(Debug, Clone, Copy)]
+pub struct Overlay<'a> {
+    /// What it is called in messages, such as `config.press-07`.
+    pub name: &'a str,
+    /// Its text.
+    pub text: &'a str,
+}
+
+/// The keys that a signed configuration may replace.
+const REPLACED: [&str; 3] = ["source", "pipeline", "budget"];
+
 /// Places of all keys that were set.
 #[derive(Debug, Clone)]
 pub(super) struct Origins {
@@ -158,8 +179,10 @@ pub(super) struct Origins {
     /// Offsets at which lines start.
     line_starts: Vec<usize>,
     text_len: usize,
-    /// Variable `n` has the place `text_len + 1 + n`.
+    /// Variable `n` has the place `text_len + 1 + n`, up to [`VARIABLES_MAX`].
     variables: Vec<String>,
+    /// Name of the signed configuration and the places at which its lines start, beyond those of variables.
+    overlay: Option<(String, Vec<usize>)>,
     /// Place by path, such as `source.0.scale`.
     places: BTreeMap<String, usize>,
 }
@@ -168,10 +191,16 @@ impl Origins {
     fn new(file: &Path, text: &str) -> Self {
         let name = file.file_name().unwrap_or(file.as_os_str()).to_string_lossy().into_owned();
         let line_starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
-        Self { file: name, line_starts, text_len: text.len(), variables: Vec::new(), places: BTreeMap::new() }
+        let (variables, places) = (Vec::new(), BTreeMap::new());
+        Self { file: name, line_starts, text_len: text.len(), variables, overlay: None, places }
     }
 
     fn at(&self, place: usize) -> Origin {
+        if let Some((name, starts)) = &self.overlay
+            && starts.first().is_some_and(|first| *first <= place)
+        {
+            return Origin::Line(name.clone(), starts.partition_point(|start| *start <= place));
+        }
         match place.checked_sub(self.text_len + 1) {
             Some(variable) => match self.variables.get(variable) {
                 Some(name) => Origin::Variable(name.clone()),
@@ -227,24 +256,32 @@ fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
-/// Reads a file; see [`parse`].
+/// Reads a file, with the tables of a signed configuration in the place of its own; see [`parse`].
 ///
 /// # Errors
 /// [`ConfigError`].
-pub fn load(path: &Path, surroundings: &Surroundings) -> Result<Loaded, ConfigError> {
+pub fn load(path: &Path, surroundings: &Surroundings, overlay: Option<Overlay<'_>>) -> Result<Loaded, ConfigError> {
     let read = |source| ConfigError::Read { path: path.to_owned(), source };
     let text = std::fs::read_to_string(path).map_err(read)?;
     // Relative paths in the file are relative to it, so the agent may be started from anywhere.
     let path = std::path::absolute(path).map_err(read)?;
-    parse(&text, &path, surroundings)
+    parse(&text, &path, surroundings, overlay)
 }
+
+/// Variables that there may be places for.
+const VARIABLES_MAX: usize = 1 << 16;
 
 /// Reads the text of a configuration. `path` is where the text comes from: its last part stands in messages and origins,
 /// its folder is what relative paths start from.
 ///
 /// # Errors
 /// [`ConfigError::Problems`] with everything that is wrong.
-pub fn parse(text: &str, path: &Path, surroundings: &Surroundings) -> Result<Loaded, ConfigError> {
+pub fn parse(
+    text: &str,
+    path: &Path,
+    surroundings: &Surroundings,
+    overlay: Option<Overlay<'_>>,
+) -> Result<Loaded, ConfigError> {
     let mut origins = Origins::new(path, text);
     let mut document = DeTable::parse(text).map_err(|error| {
         let origin = error.span().map_or(origins.whole_file(), |span| origins.at(span.start.min(text.len())));
@@ -253,6 +290,14 @@ pub fn parse(text: &str, path: &Path, surroundings: &Surroundings) -> Result<Loa
     })?;
 
     check_format(document.get_ref(), &origins)?;
+    // Parsed behind so many line ends, its places lie beyond all others.
+    let shift = text.len() + 1 + VARIABLES_MAX;
+    let shifted = overlay.map(|overlay| "\n".repeat(shift) + overlay.text);
+    if let (Some(overlay), Some(shifted)) = (overlay, &shifted) {
+        let starts = std::iter::once(shift).chain(overlay.text.match_indices('\n').map(|(at, _)| shift + at + 1));
+        origins.overlay = Some((overlay.name.to_owned(), starts.collect()));
+        lay_over(document.get_mut(), overlay.name, shifted, &origins)?;
+    }
     let problems = apply_variables(document.get_mut(), surroundings, &mut origins);
     if !problems.is_empty() {
         return Err(ConfigError::Problems(problems));
@@ -265,6 +310,50 @@ pub fn parse(text: &str, path: &Path, surroundings: &Surroundings) -> Result<Loa
     let folder = path.parent().unwrap_or(Path::new(""));
     let config = resolve::resolve(file, folder, surroundings, &origins).map_err(ConfigError::Problems)?;
     Ok(Loaded { config, origins })
+}
+
+/// Puts the tables of a signed configuration in the place of those of the file.
+///
+/// It comes over the network, so it can name no broker, no key, no identity, and no path.
+fn lay_over<'i>(document: &mut DeTable<'i>, name: &str, text: &'i str, origins: &Origins) -> Result<(), ConfigError> {
+    let problem = |place: Option<usize>, key: &str, text: String| {
+        let origin = place.map_or(Origin::File(name.to_owned()), |place| origins.at(place));
+        ConfigError::Problems(vec![Problem { origin, key: key.to_owned(), text }])
+    };
+    let tables = DeTable::parse(text).map_err(|error| {
+        problem(error.span().map(|span| span.start), "", format!("this is no TOML: {}", error.message()))
+    })?;
+    check_format(tables.get_ref(), origins)?;
+    for (key, value) in tables.into_inner() {
+        let place = Some(key.span().start);
+        if *key.get_ref() == "format" {
+            continue;
+        }
+        if !REPLACED.contains(&&**key.get_ref()) {
+            let text = "a signed configuration replaces [[source]], [[pipeline]] and [budget] only; remove it";
+            return Err(problem(place, key.get_ref(), text.into()));
+        }
+        if let Some((place, path)) = path_in(value.get_ref()) {
+            let text = format!(
+                "found '{}', and a signed configuration cannot name a path; give a model of the depot, such as \"motor-health@^1\"",
+                path.escape_debug()
+            );
+            return Err(problem(Some(place), "pipeline.model", text));
+        }
+        document.remove(&**key.get_ref());
+        document.insert(key, value);
+    }
+    Ok(())
+}
+
+/// A model that is given by its path.
+fn path_in<'v>(pipelines: &'v DeValue<'_>) -> Option<(usize, &'v str)> {
+    let DeValue::Array(pipelines) = pipelines else { return None };
+    let models = pipelines.iter().filter_map(|pipeline| pipeline.get_ref().as_table()?.get("model"));
+    models.into_iter().find_map(|model| match model.get_ref() {
+        DeValue::String(text) if text.contains('/') || text.ends_with(".limpet") => Some((model.span().start, &**text)),
+        _ => None,
+    })
 }
 
 /// A file of a later format is refused by its number, before its new keys are called unknown.
@@ -336,7 +425,7 @@ fn set<'i>(
         if left.is_empty() {
             let parsed = DeValue::parse(value).map_or_else(|_| DeValue::String(value.into()), Spanned::into_inner);
             // The map keeps the first key it was given, and with it the place in the file: take it out first.
-            table.remove(spanned_key.get_ref().as_ref());
+            table.remove(&**spanned_key.get_ref());
             table.insert(spanned_key, Spanned::new(place.clone(), moved(parsed, &place)));
             return Ok(());
         }

@@ -12,6 +12,7 @@ pub mod codec;
 pub mod effective;
 mod file;
 pub mod load;
+mod model;
 mod resolve;
 pub mod units;
 
@@ -31,7 +32,8 @@ use serde::{Deserialize, Serialize, Serializer};
 pub use codec::Codec;
 pub use effective::effective;
 pub use file::OneOrMany;
-pub use load::{Loaded, Surroundings, load};
+pub use load::{Loaded, Overlay, Surroundings, load};
+pub use model::ModelRef;
 pub use units::{Fraction, Interval, Size};
 
 use crate::CliError;
@@ -43,7 +45,16 @@ use crate::topic::{Filter, Template};
 /// # Errors
 /// One sentence for each problem.
 pub fn read(path: &Path) -> Result<Loaded, CliError> {
-    load(path, &Surroundings::of_this_process()).map_err(|error| CliError::configuration(vec![error.to_string()]))
+    read_with(path, None)
+}
+
+/// The same, with the tables of a signed configuration in the place of the file's.
+///
+/// # Errors
+/// One sentence for each problem.
+pub fn read_with(path: &Path, overlay: Option<Overlay<'_>>) -> Result<Loaded, CliError> {
+    load(path, &Surroundings::of_this_process(), overlay)
+        .map_err(|error| CliError::configuration(vec![error.to_string()]))
 }
 
 /// A configuration for one recording: a source of raw `f32` samples, and a pipeline that publishes every result.
@@ -68,7 +79,7 @@ pub fn for_recording(package: &Path, channels: usize, rate_hz: f64) -> Config {
     let pipeline = Pipeline {
         name: Name("try".into()),
         source: Name("recording".into()),
-        model: package.to_owned(),
+        model: ModelRef::Path(package.to_owned()),
         class: Class::Realtime,
         deadline: Interval(Duration::from_millis(100)),
         queue: Queue { depth: 1, policy: QueuePolicy::LatestOnly },
@@ -80,6 +91,7 @@ pub fn for_recording(package: &Path, channels: usize, rate_hz: f64) -> Config {
         swap: Swap::Warm,
         message_batch: MessageBatch { max: 1, delay: Interval(Duration::ZERO) },
         encoding: Encoding::Json,
+        trial: Trial::none(),
         local: Vec::new(),
     };
     Config {
@@ -95,6 +107,7 @@ pub fn for_recording(package: &Path, channels: usize, rate_hz: f64) -> Config {
         budget: Budget { cpu: 1.0, memory: Size(u64::MAX) },
         runtime: Runtime::default(),
         pressure: Pressure::default(),
+        depot: None,
         sources: vec![source],
         pipelines: vec![pipeline],
         log: Log { level: LogLevel::Warn, format: LogFormat::Text },
@@ -168,6 +181,9 @@ pub struct Config {
     pub runtime: Runtime,
     /// When the machine is too hot or too busy.
     pub pressure: Pressure,
+    /// Where models come from over the air, if they do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub depot: Option<Depot>,
     /// Origins of samples, in the order of the file; names are unique.
     #[serde(rename = "source")]
     pub sources: Vec<Source>,
@@ -408,8 +424,8 @@ pub struct Pipeline {
     pub name: Name,
     /// Name of a source that exists.
     pub source: Name,
-    /// A package: folder or `.limpet` file.
-    pub model: PathBuf,
+    /// Its model.
+    pub model: ModelRef,
     /// What is given up last.
     pub class: Class,
     /// From the capture of the window's last sample.
@@ -432,6 +448,8 @@ pub struct Pipeline {
     pub message_batch: MessageBatch,
     /// How results are written.
     pub encoding: Encoding,
+    /// How a new version of its model is watched.
+    pub trial: Trial,
     /// Who else hears of results.
     pub local: Vec<LocalOutput>,
 }
@@ -528,6 +546,49 @@ pub struct LocalOutput {
     pub on: Publish,
     /// MQTT quality of service: 0 or 1.
     pub qos: u8,
+}
+
+/// How a new version of a model that came over the air is watched before it is trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Trial {
+    /// Windows that it must see; 0: there is no trial.
+    pub windows: u64,
+    /// How long it must run, in which windows come.
+    pub time: Interval,
+    /// Whether the new version runs beside the old one first, unheard, and takes over only when both agree.
+    pub shadow: bool,
+    /// Share of one core that the version which is not heard may use; 0: it does not run.
+    pub shadow_cpu: f64,
+    /// Share of the compared windows on which both versions must agree.
+    pub agreement: f64,
+}
+
+impl Trial {
+    /// No trial at all.
+    pub fn none() -> Self {
+        Self { windows: 0, time: Interval(Duration::ZERO), shadow: false, shadow_cpu: 0.0, agreement: 0.0 }
+    }
+}
+
+/// Where models and signed configurations come from over the air.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Depot {
+    /// The root metadata that the owner of the gateway installed; trust starts there.
+    pub root: PathBuf,
+    /// The channel that this gateway follows.
+    pub channel: String,
+    /// Versions of each model that are kept beside the one that runs.
+    pub keep: usize,
+    /// Most bytes a second that are fetched.
+    pub rate: Size,
+    /// Most bytes of chunks that are kept.
+    pub disk: Size,
+    /// Longest time, drawn at random, before something new is fetched: a fleet does not fetch all at once.
+    pub jitter: Interval,
+    /// How often the depot is asked whether there is something new, beside what it says by itself.
+    pub refresh: Interval,
+    /// Authorities that vouch for the web server with the chunks; `None`: those of the system.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// What is written to standard error.

@@ -14,9 +14,9 @@ use super::file::{self, File, OneOrMany};
 use super::load::{Origins, Problem, Surroundings, nearest};
 use super::units::{Interval, Size};
 use super::{
-    Broker, BrokerUrl, Budget, Class, Config, Encoding, FORMAT, Gateway, InferenceBatch, Input, Join, LocalOutput, Log,
-    LogFormat, LogLevel, MessageBatch, Name, OnGap, Pipeline, Pressure, Publish, Queue, QueuePolicy, Runtime, Source,
-    Swap, TimeOrigin, Uplink,
+    Broker, BrokerUrl, Budget, Class, Config, Depot, Encoding, FORMAT, Gateway, InferenceBatch, Input, Join,
+    LocalOutput, Log, LogFormat, LogLevel, MessageBatch, ModelRef, Name, OnGap, Pipeline, Pressure, Publish, Queue,
+    QueuePolicy, Runtime, Source, Swap, TimeOrigin, Trial, Uplink,
 };
 use crate::topic::{Filter, Template};
 
@@ -36,6 +36,14 @@ const BATCH_MAX: u32 = 1000;
 const INFERENCE_BATCH_MAX: u32 = 64;
 /// More than Linux is built for.
 const CPU_NUMBERS: usize = 8192;
+/// More versions of a model than anybody goes back to.
+const KEEP_MAX: usize = 16;
+/// Below this a package takes hours.
+const RATE_MIN: u64 = 1 << 10;
+/// Below this hardly a package fits.
+const DISK_MIN: u64 = 1 << 20;
+const JITTER_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+const REFRESH_MIN: Duration = Duration::from_secs(10);
 const HANG_MIN: Duration = Duration::from_millis(100);
 const HANG_MAX: Duration = Duration::from_secs(600);
 /// Ten minutes: a result that waits longer for company is late for everybody.
@@ -62,8 +70,10 @@ pub(super) fn resolve(
     let budget = check.budget(&file.budget);
     let runtime = check.runtime(file.runtime);
     let pressure = check.pressure(file.pressure);
+    let depot = file.depot.map(|depot| check.depot(depot));
     let sources = check.sources(file.source, &brokers);
     let pipelines = check.pipelines(file.pipeline, &brokers, &sources);
+    check.depot_models(depot.is_some(), &pipelines);
     let log =
         Log { level: file.log.level.unwrap_or(LogLevel::Info), format: file.log.format.unwrap_or(LogFormat::Text) };
 
@@ -71,7 +81,19 @@ pub(super) fn resolve(
         (Some(gateway), Some(uplink)) if check.problems.is_empty() => {
             let brokers = brokers.found;
             let sources = sources.found;
-            Ok(Config { format: FORMAT, gateway, brokers, uplink, budget, runtime, pressure, sources, pipelines, log })
+            Ok(Config {
+                format: FORMAT,
+                gateway,
+                brokers,
+                uplink,
+                budget,
+                runtime,
+                pressure,
+                depot,
+                sources,
+                pipelines,
+                log,
+            })
         }
         _ => Err(check.problems),
     }
@@ -394,6 +416,55 @@ impl Check<'_> {
         Pressure { temperature_c: file.temperature_c, cpu, frequency, sustain, recover, root }
     }
 
+    fn depot(&mut self, file: file::Depot) -> Depot {
+        let at = At::table("depot");
+        let root = self.path(&file.root);
+        let channel = file.channel.unwrap_or_else(|| "stable".into());
+        self.name(&at, "channel", &channel);
+        let keep = file.keep.unwrap_or(2);
+        self.require(&at, "keep", (1..=KEEP_MAX).contains(&keep), || {
+            format!("found {keep}, expected 1 to {KEEP_MAX} versions; without one there is nothing to go back to")
+        });
+        let rate = file.rate.unwrap_or(Size(256 << 10));
+        self.require(&at, "rate", rate.0 >= RATE_MIN, || {
+            format!("found {rate}, expected at least {} a second", Size(RATE_MIN))
+        });
+        let disk = file.disk.unwrap_or(Size(256 << 20));
+        self.require(&at, "disk", disk.0 >= DISK_MIN, || format!("found {disk}, expected at least {}", Size(DISK_MIN)));
+        let jitter = file.jitter.unwrap_or(Interval(Duration::from_secs(30)));
+        self.require(&at, "jitter", jitter.0 <= JITTER_MAX, || {
+            format!("found {jitter}, expected at most {}", Interval(JITTER_MAX))
+        });
+        let refresh = file.refresh.unwrap_or(Interval(Duration::from_secs(3600)));
+        self.require(&at, "refresh", (REFRESH_MIN..=JITTER_MAX).contains(&refresh.0), || {
+            format!("found {refresh}, expected {} to {}", Interval(REFRESH_MIN), Interval(JITTER_MAX))
+        });
+        let ca_file = file.ca_file.map(|path| self.path(&path));
+        Depot { root, channel, keep, rate, disk, jitter, refresh, ca_file }
+    }
+
+    /// Models by name need a depot, and a gateway runs one version of each.
+    fn depot_models(&mut self, there_is_one: bool, pipelines: &[Pipeline]) {
+        let mut ranges: BTreeMap<&Name, (&Name, &ModelRef)> = BTreeMap::new();
+        for (index, pipeline) in pipelines.iter().enumerate() {
+            let Some(model) = pipeline.model.depot() else { continue };
+            let at = At::item("pipeline", index, &pipeline.name);
+            self.require(&at, "model", there_is_one, || {
+                format!(
+                    "'{}' is a model of the depot, and there is no [depot]; add it with 'root = \"/etc/limpet/root.json\"', or give a path, such as \"./{}\"",
+                    pipeline.model, model.name
+                )
+            });
+            let (first, other) = ranges.entry(&model.name).or_insert((&pipeline.name, &pipeline.model));
+            self.require(&at, "model", **other == pipeline.model, || {
+                format!(
+                    "found '{}', but pipeline {first} says '{other}'; a gateway runs one version of a model, so write the same range",
+                    pipeline.model
+                )
+            });
+        }
+    }
+
     fn sources(&mut self, file: Vec<file::Source>, brokers: &Named<BTreeMap<Name, Broker>>) -> Named<Vec<Source>> {
         let mut found = Vec::with_capacity(file.len());
         let mut names = BTreeSet::new();
@@ -655,6 +726,7 @@ impl Check<'_> {
         let inference_batch =
             self.inference_batch(&at.inner("inference_batch"), &file.inference_batch, class, deadline);
         let message_batch = self.message_batch(&at.inner("message_batch"), &file.message_batch);
+        let trial = self.trial(&at.inner("trial"), &file.trial);
         let mut local = Vec::with_capacity(file.local.len());
         for (index, output) in file.local.into_iter().enumerate() {
             local.extend(self.local(&at.inner_item("local", index), output, brokers, sources));
@@ -675,19 +747,34 @@ impl Check<'_> {
             swap: file.swap.unwrap_or(Swap::Warm),
             message_batch,
             encoding: file.encoding.unwrap_or(Encoding::Json),
+            trial,
             local,
         })
     }
 
-    fn model(&mut self, at: &At, model: &str) -> Option<PathBuf> {
-        if model.contains('/') || model.ends_with(".limpet") {
-            return Some(self.path(Path::new(model)));
+    fn model(&mut self, at: &At, model: &str) -> Option<ModelRef> {
+        let parsed = ModelRef::parse(model, |path| self.path(path));
+        self.accept(at, "model", parsed)
+    }
+
+    fn trial(&mut self, at: &At, file: &file::Trial) -> Trial {
+        let trial = Trial {
+            windows: file.windows.unwrap_or(1000),
+            time: file.time.unwrap_or(Interval(Duration::from_secs(600))),
+            shadow: file.shadow.unwrap_or(false),
+            shadow_cpu: file.shadow_cpu.unwrap_or(0.1),
+            agreement: file.agreement.unwrap_or(0.9),
+        };
+        self.positive(at, "time", trial.time);
+        for (key, share) in [("shadow_cpu", trial.shadow_cpu), ("agreement", trial.agreement)] {
+            self.require(at, key, (0.0..=1.0).contains(&share), || {
+                format!("found {share}, expected a share from 0 to 1")
+            });
         }
-        self.problem(at, "model", format!(
-            "'{model}' is a name, and models by name come with the depot, which is not in this version yet; give a path, such as \"./{}\" or \"/usr/share/limpet/models/{0}.limpet\"",
-            model.split('@').next().unwrap_or_default()
-        ));
-        None
+        self.require(at, "shadow_cpu", !trial.shadow || trial.shadow_cpu > 0.0, || {
+            "found 0, but with 'shadow = true' the new version must run; give it a share, such as 0.1".into()
+        });
+        trial
     }
 
     fn inference_batch(&mut self, at: &At, file: &file::Batch, class: Class, deadline: Interval) -> InferenceBatch {

@@ -35,7 +35,7 @@ fn surroundings(variables: &[(&str, &str)]) -> Surroundings {
 }
 
 fn read_with(text: &str, variables: &[(&str, &str)]) -> Result<Loaded, ConfigError> {
-    parse(text, Path::new("/etc/limpet/limpet.toml"), &surroundings(variables))
+    parse(text, Path::new("/etc/limpet/limpet.toml"), &surroundings(variables), None)
 }
 
 fn read(text: &str) -> Result<Loaded, ConfigError> {
@@ -92,7 +92,7 @@ fn the_smallest_configuration_gets_the_documented_defaults() {
     assert_eq!((source.stream_idle.0.as_secs(), source.accept_retained), (600, false));
 
     let pipeline = &config.pipelines[0];
-    assert_eq!(pipeline.model, Path::new("/etc/limpet/models/motor-health"));
+    assert_eq!(pipeline.model, ModelRef::Path("/etc/limpet/models/motor-health".into()));
     assert_eq!((pipeline.class, pipeline.deadline.0), (Class::Realtime, Duration::from_millis(100)));
     assert_eq!(pipeline.queue, Queue { depth: 1, policy: QueuePolicy::LatestOnly });
     assert_eq!((pipeline.publish, pipeline.deadband, pipeline.heartbeat.0.as_secs()), (Publish::Changes, 0.05, 60));
@@ -117,7 +117,7 @@ fn the_gateway_is_called_as_the_host_if_that_is_a_name() {
     let text = replaced("id = \"press-07\"", "");
     let with_host = |host: &str| {
         let surroundings = Surroundings { variables: vec![], host_name: Some(host.into()) };
-        parse(&text, Path::new("limpet.toml"), &surroundings)
+        parse(&text, Path::new("limpet.toml"), &surroundings, None)
     };
     assert_eq!(&*with_host("edge-1").unwrap().config.gateway.id, "edge-1");
     let error = with_host("Edge.local").unwrap_err().to_string();
@@ -143,10 +143,9 @@ fn an_unknown_key_names_file_line_key_and_the_nearest() {
 
 #[test]
 fn keys_of_later_versions_are_unknown_and_a_later_format_is_refused_by_number() {
-    for line in ["[outbox]", "[api]", "[recorder]", "[depot]"] {
+    for line in ["[outbox]", "[api]", "[recorder]"] {
         assert!(bad(&format!("{SMALL}{line}\n")).contains("unknown key"), "{line}");
     }
-    assert!(bad(&after("name = \"motor\"", "trial = 1")).contains("unknown key 'trial'"));
     let error = bad(&format!("{}\n[new]\n", replaced("format = 1", "format = 2")));
     assert!(error.contains("limpet.toml:2: format: found 2") && error.contains("reads format 1"), "{error}");
     assert!(bad(&replaced("format = 1", "")).contains("add 'format = 1'"));
@@ -223,9 +222,66 @@ fn what_this_version_cannot_do_is_said_clearly() {
         assert!(bad(&after("url", line)).contains("TLS and WebSocket links are not in this version yet"), "{line}");
     }
     assert!(bad(&after("url", "mqtt = 4")).contains("MQTT 3.1.1 is not in this version yet"));
-    let error = bad(&replaced("models/motor-health", "motor-health@^1"));
-    assert!(error.contains("models by name come with the depot") && error.contains("give a path"), "{error}");
     assert!(bad(&format!("{SMALL}[uplink]\ncommands = [\"logs\"]\n")).contains("commands are not in this version yet"));
+}
+
+const DEPOT: &str = "[depot]\nroot = \"root.json\"\n";
+
+#[test]
+fn a_model_of_the_depot_is_a_name_and_a_range() {
+    let text = format!("{}{DEPOT}", replaced("models/motor-health", "motor-health@^1.2"));
+    let model = good(&text).pipelines[0].model.clone();
+    assert_eq!(model.to_string(), "motor-health@^1.2");
+    assert!(model.depot().is_some_and(|model| model.range.matches(&"1.4.0".parse().unwrap())));
+    let any = good(&format!("{}{DEPOT}", replaced("models/motor-health", "motor-health")));
+    assert_eq!(any.pipelines[0].model.to_string(), "motor-health@*");
+    let error = bad(&replaced("models/motor-health", "motor-health@^1"));
+    assert!(error.contains("there is no [depot]") && error.contains("give a path"), "{error}");
+    for (model, expected) in [("motor-health@one", "no range of versions"), ("Motor", "is not a name")] {
+        let error = bad(&format!("{}{DEPOT}", replaced("models/motor-health", model)));
+        assert!(error.contains(expected), "{model}: {error}");
+    }
+    let two = "[[pipeline]]\nname = \"second\"\nsource = \"vibration\"\nmodel = \"motor-health@^2\"\n";
+    let error = bad(&format!("{}{two}{DEPOT}", replaced("models/motor-health", "motor-health@^1")));
+    assert!(error.contains("a gateway runs one version of a model"), "{error}");
+}
+
+#[test]
+fn a_depot_and_a_trial_have_bounds() {
+    for (line, expected) in [
+        ("keep = 0", "expected 1 to 16"),
+        ("rate = \"1B\"", "expected at least 1KiB"),
+        ("disk = \"1KiB\"", "expected at least 1MiB"),
+        ("refresh = \"1s\"", "expected 10s"),
+        ("channel = \"Not One\"", "is not a name"),
+    ] {
+        let error = bad(&format!("{SMALL}{DEPOT}{line}\n"));
+        assert!(error.contains(expected), "{line}: {error}");
+    }
+    for (line, expected) in [
+        ("trial.agreement = 2", "expected a share from 0 to 1"),
+        ("trial = { shadow = true, shadow_cpu = 0 }", "the new version must run"),
+    ] {
+        let error = bad(&after("name = \"motor\"", line));
+        assert!(error.contains(expected), "{line}: {error}");
+    }
+}
+
+#[test]
+fn a_signed_configuration_replaces_three_tables_and_names_no_path() {
+    let lay = |text: &str| {
+        let overlay = Overlay { name: "config.press-07", text };
+        parse(SMALL, Path::new("/etc/limpet/limpet.toml"), &surroundings(&[]), Some(overlay))
+    };
+    let loaded = lay("[budget]\ncpu = 2.5\n").unwrap();
+    assert_eq!((loaded.config.budget.cpu, loaded.config.pipelines.len()), (2.5, 1));
+    let broken = lay("\n[budget]\ncpu = -1\n").unwrap_err().to_string();
+    assert!(broken.starts_with("config.press-07:3: budget.cpu"), "{broken}");
+    let broker = lay("[broker.evil]\nurl = \"mqtt://evil\"\n").unwrap_err().to_string();
+    assert!(broker.contains("config.press-07:1: broker: a signed configuration replaces"), "{broker}");
+    let path = "[[pipeline]]\nname = \"motor\"\nsource = \"vibration\"\nmodel = \"/etc/passwd\"\n";
+    let path = lay(path).unwrap_err().to_string();
+    assert!(path.contains("config.press-07:4") && path.contains("cannot name a path"), "{path}");
 }
 
 #[test]

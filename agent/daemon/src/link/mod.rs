@@ -12,6 +12,7 @@
 //!   in flight, so the client's own queue is never full.
 
 pub mod backoff;
+pub mod depot;
 pub mod outgoing;
 
 use std::cell::RefCell;
@@ -78,6 +79,8 @@ pub struct Role {
     pub filters: Vec<(String, bool)>,
     /// Where status goes, if this is the uplink.
     pub status: Option<Topics>,
+    /// The depot behind it, if it is the uplink and there is one.
+    pub depot: Option<depot::Depot>,
     /// What waits to be sent.
     pub outgoing: Arc<Outgoing>,
 }
@@ -122,6 +125,14 @@ pub enum Stop {
     Run,
     /// They send what waits and say goodbye, until that moment.
     Drain(Instant),
+}
+
+/// Until the depot has something to do; for ever if there is none.
+async fn depot_wakes(depot: Option<&depot::Depot>) {
+    match depot {
+        Some(depot) => depot.wake().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Until the time for saying goodbye is over.
@@ -212,6 +223,9 @@ async fn connection(
                     event = &mut polling => break Ok(event),
                     () = &mut stopped, if sender.is_none() => break Err(End::Stopped),
                     () = &mut overdue, if sender.is_some() => break Err(End::Stopped),
+                    () = depot_wakes(role.depot.as_ref()), if sender.is_some() => {
+                        role.depot.iter().for_each(|depot| depot.act(&client, &mut asked));
+                    }
                     () = &mut guard => {
                         if last_event.elapsed() >= longest {
                             let why = format!("nothing moved for {} s; the line is dead or the broker hangs", longest.as_secs());
@@ -241,6 +255,7 @@ async fn connection(
                     announce(&client, &flight, topics, Presence::Online, &session);
                 }
                 asked = subscribe(&client, &role.filters);
+                role.depot.iter().for_each(depot::Depot::connected);
                 reporter.link_made(&role.name, url);
                 role.outgoing.connected();
                 sender = Some(tokio::task::spawn_local(send(
@@ -255,7 +270,12 @@ async fn connection(
                 )));
             }
             Ok(Event::Incoming(Packet::Publish(publish))) => match std::str::from_utf8(&publish.topic) {
-                Ok(topic) => receive(Received { topic, payload: publish.payload.clone(), retained: publish.retain }),
+                Ok(topic) => {
+                    let message = Received { topic, payload: publish.payload.clone(), retained: publish.retain };
+                    if !role.depot.as_ref().is_some_and(|depot| depot.takes(&message)) {
+                        receive(message);
+                    }
+                }
                 Err(_) => tracing::debug!(broker = %role.name, "a message on a topic that is not UTF-8 was ignored"),
             },
             Ok(Event::Incoming(Packet::SubAck(ack))) => {
@@ -263,7 +283,12 @@ async fn connection(
                 for (reason, filter) in ack.return_codes.iter().zip(&filters) {
                     match reason {
                         SubscribeReasonCode::Success(_) => tracing::debug!(broker = %role.name, filter, "subscribed"),
-                        reason => reporter.subscription_refused(&role.name, filter, &format!("{reason:?}")),
+                        reason => {
+                            let reason = format!("{reason:?}");
+                            if !role.depot.as_ref().is_some_and(|depot| depot.refused(filter, &reason)) {
+                                reporter.subscription_refused(&role.name, filter, &reason);
+                            }
+                        }
                     }
                 }
             }
@@ -309,6 +334,7 @@ async fn connection(
     if let Some(sender) = sender {
         sender.abort();
     }
+    role.depot.iter().for_each(|depot| depot.pump.disconnected());
     let unsettled = flight.borrow_mut().ground();
     role.outgoing.put_back(unsettled);
     end

@@ -64,6 +64,11 @@ impl Groups {
         facts.costs[0].worst <= self.longest
     }
 
+    /// Whether a model is loaded.
+    pub fn is_loaded(&self, number: u32) -> bool {
+        self.loaded.contains(&number)
+    }
+
     /// Whether somebody should be asked to load this model, which is noted as done: it is asked once.
     pub fn ask(&mut self, number: u32) -> bool {
         !self.loaded.contains(&number) && self.asked.insert(number)

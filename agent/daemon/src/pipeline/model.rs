@@ -179,12 +179,38 @@ impl Model {
         })
     }
 
+    /// A hash of one row of every output of what was run last, in the graph's own types: equal where they are to a bit.
+    pub fn fingerprint(&self, row: usize) -> u64 {
+        let session = &self.sessions[self.ran];
+        let rows = self.facts.costs[self.ran].size;
+        let hash = |hash, output| match session.output(output) {
+            TensorRef::F32(values) => fnv(hash, of_row(values, row, rows).iter().map(|value| value.to_bits())),
+            TensorRef::I8(values) => fnv(hash, of_row(values, row, rows).iter().map(|value| *value as u32)),
+            TensorRef::U8(values) => fnv(hash, of_row(values, row, rows).iter().map(|value| u32::from(*value))),
+        };
+        (0..session.outputs().len()).fold(FNV_OFFSET, hash)
+    }
+
     /// One row of every output of what was run last, in the graph's own types.
     pub fn outputs(&self, row: usize) -> Vec<Stored> {
         let session = &self.sessions[self.ran];
         let rows = self.facts.costs[self.ran].size;
         (0..session.outputs().len()).map(|output| Stored::row(session.output(output), row, rows)).collect()
     }
+}
+
+/// Offset basis and prime of FNV-1a for 64 bits (draft-eastlake-fnv), here over whole elements.
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
+
+fn fnv(hash: u64, elements: impl Iterator<Item = u32>) -> u64 {
+    elements.fold(hash, |hash, element| (hash ^ u64::from(element)).wrapping_mul(FNV_PRIME))
+}
+
+/// One row of a batch's elements.
+fn of_row<T>(values: &[T], row: usize, rows: usize) -> &[T] {
+    let each = values.len() / rows;
+    &values[row * each..][..each]
 }
 
 /// Elements of a tensor, owned.
@@ -200,12 +226,10 @@ pub enum Stored {
 
 impl Stored {
     fn row(tensor: TensorRef<'_>, row: usize, rows: usize) -> Self {
-        let each = tensor.len() / rows;
-        let range = row * each..(row + 1) * each;
         match tensor {
-            TensorRef::F32(values) => Self::F32(values[range].to_vec()),
-            TensorRef::I8(values) => Self::I8(values[range].to_vec()),
-            TensorRef::U8(values) => Self::U8(values[range].to_vec()),
+            TensorRef::F32(values) => Self::F32(of_row(values, row, rows).to_vec()),
+            TensorRef::I8(values) => Self::I8(of_row(values, row, rows).to_vec()),
+            TensorRef::U8(values) => Self::U8(of_row(values, row, rows).to_vec()),
         }
     }
 }

@@ -135,7 +135,8 @@ fn high(times: &mut [u32]) -> Duration {
     UNIT * times.get((times.len() * 99).div_ceil(100).saturating_sub(1)).copied().unwrap_or_default()
 }
 
-fn cpu_time() -> Duration {
+/// CPU time of this thread.
+pub(super) fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
 }

@@ -1,7 +1,6 @@
 //! What the configuration and the packages together ask for, worked out once and shared by all workers.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +13,8 @@ use super::input::Samples;
 use super::publish::PublishRule;
 use super::timing::{TimeSource, TimingRule};
 use super::trigger::TriggerRule;
-use crate::config::{self, Config, OnGap, Publish, QueuePolicy, TimeOrigin};
+use crate::config::{self, Config, ModelRef, OnGap, Publish, QueuePolicy, TimeOrigin};
+use crate::library::Opened;
 use crate::link::outgoing::Packing;
 use crate::report::SourceLedger;
 use crate::topic::Template;
@@ -182,7 +182,7 @@ pub struct PipelinePlan {
     pub source: usize,
     /// Its package, as the configuration names it. The package itself is dropped when its sessions are made: it holds
     /// golden vectors, which may be larger than the model.
-    pub package: PathBuf,
+    pub package: ModelRef,
     /// The version that it starts with.
     pub version: Arc<Version>,
     /// What it gives up last.
@@ -287,28 +287,8 @@ pub struct Misfit {
 /// A key and what is wrong with its value.
 pub type Wrong = (&'static str, String);
 
-/// Packages by the path that the configuration gives, each opened once.
-pub type Packages = BTreeMap<PathBuf, Arc<Package>>;
-
-/// Opens every package that a pipeline names.
-///
-/// # Errors
-/// One sentence for each that cannot be used.
-pub fn open_packages(config: &Config) -> Result<Packages, Vec<Misfit>> {
-    let (mut packages, mut problems) = (Packages::new(), Vec::new());
-    for (index, pipeline) in config.pipelines.iter().enumerate() {
-        if packages.contains_key(&pipeline.model) {
-            continue;
-        }
-        match Package::open(&pipeline.model) {
-            Ok(package) => {
-                packages.insert(pipeline.model.clone(), Arc::new(package));
-            }
-            Err(error) => problems.push(Misfit { list: "pipeline", index, key: "model", text: error.to_string() }),
-        }
-    }
-    if problems.is_empty() { Ok(packages) } else { Err(problems) }
-}
+/// Packages by what the configuration says of them, each opened once.
+pub type Packages = BTreeMap<ModelRef, Opened>;
 
 impl Plan {
     /// Fits the configuration and the packages together.
@@ -319,7 +299,8 @@ impl Plan {
         let mut problems = Vec::new();
         let mut pipelines = Vec::new();
         for (index, pipeline) in config.pipelines.iter().enumerate() {
-            let package = packages.get(&pipeline.model).expect("open_packages opened what every pipeline names");
+            let package =
+                &packages.get(&pipeline.model).expect("whoever fits a plan opened what its pipelines name").package;
             let source = config.sources.iter().position(|s| s.name == pipeline.source);
             let source = source.expect("the configuration was checked: every pipeline names a source that exists");
             match pipeline_plan(pipeline, source, package) {
@@ -350,17 +331,17 @@ impl Plan {
 
 impl Plan {
     /// Positions of the pipelines that name a package.
-    pub fn uses_of(&self, package: &Path) -> impl Iterator<Item = usize> {
+    pub fn uses_of(&self, package: &ModelRef) -> impl Iterator<Item = usize> {
         (0..self.pipelines.len()).filter(move |index| self.pipelines[*index].package == *package)
     }
 
     /// Most windows that any pipeline of a package runs together.
-    pub fn batch_of(&self, package: &Path) -> usize {
+    pub fn batch_of(&self, package: &ModelRef) -> usize {
         self.uses_of(package).map(|index| self.pipelines[index].batching.max).max().unwrap_or(1)
     }
 
     /// How a package is proved: with batches, where a pipeline could use them.
-    pub fn proof_options(&self, package: &Path) -> Options {
+    pub fn proof_options(&self, package: &ModelRef) -> Options {
         Options { batches: self.batch_of(package) > 1, ..Options::default() }
     }
 
@@ -428,7 +409,7 @@ fn pipeline_plan(pipeline: &config::Pipeline, source: usize, package: &Arc<Packa
 /// A key and what is wrong with its value.
 pub fn version_of(pipeline: &config::Pipeline, package: &Package) -> Result<Version, Wrong> {
     let manifest = package.manifest();
-    let path = pipeline.model.display();
+    let path = &pipeline.model;
     let [input] = manifest.inputs.as_slice() else {
         let text = format!(
             "{path} has {} inputs; one source feeds one input, so only models with one can be served (limpet prove proves any)",

@@ -5,8 +5,12 @@
 //!
 //! **A new version of a model** starts beside the old one: its front end takes the same samples, from where its first
 //! window will end with one of the old version's, and is not heard until that is full. It is the first window of the new
-//! version, and the old one's of the same end is not made. So no window is missing, none comes twice, and each is of
+//! version, and the old one's of the same end is not made. Where both make the same features of the same samples, there is
+//! nothing to start: the new one takes over with the next window. So no window is missing, none comes twice, and each is of
 //! one version from its first sample to its verdict.
+//!
+//! **A version in shadow** ([`shadow`]) gets a copy of each window that the serving one completes, or, where it makes
+//! other features, has a front end of its own that starts like a new version's and is stopped where it costs too much.
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
@@ -24,10 +28,11 @@ use limpet_wire::result::{Span, Verdict};
 use super::groups::Groups;
 use super::input::{Refused, Samples, WindowInput, WindowReader, stamp};
 use super::model::{Facts, InFlight};
-use super::observe::{Observation, Observed, Observer, Pace};
+use super::observe::{Observation, Observed, Observer, Pace, cpu_time};
 use super::plan::{PipelinePlan, SourceKind, SourcePlan, Version};
 use super::publish::PublishState;
 use super::range::RangeWatch;
+use super::shadow::{self, FeedWatch, Shadow, Watch, Watched};
 use super::timing::{Gap, Misplaced, Timeline};
 use super::trigger::TriggerState;
 use super::worker::{Infer, Ingest, Job, Origin, Sink, StreamKey, Window, Worker};
@@ -114,6 +119,8 @@ pub struct StreamState {
     samples: Vec<f32>,
     pub(super) feeds: Vec<Feed>,
     observer: Observer,
+    /// What front ends in shadow took of the part of a message that is worked on: no measure of the stream.
+    shadowed: Duration,
 }
 
 /// Samples of a message that are still to be windowed.
@@ -151,11 +158,13 @@ pub(super) struct Feed {
     now: Side,
     /// The version that takes over at its first full window.
     next: Option<Side>,
+    /// The version on trial, if there is one.
+    pub(super) watch: Option<Box<FeedWatch>>,
     pub(super) decision: DecisionState,
 }
 
 /// One version's way from samples to windows.
-struct Side {
+pub(super) struct Side {
     serve: Arc<Serve>,
     front_end: Option<limpet_signal::Stream>,
     reader: Option<WindowReader>,
@@ -256,6 +265,7 @@ impl Feed {
             last_class: plan.class,
             now: Side::new(serve, source),
             next: None,
+            watch: None,
             decision,
             plan: Arc::clone(plan),
         }
@@ -272,7 +282,7 @@ impl Feed {
 
     /// Whether it needs this model.
     pub(super) fn uses(&self, number: u32) -> bool {
-        self.sides().any(|side| side.serve.uses(number))
+        self.sides().any(|side| side.serve.uses(number)) || self.watch.as_ref().is_some_and(|watch| watch.uses(number))
     }
 }
 
@@ -301,6 +311,8 @@ pub(super) struct Windowing<'a> {
     pub key: StreamKey,
     /// Models that windows wait for and that are not loaded.
     pub wanted: &'a mut Vec<Arc<Facts>>,
+    /// Versions on trial, by pipeline.
+    pub watched: &'a mut [Option<Watched>],
 }
 
 /// A window on its way into the queue.
@@ -318,7 +330,8 @@ impl Windowing<'_> {
     /// The same, for a call that is not the last.
     fn again(&mut self) -> Windowing<'_> {
         let Self { clock, pressed, key, .. } = *self;
-        Windowing { clock, spare: self.spare, groups: self.groups, pressed, key, wanted: self.wanted }
+        let Self { spare, groups, wanted, watched, .. } = self;
+        Windowing { clock, spare, groups, pressed, key, wanted, watched }
     }
 
     fn buffer(&mut self, values: &[f32]) -> Vec<f32> {
@@ -336,9 +349,13 @@ impl Windowing<'_> {
         completed: Completed,
         context: &mut Context<'_, Worker<S>>,
     ) -> Moment {
-        let Queued { plan, ledger, lane, pace, last_class } = queued;
+        let Queued { plan, ledger, lane, pace, last_class, watch } = queued;
         ledger.completed();
         let now = self.clock.now();
+        let mut watch = watch.filter(|watch| watch.watch.is_of(&serve.version));
+        if let Some(watch) = &watch {
+            watch.watch.tick(now);
+        }
         let facts = serve.reduced.as_ref().filter(|_| self.pressed).unwrap_or(&serve.full);
         // What comes faster than was admitted is shed first; and windows of a stream stay in order.
         let over = pace.is_over(serve.period(), completed.captured);
@@ -349,6 +366,9 @@ impl Windowing<'_> {
         if class > plan.class && !self.groups.leaves_room(facts) {
             // Too long to run before anything that was admitted.
             ledger.ended(Outcome::Rejected);
+            if let Some(watch) = watch {
+                watch.watch.gave_up();
+            }
             recycle(self.spare, completed.input);
             return deadline;
         }
@@ -371,6 +391,8 @@ impl Windowing<'_> {
             }
             _ => Moment(0),
         };
+        let last = completed.span.last;
+        let copied = watch.as_mut().and_then(|watch| self.copy(watch, serve.pipeline, &completed.input, last, now));
         let infer = Infer {
             model: InFlight::new(facts, now),
             input: completed.input,
@@ -388,9 +410,18 @@ impl Windowing<'_> {
                 complete: completed.complete,
                 featured: now,
                 tag: completed.tag,
+                watch: watch.as_ref().map(|watch| Arc::clone(&watch.watch)),
             })),
         };
         let order = Order { lane, group, deadline, expires: true, hold, weight: 0 };
+        self.push(order, infer, context);
+        if let (Some(watch), Some((input, set_aside))) = (watch, copied) {
+            self.push_shadow(watch, plan, serve.pipeline, last, input, set_aside, context);
+        }
+        deadline
+    }
+
+    fn push<S: Sink + 'static>(&mut self, order: Order, infer: Infer, context: &mut Context<'_, Worker<S>>) {
         match context.push(order, Job::Infer(infer)) {
             Pushed::Waiting => {}
             Pushed::Replaced(jobs) => {
@@ -400,7 +431,175 @@ impl Windowing<'_> {
             }
             Pushed::Refused(job) => self.give_up::<S>(job, Outcome::Rejected),
         }
-        deadline
+    }
+
+    /// Whether a pipeline's companion could run now: it makes no realtime window late, and it is loaded.
+    fn leaves_room_for(&self, companion: &Serve) -> bool {
+        !self.pressed && self.groups.is_loaded(companion.full.number) && self.groups.leaves_room(&companion.full)
+    }
+
+    /// A copy of a window for a companion that makes the same features, and what was set aside for it. One that makes its
+    /// own is told of the window.
+    fn copy(
+        &mut self,
+        watch: &mut FeedWatch,
+        pipeline: usize,
+        input: &WindowInput,
+        last: u64,
+        now: Moment,
+    ) -> Option<(WindowInput, Duration)> {
+        let companion = watch.watch.companion().filter(|_| !watch.watch.is_over())?;
+        if let Some(beside) = &mut watch.beside {
+            beside.wanted = Some(last);
+            return None;
+        }
+        let room = self.leaves_room_for(&companion.serve);
+        let watched = self.watched[pipeline].as_mut()?;
+        if !room || !watched.affords(Duration::ZERO, now) {
+            watch.watch.skip();
+            return None;
+        }
+        let set_aside = watched.set_aside();
+        let copy = match input {
+            WindowInput::Real(features) => WindowInput::Real(self.buffer(features)),
+            WindowInput::Integers(bytes) => WindowInput::Integers(bytes.clone()),
+        };
+        Some((copy, set_aside))
+    }
+
+    /// Hands a window for the companion to the queue, as the last of all work.
+    #[expect(clippy::too_many_arguments, reason = "one window's facts, from two places that share nothing else")]
+    fn push_shadow<S: Sink + 'static>(
+        &mut self,
+        watch: &mut FeedWatch,
+        plan: &Arc<PipelinePlan>,
+        pipeline: usize,
+        last: u64,
+        input: WindowInput,
+        set_aside: Duration,
+        context: &mut Context<'_, Worker<S>>,
+    ) {
+        let (Some(companion), Some(lane)) = (watch.watch.companion(), watch.lane) else { return };
+        let facts = Arc::clone(&companion.serve.full);
+        let group = self.groups.of(&facts, Class::Analytic, 1, context);
+        let shadow = Shadow {
+            stream: self.key,
+            pipeline,
+            plan: Arc::clone(plan),
+            watch: Arc::clone(&watch.watch),
+            last,
+            set_aside,
+        };
+        let infer = Infer {
+            model: InFlight::new(&facts, self.clock.now()),
+            input,
+            deadline: Moment::NEVER,
+            origin: Origin::Shadow(Box::new(shadow)),
+        };
+        watch.awaits(last);
+        let order = Order { lane, group, deadline: Moment::NEVER, expires: false, hold: Moment(0), weight: 0 };
+        self.push(order, infer, context);
+    }
+
+    /// Pushes samples, the first of which has the index `at`, to a companion's own front end. `now` is the serving
+    /// version's, which has them already. Returns the thread time that this took.
+    #[expect(clippy::too_many_arguments, reason = "the parts of a feed and of a message that it needs")]
+    fn push_beside<S: Sink + 'static>(
+        &mut self,
+        watch: &mut FeedWatch,
+        now: &Side,
+        plan: &Arc<PipelinePlan>,
+        samples: &[f32],
+        channels: usize,
+        at: u64,
+        context: &mut Context<'_, Worker<S>>,
+    ) -> Duration {
+        let (Some(companion), Some(beside)) = (watch.watch.companion(), &mut watch.beside) else {
+            return Duration::ZERO;
+        };
+        let (pipeline, over) = (companion.serve.pipeline, watch.watch.is_over());
+        let room = !over && self.leaves_room_for(&companion.serve);
+        let Some(watched) = self.watched[pipeline].as_mut() else { return Duration::ZERO };
+        let wanted = beside.wanted.take();
+        let end = at + (samples.len() / channels) as u64;
+        if beside.paused || !room {
+            if wanted.is_some() && !over {
+                watch.watch.skip();
+            }
+            beside.paused = !room || !watched.affords(beside.cost, self.clock.now());
+            if !beside.paused {
+                let start = now.start_of_next(end, beside.side.window());
+                beside.side.start(start);
+                beside.spent = Duration::ZERO;
+            }
+            return Duration::ZERO;
+        }
+        let Some(front_end) = beside.side.front_end.as_mut() else { return Duration::ZERO };
+        let begun = cpu_time();
+        let skip = (beside.side.starts.saturating_sub(at) as usize).min(samples.len() / channels);
+        let (mut input, mut complete) = (None, false);
+        let spare = &mut self.spare;
+        let pushed = front_end.push(&samples[skip * channels..], |window| {
+            complete = true;
+            if Some(window.last) == wanted {
+                let mut buffer = spare.pop().unwrap_or_default();
+                buffer.clear();
+                buffer.extend_from_slice(window.features);
+                input = Some(buffer);
+            }
+        });
+        pushed.expect("the decoder gives whole samples");
+        let spent = cpu_time().saturating_sub(begun);
+        watched.spent(spent);
+        beside.spent += spent;
+        if complete {
+            // What was begun is brought to its end; then it waits until it can afford the next one.
+            beside.cost = std::mem::take(&mut beside.spent) + watched.expected();
+            let set_aside = input.is_some().then(|| watched.set_aside());
+            beside.paused = !watched.affords(beside.cost, self.clock.now());
+            if let (Some(input), Some(set_aside), Some(last)) = (input, set_aside, wanted) {
+                self.push_shadow(watch, plan, pipeline, last, WindowInput::Real(input), set_aside, context);
+                return spent;
+            }
+        }
+        if wanted.is_some() {
+            watch.watch.skip();
+        }
+        spent
+    }
+
+    /// Reads a message that is a window for a companion that reads it otherwise. Returns the thread time that this took.
+    fn read_beside<S: Sink + 'static>(
+        &mut self,
+        watch: &mut FeedWatch,
+        plan: &Arc<PipelinePlan>,
+        payload: &[u8],
+        context: &mut Context<'_, Worker<S>>,
+    ) -> Duration {
+        let (Some(companion), Some(beside)) = (watch.watch.companion(), &mut watch.beside) else {
+            return Duration::ZERO;
+        };
+        let (Some(last), Some(reader)) = (beside.wanted.take(), &mut beside.side.reader) else { return Duration::ZERO };
+        let (pipeline, room) = (companion.serve.pipeline, self.leaves_room_for(&companion.serve));
+        let Some(watched) = self.watched[pipeline].as_mut() else { return Duration::ZERO };
+        if !room || !watched.affords(beside.cost, self.clock.now()) {
+            watch.watch.skip();
+            return Duration::ZERO;
+        }
+        let begun = cpu_time();
+        let read = reader.take(payload, self.spare.pop().unwrap_or_default());
+        let spent = cpu_time().saturating_sub(begun);
+        watched.spent(spent);
+        beside.cost = spent + watched.expected();
+        match read {
+            Ok((_, input)) => {
+                let set_aside = watched.set_aside();
+                self.push_shadow(watch, plan, pipeline, last, input, set_aside, context);
+            }
+            // The serving version reads it, so this says something of the other; but the message is no window of it.
+            Err(_) => watch.watch.skip(),
+        }
+        spent
     }
 
     fn give_up<S: Sink + 'static>(&mut self, mut job: Job, outcome: Outcome) {
@@ -418,6 +617,7 @@ struct Queued<'a> {
     lane: Lane,
     pace: &'a mut Pace,
     last_class: &'a mut Class,
+    watch: Option<&'a mut FeedWatch>,
 }
 
 /// Keeps the buffer of a window that is done, for the next one.
@@ -454,6 +654,7 @@ impl StreamState {
             samples: Vec::new(),
             feeds: Vec::new(),
             observer: Observer::default(),
+            shadowed: Duration::ZERO,
             source: Arc::clone(source),
         }
     }
@@ -470,13 +671,58 @@ impl StreamState {
         match self.feeds.iter_mut().find(|feed| feed.pipeline == serve.pipeline) {
             Some(feed) => {
                 let mut next = Side::new(serve, &self.source);
-                next.start(feed.now.start_of_next(self.next, next.window()));
-                feed.next = Some(next);
+                if serve.version.input == feed.now.serve.version.input {
+                    // The same features: those at hand are its own, and it takes over with the very next window.
+                    next.front_end = feed.now.front_end.take();
+                    next.starts = feed.now.starts;
+                    (feed.now, feed.next) = (next, None);
+                } else {
+                    next.start(feed.now.start_of_next(self.next, next.window()));
+                    feed.next = Some(next);
+                }
             }
             None => {
                 let mut feed = Feed::new(plan, serve, &self.name, &self.source, context);
                 feed.now.start(at);
                 self.feeds.push(feed);
+            }
+        }
+    }
+
+    /// A pipeline's serving version, or the one beside it, is on trial from now on.
+    pub(super) fn watch<S: Sink + 'static>(
+        &mut self,
+        pipeline: usize,
+        watch: &Arc<Watch>,
+        context: &mut Context<'_, Worker<S>>,
+    ) {
+        let Some(feed) = self.feeds.iter_mut().find(|feed| feed.pipeline == pipeline && feed.watch.is_none()) else {
+            return;
+        };
+        let lane = watch.companion().map(|_| context.open(shadow::LANE));
+        let side = watch.own_front_end().map(|serve| Side::new(serve, &self.source));
+        feed.watch = Some(Box::new(FeedWatch::new(watch, lane, side)));
+    }
+
+    /// It is not on trial any more.
+    pub(super) fn stop_watching<S: Sink + 'static>(&mut self, pipeline: usize, context: &mut Context<'_, Worker<S>>) {
+        let feed = self.feeds.iter_mut().find(|feed| feed.pipeline == pipeline);
+        if let Some(lane) = feed.and_then(|feed| feed.watch.take()).and_then(|watch| watch.lane) {
+            context.close(lane, Outcome::Replaced);
+        }
+    }
+
+    /// This model goes: what waits for it in shadow does not wait for it to come back.
+    pub(super) fn stop_waiting_in_shadow<S: Sink + 'static>(
+        &mut self,
+        number: u32,
+        context: &mut Context<'_, Worker<S>>,
+    ) {
+        let watches = self.feeds.iter_mut().filter_map(|feed| feed.watch.as_mut());
+        for watch in watches.filter(|watch| watch.uses(number)) {
+            if let Some(lane) = watch.lane.take() {
+                context.close(lane, Outcome::Replaced);
+                watch.lane = Some(context.open(shadow::LANE));
             }
         }
     }
@@ -488,6 +734,7 @@ impl StreamState {
         outcome: Outcome,
         context: &mut Context<'_, Worker<S>>,
     ) {
+        self.stop_watching(pipeline, context);
         if let Some(at) = self.feeds.iter().position(|feed| feed.pipeline == pipeline) {
             let feed = self.feeds.remove(at);
             context.close(feed.lane, outcome);
@@ -525,8 +772,9 @@ impl StreamState {
         if self.largest > largest.max(1) {
             sink.observed(seen(Observed::Samples(self.largest)));
         }
+        let shadowed = std::mem::take(&mut self.shadowed);
         if let Some(begun) = begun {
-            self.observer.worked(begun);
+            self.observer.worked(begun + shadowed);
             if let Some(figures) = self.observer.enough(message.arrived, self.next) {
                 sink.observed(seen(Observed::Figures(figures)));
             }
@@ -537,8 +785,9 @@ impl StreamState {
     pub(super) fn resume<S: Sink + 'static>(&mut self, windowing: Windowing<'_>, context: &mut Context<'_, Worker<S>>) {
         let begun = self.observer.begin();
         self.window(windowing, false, context);
+        let shadowed = std::mem::take(&mut self.shadowed);
         if let Some(begun) = begun {
-            self.observer.worked(begun);
+            self.observer.worked(begun + shadowed);
         }
     }
 
@@ -664,6 +913,9 @@ impl StreamState {
             if let Some(next) = &mut feed.next {
                 next.start(self.next);
             }
+            if let Some(watch) = &mut feed.watch {
+                watch.interrupted();
+            }
         }
         samples
     }
@@ -687,7 +939,7 @@ impl StreamState {
             let take = next.unwrap_or(left).min(left);
             let samples = &rest.samples[rest.done..rest.done + take * channels];
             for feed in &mut self.feeds {
-                let Feed { plan, ledger, lane, pace, last_class, now, next, .. } = feed;
+                let Feed { plan, ledger, lane, pace, last_class, now, next, watch, .. } = feed;
                 let filled = &self.filled;
                 let observer = &mut self.observer;
                 let mut push = |side: &mut Side| {
@@ -709,7 +961,8 @@ impl StreamState {
                             complete,
                             tag: rest.tag,
                         };
-                        let queued = Queued { plan, ledger, lane: *lane, pace, last_class };
+                        let watch = watch.as_deref_mut();
+                        let queued = Queued { plan, ledger, lane: *lane, pace, last_class, watch };
                         let deadline = windowing.complete(queued, &side.serve, completed, context);
                         earliest = Some(earliest.map_or(deadline, |earliest: Moment| earliest.min(deadline)));
                     });
@@ -721,6 +974,10 @@ impl StreamState {
                     *now = next.take().expect("it has just made a window");
                 } else {
                     push(now);
+                }
+                if let Some(watch) = watch.as_deref_mut().filter(|watch| watch.beside.is_some()) {
+                    let spent = windowing.push_beside(watch, now, plan, samples, channels, self.next, context);
+                    self.shadowed += spent;
                 }
             }
             rest.done += take * channels;
@@ -794,9 +1051,12 @@ impl StreamState {
                 complete,
                 tag: decoded.tag,
             };
-            let Feed { plan, ledger, lane, pace, last_class, now, .. } = &mut self.feeds[index];
-            let queued = Queued { plan, ledger, lane: *lane, pace, last_class };
+            let Feed { plan, ledger, lane, pace, last_class, now, watch, .. } = &mut self.feeds[index];
+            let queued = Queued { plan, ledger, lane: *lane, pace, last_class, watch: watch.as_deref_mut() };
             windowing.complete(queued, &now.serve, completed, context);
+            if let Some(watch) = watch.as_deref_mut().filter(|watch| watch.beside.is_some()) {
+                self.shadowed += windowing.read_beside(watch, plan, &message.payload, context);
+            }
         }
     }
 }

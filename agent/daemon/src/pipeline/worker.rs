@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use limpet_depot::trial;
 use limpet_runtime::queue::Pushed;
 use limpet_runtime::{Class, Clock, Context, Handler, Lane, LanePolicy, Ledger, Moment, Order, Outcome, Overflow};
 use limpet_wire::result::{LatencyUs, ResultRecord, Span, Verdict};
@@ -19,8 +20,9 @@ use tokio::sync::oneshot;
 use super::groups::Groups;
 use super::input::WindowInput;
 use super::model::{Facts, Failure, InFlight, Model, Stored};
-use super::observe::Observation;
+use super::observe::{Observation, cpu_time};
 use super::plan::{PipelinePlan, Plan, Version};
+use super::shadow::{FeedWatch, Heard, How, Shadow, Watch, Watched};
 use super::stream::{Feed, Serve, StreamState, Windowing, recycle};
 use crate::wall::Wall;
 
@@ -75,6 +77,8 @@ pub(super) enum Origin {
     Window(Box<Window>),
     /// Somebody who waits.
     Request(oneshot::Sender<Answer>),
+    /// A version in shadow.
+    Shadow(Box<Shadow>),
 }
 
 /// Where a window comes from.
@@ -92,6 +96,8 @@ pub(super) struct Window {
     pub complete: Moment,
     pub featured: Moment,
     pub tag: Option<u64>,
+    /// Who hears how it ends, if its version is watched.
+    pub watch: Option<Arc<Watch>>,
 }
 
 /// A result, and who is to hear of it.
@@ -130,6 +136,9 @@ pub trait Sink: Send {
     /// It has ended.
     fn ends(&mut self) {}
 
+    /// The trial of a pipeline came to its end: once, from the worker that saw the window that decided it.
+    fn judged(&mut self, _pipeline: usize, _verdict: trial::Verdict) {}
+
     /// A model is not needed any more. It may take a while to drop.
     fn released(&mut self, _model: Model) {}
 }
@@ -153,7 +162,10 @@ pub struct Worker<S> {
     models: HashMap<u32, Model>,
     /// What each pipeline serves, by its position in the plan.
     serving: Vec<Option<Arc<Serve>>>,
-    /// Numbers of the models that some pipeline serves.
+    /// What is on trial, by pipeline, and whether anything is.
+    watched: Vec<Option<Watched>>,
+    watching: bool,
+    /// Numbers of the models that some pipeline serves, or that run in shadow.
     served: HashSet<u32>,
     groups: Groups,
     /// Whether pipelines run their reduced variants.
@@ -176,6 +188,7 @@ impl<S: Sink + 'static> Worker<S> {
     /// A worker without streams and models.
     pub fn new(gateway: Arc<str>, plan: Arc<Plan>, policy: Policy, sink: S) -> Self {
         let serving = plan.pipelines.iter().map(|_| None).collect();
+        let watched = plan.pipelines.iter().map(|_| None).collect();
         Self {
             gateway,
             plan,
@@ -184,6 +197,8 @@ impl<S: Sink + 'static> Worker<S> {
             streams: HashMap::new(),
             models: HashMap::new(),
             serving,
+            watched,
+            watching: false,
             served: HashSet::new(),
             groups: Groups::default(),
             pressed: false,
@@ -210,6 +225,9 @@ impl<S: Sink + 'static> Worker<S> {
     /// Gives a model up for another, though windows may still want it; those wait.
     pub fn unload(&mut self, number: u32, context: &mut Context<'_, Self>) {
         if let Some(model) = self.models.remove(&number) {
+            if self.watching {
+                self.streams.values_mut().for_each(|stream| stream.stop_waiting_in_shadow(number, context));
+            }
             self.groups.set_loaded(number, false, context);
             let facts = Arc::clone(model.facts());
             self.sink.released(model);
@@ -225,11 +243,14 @@ impl<S: Sink + 'static> Worker<S> {
     }
 
     /// A pipeline serves this from now on. Streams that are there start it from rest; where another version is heard,
-    /// it takes over at its first full window.
+    /// it takes over at its first full window, or at once where that makes the same features.
     pub fn serve(&mut self, serve: Arc<Serve>, context: &mut Context<'_, Self>) {
         let plan = &self.plan.pipelines[serve.pipeline];
         for stream in self.streams.values_mut().filter(|stream| stream.source.pipelines.contains(&serve.pipeline)) {
             stream.serve(plan, &serve, context);
+            if let Some(watched) = &self.watched[serve.pipeline] {
+                stream.watch(serve.pipeline, &watched.watch, context);
+            }
         }
         let pipeline = serve.pipeline;
         self.set_serving(pipeline, Some(serve), context);
@@ -245,8 +266,46 @@ impl<S: Sink + 'static> Worker<S> {
 
     fn set_serving(&mut self, pipeline: usize, serve: Option<Arc<Serve>>, context: &mut Context<'_, Self>) {
         self.serving[pipeline] = serve;
-        self.served = self.serving.iter().flatten().flat_map(|serve| serve.models()).collect();
+        self.count_served(context);
+    }
+
+    fn count_served(&mut self, context: &mut Context<'_, Self>) {
+        let companions = self.watched.iter().flatten().filter_map(|watched| watched.watch.companion());
+        let companions = companions.map(|companion| &companion.serve);
+        self.served = self.serving.iter().flatten().chain(companions).flat_map(|serve| serve.models()).collect();
         self.release_unused(context);
+    }
+
+    /// A pipeline's version is on trial from now on, in the place of any other that was. The models of the companion
+    /// count as used until [`Worker::stop_watching`], though it does not ask for them: load them before or after.
+    ///
+    /// Call it when the version that the watch calls serving is the one given to [`Worker::serve`] last. Windows of
+    /// the version before that, which may still come, are not watched.
+    pub fn watch(&mut self, pipeline: usize, watch: Arc<Watch>, context: &mut Context<'_, Self>) {
+        for stream in self.streams.values_mut() {
+            stream.stop_watching(pipeline, context);
+            stream.watch(pipeline, &watch, context);
+        }
+        self.watched[pipeline] = Some(Watched::new(watch, self.policy.clock.now()));
+        self.watching = true;
+        self.count_served(context);
+        self.tell_news();
+    }
+
+    /// A pipeline's version is not on trial any more. Models that only the companion needed are released.
+    pub fn stop_watching(&mut self, pipeline: usize, context: &mut Context<'_, Self>) {
+        self.streams.values_mut().for_each(|stream| stream.stop_watching(pipeline, context));
+        self.watched[pipeline] = None;
+        self.watching = self.watched.iter().any(Option::is_some);
+        self.count_served(context);
+    }
+
+    fn tell_news(&mut self) {
+        for (pipeline, watched) in self.watched.iter().enumerate() {
+            if let Some(verdict) = watched.as_ref().and_then(|watched| watched.watch.news()) {
+                self.sink.judged(pipeline, verdict);
+            }
+        }
     }
 
     /// Pipelines with a reduced variant run that, or no longer.
@@ -274,6 +333,9 @@ impl<S: Sink + 'static> Worker<S> {
         for pipeline in &source.pipelines {
             if let Some(serve) = &self.serving[*pipeline] {
                 stream.serve(&self.plan.pipelines[*pipeline], serve, context);
+            }
+            if let Some(watched) = &self.watched[*pipeline] {
+                stream.watch(*pipeline, &watched.watch, context);
             }
         }
         self.streams.insert(key, stream);
@@ -323,6 +385,7 @@ impl<S: Sink + 'static> Worker<S> {
             pressed: self.pressed,
             key,
             wanted: &mut self.wanted,
+            watched: &mut self.watched,
         };
         act(stream, windowing, &mut self.sink);
         self.wanted.drain(..).for_each(|facts| self.sink.wanted(&facts));
@@ -343,8 +406,11 @@ impl<S: Sink + 'static> Worker<S> {
         let started = self.policy.clock.now();
         let pipeline = match &first.origin {
             Origin::Window(window) => Some(&window.plan),
+            Origin::Shadow(shadow) => Some(&shadow.plan),
             Origin::Request(_) => None,
         };
+        // A window in shadow always runs alone.
+        let begun = matches!(first.origin, Origin::Shadow(_)).then(cpu_time);
         self.sink.begins(&facts, pipeline);
         let ran = model.run(batch.iter().map(|infer| &infer.input));
         self.sink.ends();
@@ -356,7 +422,22 @@ impl<S: Sink + 'static> Worker<S> {
                 Origin::Window(window) => {
                     window.ledger.batch(size);
                     let verdict = ran.clone().and_then(|()| model.verdict(row, &infer.input));
-                    self.conclude(&window, &facts, verdict, infer.deadline, started, computed);
+                    let heard = window.watch.as_ref().map(|_| heard(window.span.last, &verdict, model, row));
+                    let late = self.conclude(&window, &facts, verdict, infer.deadline, started, computed);
+                    if let Some(heard) = heard {
+                        let how = How { late, started, computed, input: &infer.input, spec: &facts.input };
+                        self.watched_window(&window, heard, how);
+                    }
+                }
+                Origin::Shadow(shadow) => {
+                    let verdict = ran.clone().and_then(|()| model.verdict(row, &infer.input));
+                    let heard = heard(shadow.last, &verdict, model, row);
+                    let how = How { late: false, started, computed, input: &infer.input, spec: &facts.input };
+                    self.shadow_window(&shadow, heard, how);
+                    let spent = begun.map_or(Duration::ZERO, |begun| cpu_time().saturating_sub(begun));
+                    if let Some(watched) = &mut self.watched[shadow.pipeline] {
+                        watched.ran(shadow.set_aside, spent);
+                    }
                 }
                 Origin::Request(answer) => {
                     let given = ran.as_ref().map(|()| model.outputs(row)).map_err(|failure| failure.outcome);
@@ -398,6 +479,7 @@ impl<S: Sink + 'static> Worker<S> {
         }
     }
 
+    /// Ends a window. Says whether it is a result that came late.
     fn conclude(
         &mut self,
         window: &Window,
@@ -406,7 +488,7 @@ impl<S: Sink + 'static> Worker<S> {
         deadline: Moment,
         started: Moment,
         computed: Moment,
-    ) {
+    ) -> bool {
         let Window { plan, version, ledger, .. } = window;
         let stream = self.streams.get_mut(&window.stream);
         let feed = stream.and_then(|stream| {
@@ -416,15 +498,16 @@ impl<S: Sink + 'static> Worker<S> {
         });
         let Some((stream, source, feed)) = feed else {
             // A stream takes its waiting windows with it when it goes, so none of it should come here.
-            return ledger.ended(Outcome::Failed);
+            ledger.ended(Outcome::Failed);
+            return false;
         };
         let verdict = match verdict {
             Ok(verdict) => verdict,
             Err(Failure { outcome, reason, sentence }) => {
                 ledger.ended(outcome);
-                return source
-                    .ledger
-                    .complain(source.name(), stream, reason, 1, || format!("pipeline {}: {sentence}", plan.name));
+                let sentence = || format!("pipeline {}: {sentence}", plan.name);
+                source.ledger.complain(source.name(), stream, reason, 1, sentence);
+                return false;
             }
         };
         let decision = &mut feed.decision;
@@ -477,7 +560,37 @@ impl<S: Sink + 'static> Worker<S> {
             deadline,
             now: decided,
         });
+        late
     }
+
+    fn watch_of(&mut self, stream: StreamKey, pipeline: usize) -> Option<&mut FeedWatch> {
+        let feeds = &mut self.streams.get_mut(&stream)?.feeds;
+        feeds.iter_mut().find(|feed| feed.pipeline == pipeline)?.watch.as_deref_mut()
+    }
+
+    /// A window of a watched version has ended.
+    fn watched_window(&mut self, window: &Window, heard: Heard, how: How<'_>) {
+        // It may be a window of a watch that was followed by another.
+        let watch = window.watch.as_ref();
+        let same = |feed: &&mut FeedWatch| watch.is_some_and(|watch| Arc::ptr_eq(watch, &feed.watch));
+        if let Some(feed) = self.watch_of(window.stream, window.pipeline).filter(same) {
+            feed.served(heard, how);
+        }
+    }
+
+    /// A window in shadow has ended, and nobody but the judge hears of it.
+    fn shadow_window(&mut self, shadow: &Shadow, heard: Heard, how: How<'_>) {
+        let same = |feed: &&mut FeedWatch| Arc::ptr_eq(&shadow.watch, &feed.watch);
+        if let Some(feed) = self.watch_of(shadow.stream, shadow.pipeline).filter(same) {
+            feed.shadowed(heard, how);
+        }
+    }
+}
+
+/// What a model says of a window, for the judge.
+fn heard(last: u64, verdict: &Result<Verdict, Failure>, model: &Model, row: usize) -> Heard {
+    let output = if verdict.is_ok() { model.fingerprint(row) } else { 0 };
+    Heard { last, verdict: verdict.clone().map_err(|failure| failure.sentence), output }
 }
 
 impl<S: Sink + 'static> Handler for Worker<S> {
@@ -493,6 +606,9 @@ impl<S: Sink + 'static> Handler for Worker<S> {
             }
         }
         self.infer(batch);
+        if self.watching {
+            self.tell_news();
+        }
         if self.changing {
             self.release_unused(context);
         }
@@ -503,7 +619,13 @@ impl<S: Sink + 'static> Handler for Worker<S> {
             // A message that finds no place is a gap, and the router counts it as one.
             Job::Ingest(_) | Job::Continue(_) => {}
             Job::Infer(infer) => match infer.origin {
-                Origin::Window(window) => window.ledger.ended(outcome),
+                Origin::Window(window) => {
+                    window.ledger.ended(outcome);
+                    if let Some(watch) = &window.watch {
+                        watch.gave_up();
+                    }
+                }
+                Origin::Shadow(shadow) => shadow.watch.skip(),
                 // Whoever asked may have gone.
                 Origin::Request(answer) => _ = answer.send(Err(outcome)),
             },

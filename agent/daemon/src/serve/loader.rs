@@ -1,7 +1,6 @@
 //! The thread that brings models up, and does what it is asked from then on.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -11,11 +10,14 @@ use limpet_engine::{Engine, Graph};
 use limpet_runtime::Worker as Thread;
 use limpet_runtime::admission::{Admitted, Refusal};
 use limpet_wire::message::ModelPhase;
+use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Board, Listed, PipelineState, Places, Proved, Request, Requests, open};
+use super::delivered::{Delivered, Grounds, NotProved};
+use super::{Board, Listed, PipelineState, Places, Proved, Request, Requests, Settled, open};
 use crate::CliError;
 use crate::admission::{Candidate, Estimate, Seen, Trial, introduce, streams_of};
-use crate::config::Config;
+use crate::config::{Config, Loaded, ModelRef};
+use crate::library::{Library, Opened, Place};
 use crate::pipeline::model::Facts;
 use crate::pipeline::observe::Observation;
 use crate::pipeline::plan::{Packages, Plan, Version};
@@ -30,7 +32,7 @@ const NICE: i32 = 19;
 pub(super) struct Known {
     pub facts: Arc<Facts>,
     pub version: Arc<Version>,
-    pub path: PathBuf,
+    pub place: Place,
     pub proved: Proved,
     pub reduced: bool,
     /// The package, while it is being brought up. Afterwards it is read again for each load: it holds golden vectors,
@@ -53,7 +55,7 @@ impl Known {
 
 /// A package that was proved and looked at, on its way to the workers.
 pub(super) struct Prepared {
-    pub package: Arc<Package>,
+    pub opened: Opened,
     pub proved: Proved,
     pub versions: BTreeMap<usize, Arc<Version>>,
     pub full: Arc<Facts>,
@@ -70,8 +72,9 @@ impl Prepared {
         }
     }
 
-    pub(super) fn facts(&self) -> impl Iterator<Item = &Arc<Facts>> {
-        std::iter::once(&self.full).chain(&self.reduced)
+    /// What these pipelines would serve.
+    pub(super) fn candidates(&self, pipelines: &[usize]) -> BTreeMap<usize, Candidate> {
+        pipelines.iter().map(|pipeline| (*pipeline, self.candidate(*pipeline))).collect()
     }
 }
 
@@ -82,6 +85,7 @@ pub struct Loader<S: Sink + 'static> {
     pub(super) workers: Vec<Thread<Worker<S>>>,
     pub(super) engines: Arc<Vec<Box<dyn Engine>>>,
     pub(super) store: Option<Arc<ProofStore>>,
+    pub(super) library: Library,
     pub(super) board: Arc<Board>,
     pub(super) places: Arc<Places>,
     pub(super) reporter: Arc<Reporter>,
@@ -98,9 +102,15 @@ pub struct Loader<S: Sink + 'static> {
     serves: Vec<Option<Arc<Serve>>>,
     pub(super) seen: Vec<Seen>,
     /// Digest of the package that was tried last, by path.
-    pub(super) tried: BTreeMap<PathBuf, Digest>,
+    pub(super) tried: BTreeMap<ModelRef, Digest>,
     /// Models that are wanted and find no room, with the worker.
     pub(super) waiting: BTreeSet<(usize, u32)>,
+    /// Models of the depot that serve or are about to, by name.
+    pub(super) delivered: BTreeMap<String, Delivered>,
+    /// The whole configuration, with what waits.
+    pub(super) loaded: Loaded,
+    /// Who hears when a delivered version has been dealt with.
+    pub(super) settled: UnboundedSender<Settled>,
     /// What was said of them, and of sources that ask for more than was admitted, so that it is said once.
     pub(super) told: BTreeSet<u32>,
     over_budget: BTreeSet<usize>,
@@ -113,6 +123,12 @@ pub type Blamed = Box<dyn Fn(&Package) -> Option<String> + Send>;
 pub struct Tools<S: Sink + 'static> {
     /// What is to run.
     pub plan: Arc<Plan>,
+    /// The whole configuration, with what waits.
+    pub loaded: Loaded,
+    /// Who hears when a delivered version has been dealt with.
+    pub settled: UnboundedSender<Settled>,
+    /// Where packages are.
+    pub library: Library,
     /// The workers.
     pub workers: Vec<Thread<Worker<S>>>,
     /// Where states are shown.
@@ -130,13 +146,25 @@ pub struct Tools<S: Sink + 'static> {
 impl<S: Sink + 'static> Loader<S> {
     /// A loader that has done nothing yet.
     pub fn new(config: &Config, tools: Tools<S>) -> Self {
-        let Tools { plan, workers, board, places, reporter, blamed, requests: (answers, requests) } = tools;
+        let Tools {
+            plan,
+            loaded,
+            settled,
+            library,
+            workers,
+            board,
+            places,
+            reporter,
+            blamed,
+            requests: (answers, requests),
+        } = tools;
         Self {
             config: config.clone(),
             serving: plan.pipelines.iter().map(|_| None).collect(),
             serves: plan.pipelines.iter().map(|_| None).collect(),
             seen: vec![Seen::default(); plan.sources.len()],
             plan,
+            library,
             workers,
             engines: Arc::new(limpet_engine::engines()),
             store: None,
@@ -151,6 +179,9 @@ impl<S: Sink + 'static> Loader<S> {
             next_number: 0,
             tried: BTreeMap::new(),
             waiting: BTreeSet::new(),
+            delivered: BTreeMap::new(),
+            loaded,
+            settled,
             told: BTreeSet::new(),
             over_budget: BTreeSet::new(),
         }
@@ -166,9 +197,7 @@ impl<S: Sink + 'static> Loader<S> {
                 self.start(packages);
             }
             Err(error) => {
-                for (path, package) in &packages {
-                    self.refuse(path, package, &error.to_string());
-                }
+                packages.values().for_each(|opened| self.refuse(opened, &error.to_string()));
             }
         }
         loop {
@@ -178,6 +207,7 @@ impl<S: Sink + 'static> Loader<S> {
                     Ok(request) => request,
                     Err(RecvTimeoutError::Timeout) => {
                         self.retry();
+                        self.look_after_trials();
                         continue;
                     }
                     Err(RecvTimeoutError::Disconnected) => return,
@@ -188,31 +218,39 @@ impl<S: Sink + 'static> Loader<S> {
                 Request::Wanted(worker, number) => self.wanted(worker, number),
                 Request::Released(worker, model) => self.released(worker, model),
                 Request::Observed(observation) => self.observed(&observation),
-                Request::Proved(path, package, proved) => self.proved(&path, &package, proved),
+                Request::Proved(opened, proved) => self.proved(opened, proved),
+                Request::Arrived(opened) => self.arrived(opened),
+                Request::Withdrawn { model, withdrawn } => self.withdrawn(&model, &withdrawn),
+                Request::Judged(pipeline, verdict) => self.judged(pipeline, verdict),
+                Request::Keep(done) => {
+                    self.keep_progress();
+                    // Whoever waits for it may have given up.
+                    let _ = done.send(());
+                }
             }
         }
     }
 
+    /// The proof of a package, if it has one that is valid.
+    pub(super) fn proof_of(&self, opened: &Opened) -> Option<Proved> {
+        let options = self.plan.proof_options(&opened.model);
+        self.store.as_ref().and_then(|store| store.choice(&opened.package, &self.engines, &options))
+    }
+
     fn start(&mut self, packages: Packages) {
         let (mut ready, mut unproved) = (Vec::new(), Vec::new());
-        for (path, package) in packages {
-            self.tried.insert(path.clone(), package.digest());
-            match self
-                .store
-                .as_ref()
-                .and_then(|store| store.choice(&package, &self.engines, &self.plan.proof_options(&path)))
-            {
-                Some(proved) => ready.push((path, package, proved)),
+        for opened in packages.into_values() {
+            self.tried.insert(opened.model.clone(), opened.package.digest());
+            match self.proof_of(&opened) {
+                Some(proved) => ready.push((opened, proved)),
                 None => {
-                    self.board.set(&package, ModelPhase::Proving, None, None);
-                    unproved.push((path, package));
+                    self.board.set(opened.package.manifest(), ModelPhase::Proving, None, None);
+                    unproved.push(opened);
                 }
             }
         }
-        let prepared: Vec<Prepared> = ready
-            .into_iter()
-            .filter_map(|(path, package, proved)| self.prepare_or_refuse(&path, &package, proved))
-            .collect();
+        let prepared: Vec<Prepared> =
+            ready.into_iter().filter_map(|(opened, proved)| self.prepare_or_refuse(&opened, proved)).collect();
         self.introduce(&prepared);
         drop(prepared);
         self.prove(unproved);
@@ -220,26 +258,26 @@ impl<S: Sink + 'static> Loader<S> {
     }
 
     /// Proves packages, one after the other, on a thread of its own: what serves does not wait for that.
-    pub(super) fn prove(&self, packages: Vec<(PathBuf, Arc<Package>)>) {
+    pub(super) fn prove(&self, packages: Vec<Opened>) {
         if packages.is_empty() {
             return;
         }
         let Some(store) = self.store.clone() else {
             let why = "proofs cannot be kept in gateway.state; see the log";
-            return packages.iter().for_each(|(path, package)| self.refuse(path, package, why));
+            return packages.iter().for_each(|opened| self.refuse(opened, why));
         };
         let (engines, answers) = (Arc::clone(&self.engines), self.answers.clone());
         let packages: Vec<_> =
-            packages.into_iter().map(|(path, package)| (self.plan.proof_options(&path), path, package)).collect();
+            packages.into_iter().map(|opened| (self.plan.proof_options(&opened.model), opened)).collect();
         let prove = move || {
             let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
-            for (options, path, package) in packages {
-                let manifest = package.manifest();
+            for (options, opened) in packages {
+                let manifest = opened.package.manifest();
                 tracing::info!(model = manifest.name, version = %manifest.version, "proving");
-                let proved =
-                    store.get_or_prove(&package, &engines, &options).map(Box::new).map_err(|error| error.to_string());
+                let proved = store.get_or_prove(&opened.package, &engines, &options);
+                let proved = proved.map(Box::new).map_err(|error| NotProved::of(&error));
                 // The loader ends with the process only.
-                let _ = answers.send(Request::Proved(path, package, proved));
+                let _ = answers.send(Request::Proved(opened, proved));
             }
         };
         if let Err(error) = std::thread::Builder::new().name("prover".into()).spawn(prove) {
@@ -248,13 +286,14 @@ impl<S: Sink + 'static> Loader<S> {
     }
 
     /// A package was proved, or not.
-    fn proved(&mut self, path: &Path, package: &Arc<Package>, proved: Result<Box<Proved>, String>) {
-        let manifest = package.manifest();
+    fn proved(&mut self, opened: Opened, proved: Result<Box<Proved>, NotProved>) {
+        let manifest = opened.package.manifest();
         let proved = match proved {
             Ok(proved) => proved,
-            Err(why) => {
-                self.tried.remove(path);
-                return self.refuse(path, package, &why);
+            Err(not_proved) => {
+                self.tried.remove(&opened.model);
+                self.refuse(&opened, &not_proved.why);
+                return self.not_proved(&opened, &not_proved);
             }
         };
         let choice = &proved.serving.choice;
@@ -264,37 +303,42 @@ impl<S: Sink + 'static> Loader<S> {
             format!("model {} {} gives its golden outputs: {variant} on {engine}", manifest.name, manifest.version);
         self.reporter.event("model-proved", &message, &[("model", &manifest.name)]);
         // A package that changed once more meanwhile has a proof of its own on the way.
-        if self.tried.get(path) == Some(&package.digest()) {
-            self.put_in_place(path, package, *proved);
+        if self.plan.uses_of(&opened.model).next().is_none() {
+            self.take_up_later(&opened);
+        } else if self.tried.get(&opened.model) == Some(&opened.package.digest()) {
+            self.put_in_place(&opened, *proved);
             limpet_engine::give_back_memory();
         }
     }
 
-    pub(super) fn prepare_or_refuse(
-        &mut self,
-        path: &Path,
-        package: &Arc<Package>,
-        proved: Proved,
-    ) -> Option<Prepared> {
-        let prepared = match (self.blamed)(package) {
+    pub(super) fn prepare_or_refuse(&mut self, opened: &Opened, proved: Proved) -> Option<Prepared> {
+        let prepared = match (self.blamed)(&opened.package) {
             Some(why) => Err(why),
-            None => self.prepare(path, package, proved),
+            None => self.prepare(opened, proved),
         };
-        prepared.map_err(|why| self.refuse(path, package, &why)).ok()
+        match prepared {
+            Ok(prepared) => Some(prepared),
+            Err(why) => {
+                self.refuse(opened, &why);
+                self.reject(opened, Grounds::Configuration, &why);
+                None
+            }
+        }
     }
 
     /// Looks at what was proved, and checks it against its pipelines.
-    fn prepare(&mut self, path: &Path, package: &Arc<Package>, proved: Proved) -> Result<Prepared, String> {
-        let batch = self.plan.batch_of(path);
+    pub(super) fn prepare(&mut self, opened: &Opened, proved: Proved) -> Result<Prepared, String> {
+        let Opened { model, place, package } = opened;
+        let batch = self.plan.batch_of(model);
         let facts = open::look_at_all(package, &proved, batch, &self.engines, &mut self.next_number);
         let facts = facts.map_err(|error| said(&error))?;
-        let versions = open::versions(&self.config, &self.plan, path, package, &facts)?;
+        let versions = open::versions(&self.config, &self.plan, model, package, &facts)?;
         let version = versions.values().next().ok_or("no pipeline names it")?;
         for (index, facts) in facts.iter().enumerate() {
             let known = Known {
                 facts: Arc::clone(facts),
                 version: Arc::clone(version),
-                path: path.to_owned(),
+                place: place.clone(),
                 proved: proved.clone(),
                 reduced: index == 1,
                 package: Some(Arc::clone(package)),
@@ -305,7 +349,7 @@ impl<S: Sink + 'static> Loader<S> {
         }
         let mut facts = facts.into_iter();
         let (full, reduced) = (facts.next().ok_or("it has no variant")?, facts.next());
-        Ok(Prepared { package: Arc::clone(package), proved, versions, full, reduced })
+        Ok(Prepared { opened: opened.clone(), proved, versions, full, reduced })
     }
 
     /// What is tested, with the places that are given already.
@@ -327,7 +371,7 @@ impl<S: Sink + 'static> Loader<S> {
             self.settle(serving, &admitted);
         }
         for (pipeline, refusal) in refused {
-            self.refuse_pipeline(pipeline, &wanted[&pipeline].package, &refusal);
+            self.refuse_pipeline(pipeline, &wanted[&pipeline].opened.package, &refusal);
         }
         for (pipeline, made) in &wanted {
             let Some(candidate) = self.serving[*pipeline].clone() else { continue };
@@ -337,21 +381,27 @@ impl<S: Sink + 'static> Loader<S> {
                     self.serving[*pipeline] = None;
                     self.reporter.model_refused(
                         &self.plan.pipelines[*pipeline].name,
-                        &made.package.manifest().name,
+                        &made.opened.package.manifest().name,
                         &why,
                     );
                     self.board.set_pipeline(*pipeline, PipelineState::Refused(why.clone()));
-                    self.set_failed(&made.package, &why);
+                    self.set_failed(&made.opened.package, &why);
                 }
             }
         }
         for made in prepared.iter() {
             if made.versions.keys().any(|pipeline| self.serving[*pipeline].is_some()) {
-                self.board.set(&made.package, ModelPhase::Active, Some(&made.proved), None);
-                self.reporter.model_activated(made.package.manifest(), &made.proved);
+                self.board.set(made.opened.package.manifest(), ModelPhase::Active, Some(&made.proved), None);
+                self.reporter.model_activated(made.opened.package.manifest(), &made.proved);
             }
         }
+        self.brought_up_delivered(prepared);
         self.brought_up();
+    }
+
+    /// What the workers serve for a pipeline.
+    pub(super) fn serves(&self, pipeline: usize) -> Option<Arc<Serve>> {
+        self.serves[pipeline].clone()
     }
 
     /// Nothing is on its way any more.
@@ -418,9 +468,18 @@ impl<S: Sink + 'static> Loader<S> {
         Ok(())
     }
 
+    /// Whether a pipeline serves this model.
+    pub(super) fn is_served(&self, number: u32) -> bool {
+        self.serving.iter().flatten().any(|candidate| candidate.uses(number))
+    }
+
     /// Unloads what no pipeline serves.
     fn unload_unserved(&mut self, numbers: &BTreeSet<u32>) {
-        for number in numbers.iter().copied().filter(|number| !self.serves.iter().flatten().any(|s| s.uses(*number))) {
+        for number in numbers
+            .iter()
+            .copied()
+            .filter(|number| !self.serves.iter().flatten().any(|s| s.uses(*number)) && !self.is_beside(*number))
+        {
             for worker in self.known.get(&number).map(|known| known.loaded.clone()).unwrap_or_default().into_keys() {
                 self.workers[worker].change(move |worker, context| worker.unload(number, context));
             }
@@ -463,13 +522,17 @@ impl<S: Sink + 'static> Loader<S> {
         }
     }
 
-    pub(super) fn refuse(&self, path: &Path, package: &Arc<Package>, why: &str) {
+    pub(super) fn refuse(&self, opened: &Opened, why: &str) {
+        let Opened { model, package, .. } = opened;
         // Whoever hears of it finds it on the board.
         self.set_failed(package, why);
-        for index in self.plan.uses_of(path) {
+        for index in self.plan.uses_of(model) {
             // What serves goes on.
             if self.serving[index].is_none() {
                 self.board.set_pipeline(index, PipelineState::Refused(why.to_owned()));
+            } else if model.depot().is_some() {
+                // That it is rejected is an event of its own.
+                continue;
             }
             self.reporter.model_refused(&self.plan.pipelines[index].name, &package.manifest().name, why);
         }
@@ -477,8 +540,8 @@ impl<S: Sink + 'static> Loader<S> {
 
     /// Shows that a package does not serve, unless one of the same name and version does.
     pub(super) fn set_failed(&self, package: &Package, why: &str) {
-        if !self.board.is_active(package) {
-            self.board.set(package, ModelPhase::Failed, None, Some(why.to_owned()));
+        if !self.board.is_active(package.manifest()) {
+            self.board.set(package.manifest(), ModelPhase::Failed, None, Some(why.to_owned()));
         }
     }
 
@@ -491,7 +554,7 @@ impl<S: Sink + 'static> Loader<S> {
 
     /// Forgets variants that nobody serves and that are loaded nowhere, and brings the tally up to date.
     pub(super) fn tidy(&mut self) {
-        let used = |number: u32| self.serving.iter().flatten().any(|candidate| candidate.uses(number));
+        let used = |number: u32| self.is_served(number) || self.is_beside(number);
         let gone: Vec<u32> = self
             .known
             .iter()
@@ -502,7 +565,7 @@ impl<S: Sink + 'static> Loader<S> {
             let Some(Known { version, .. }) = self.known.remove(&number) else { continue };
             let same = |known: &Known| known.version.model == version.model && known.version.version == version.version;
             // One that failed stays to be read; one that served and was replaced is gone.
-            if !self.known.values().any(same) && self.board.serves(&version.model, &version.version) {
+            if !self.known.values().any(same) && self.board.runs(&version.model, &version.version) {
                 self.board.remove(&version.model, &version.version);
             }
         }

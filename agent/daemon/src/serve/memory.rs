@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use limpet_depot::Package;
 use limpet_runtime::admission::Mebibytes;
 
+use super::delivered::SHOW_EVERY;
 use super::loader::{Loader, said};
 use super::{Request, open};
 use crate::pipeline::model::{Facts, Model};
@@ -35,12 +35,12 @@ impl<S: Sink + 'static> Loader<S> {
         let known = self.known.get_mut(&number).ok_or("it was replaced by another version meanwhile")?;
         let package = match &known.package {
             Some(package) => Arc::clone(package),
-            None => Arc::new(Package::open(&known.path).map_err(|error| error.to_string())?),
+            None => Arc::new(self.library.open(&known.place).map_err(|error| error.to_string())?),
         };
         if package.digest() != known.facts.digest {
             return Err(format!(
                 "the package {} was changed since it was proved; reload the agent to take the new one over",
-                known.path.display()
+                known.facts.name
             ));
         }
         let graph = match &known.graph {
@@ -155,7 +155,11 @@ impl<S: Sink + 'static> Loader<S> {
 
     /// How long until somebody's turn may be over.
     pub(super) fn next_turn(&self) -> Duration {
-        if self.waiting.is_empty() { LONG } else { TURN / 4 }
+        match (self.waiting.is_empty(), self.watches()) {
+            (false, _) => TURN / 4,
+            (true, true) => SHOW_EVERY,
+            (true, false) => LONG,
+        }
     }
 
     /// Tries again to load what is wanted.

@@ -1,7 +1,6 @@
 //! From a proof to sessions.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use limpet_depot::manifest::InputKind;
@@ -10,7 +9,7 @@ use limpet_engine::{Engine, Graph, LoadOptions, Session, TensorSpec};
 use limpet_runtime::BatchCost;
 
 use crate::admission::micros;
-use crate::config::Config;
+use crate::config::{Config, ModelRef};
 use crate::pipeline::input::WindowReader;
 use crate::pipeline::model::{Facts, Model, Usage};
 use crate::pipeline::plan::{self, Plan, Version};
@@ -129,7 +128,7 @@ fn fits(package: &Package, session: &dyn Session) -> Result<(), CliError> {
 pub fn versions(
     config: &Config,
     plan: &Plan,
-    path: &Path,
+    model: &ModelRef,
     package: &Package,
     facts: &[Arc<Facts>],
 ) -> Result<BTreeMap<usize, Arc<Version>>, String> {
@@ -137,7 +136,7 @@ pub fn versions(
         same_input(&package.manifest().inputs[0].kind, &full.input, &reduced.input)?;
     }
     let mut versions = BTreeMap::new();
-    for index in plan.uses_of(path) {
+    for index in plan.uses_of(model) {
         let made = plan::version_of(&config.pipelines[index], package);
         let made = made.map_err(|(key, text)| format!("{key}: {text}"))?;
         let source = &plan.sources[plan.pipelines[index].source];

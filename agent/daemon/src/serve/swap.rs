@@ -1,66 +1,75 @@
 //! A new version in the place of an old one.
 
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use limpet_depot::Package;
 use limpet_runtime::Outcome;
-use limpet_runtime::admission::Mebibytes;
+use limpet_runtime::admission::{Admitted, Mebibytes};
 use limpet_wire::message::ModelPhase;
 
 use super::Proved;
 use super::loader::{Loader, Prepared};
-use crate::config::Swap;
+use crate::admission::Candidate;
+use crate::config::{ModelRef, Swap};
+use crate::library::Opened;
+use crate::pipeline::model::Facts;
 use crate::pipeline::worker::Sink;
 
 impl<S: Sink + 'static> Loader<S> {
     /// Looks for packages that changed, and swaps what did.
     pub(super) fn reload(&mut self) {
-        let paths: BTreeSet<PathBuf> = self.plan.pipelines.iter().map(|pipeline| pipeline.package.clone()).collect();
-        for path in paths {
-            let package = match Package::open(&path) {
-                Ok(package) => Arc::new(package),
-                Err(error) => {
-                    self.reporter.swap_refused(&path.display().to_string(), &error.to_string());
-                    continue;
+        let models: BTreeSet<ModelRef> = self
+            .plan
+            .pipelines
+            .iter()
+            .map(|pipeline| pipeline.package.clone())
+            .filter(|m| m.depot().is_none())
+            .collect();
+        for model in models {
+            match self.library.current(&model) {
+                Ok(Some(opened)) => {
+                    let digest = opened.package.digest();
+                    if self.tried.insert(model, digest) != Some(digest) {
+                        self.change(opened);
+                    }
                 }
-            };
-            if self.tried.insert(path.clone(), package.digest()) != Some(package.digest()) {
-                self.change(&path, package);
+                // What is at a path is there, or opening it fails.
+                Ok(None) => {}
+                Err(error) => self.reporter.swap_refused(&model.to_string(), &error.to_string()),
             }
         }
     }
 
     /// A package changed: it takes the place of what its pipelines serve, once it is proved.
-    fn change(&mut self, path: &Path, package: Arc<Package>) {
-        let proved =
-            self.store.as_ref().and_then(|store| store.choice(&package, &self.engines, &self.plan.proof_options(path)));
-        match proved {
-            Some(proved) => self.put_in_place(path, &package, proved),
+    pub(super) fn change(&mut self, opened: Opened) {
+        match self.proof_of(&opened) {
+            Some(proved) => self.put_in_place(&opened, proved),
             None => {
-                if !self.board.is_active(&package) {
-                    self.board.set(&package, ModelPhase::Proving, None, None);
+                if !self.board.is_active(opened.package.manifest()) {
+                    self.board.set(opened.package.manifest(), ModelPhase::Proving, None, None);
                 }
-                self.prove(vec![(path.to_owned(), package)]);
+                self.prove(vec![opened]);
             }
         }
     }
 
     /// Serves a package that was proved: in the place of another version, or for the first time.
-    pub(super) fn put_in_place(&mut self, path: &Path, package: &Arc<Package>, proved: Proved) {
-        let Some(prepared) = self.prepare_or_refuse(path, package, proved) else {
-            self.tried.remove(path);
+    pub(super) fn put_in_place(&mut self, opened: &Opened, proved: Proved) {
+        let Some(prepared) = self.prepare_or_refuse(opened, proved) else {
+            self.tried.remove(&opened.model);
             return;
         };
         let (served, idle): (Vec<usize>, Vec<usize>) =
-            self.plan.uses_of(path).partition(|pipeline| self.serving[*pipeline].is_some());
+            self.plan.uses_of(&opened.model).partition(|pipeline| self.serving[*pipeline].is_some());
+        if opened.model.depot().is_some() {
+            return self.take_up(prepared, &served);
+        }
         if !served.is_empty()
             && let Err(why) = self.swap(&served, &prepared)
         {
-            let manifest = package.manifest();
-            self.tried.remove(path);
-            self.set_failed(package, &why);
+            let manifest = opened.package.manifest();
+            self.tried.remove(&opened.model);
+            self.set_failed(&opened.package, &why);
             self.reporter.swap_refused(&format!("{} {}", manifest.name, manifest.version), &why);
             return self.brought_up();
         }
@@ -72,15 +81,37 @@ impl<S: Sink + 'static> Loader<S> {
 
     /// Puts a version in the place of what these pipelines serve.
     fn swap(&mut self, pipelines: &[usize], prepared: &Prepared) -> Result<(), String> {
+        let candidates = prepared.candidates(pipelines);
+        let (with, admitted) = self.make_ready(&candidates)?;
+        self.settle(with, &admitted);
+        pipelines.iter().for_each(|pipeline| self.serve(*pipeline));
+        self.board.set(prepared.opened.package.manifest(), ModelPhase::Active, Some(&prepared.proved), None);
+        self.reporter.model_activated(prepared.opened.package.manifest(), &prepared.proved);
+        self.tidy();
+        Ok(())
+    }
+
+    /// Admits versions in the place of what their pipelines serve, and loads them. The caller settles and serves.
+    ///
+    /// # Errors
+    /// Why they cannot serve. What serves goes on, unless `swap = "cold"` took it down.
+    pub(super) fn make_ready(
+        &mut self,
+        candidates: &BTreeMap<usize, Candidate>,
+    ) -> Result<(Vec<Option<Candidate>>, Admitted), String> {
+        let pipelines: Vec<usize> = candidates.keys().copied().collect();
         let mut with = self.serving.clone();
-        for pipeline in pipelines {
-            with[*pipeline] = Some(prepared.candidate(*pipeline));
+        for (pipeline, candidate) in candidates {
+            with[*pipeline] = Some(candidate.clone());
         }
         let admitted = self.trial().test(&with).map_err(|refusal| refusal.to_string())?;
         let places: BTreeSet<usize> = pipelines.iter().flat_map(|pipeline| self.places_of(*pipeline)).collect();
-        let needed: u64 = prepared.facts().map(|facts| facts.memory * places.len() as u64).sum();
-        let candidates = pipelines.iter().filter_map(|pipeline| self.serving[*pipeline].as_ref());
-        let old: BTreeSet<u32> = candidates.flat_map(|candidate| candidate.numbers()).collect();
+        // All are of one version, so of the same models.
+        let models = candidates.values().next().into_iter().flat_map(Candidate::facts);
+        let loaded = |facts: &Facts| self.known.get(&facts.number).map_or(0, |known| known.loaded.len());
+        let needed: u64 = models.map(|facts| facts.memory * places.len().saturating_sub(loaded(facts)) as u64).sum();
+        let serving = pipelines.iter().filter_map(|pipeline| self.serving[*pipeline].as_ref());
+        let old: BTreeSet<u32> = serving.flat_map(|candidate| candidate.numbers()).collect();
         if !self.make_room(needed, &old, false) {
             let cold = pipelines.iter().all(|pipeline| self.plan.pipelines[*pipeline].swap == Swap::Cold);
             if !cold {
@@ -91,20 +122,15 @@ impl<S: Sink + 'static> Loader<S> {
                     Mebibytes(self.config.budget.memory.0)
                 ));
             }
-            self.take_down(pipelines, &old);
+            self.take_down(&pipelines, &old);
             if !self.make_room(needed, &BTreeSet::new(), true) {
                 tracing::error!("a worker does not let go of the old version; the new one is loaded all the same");
             }
         }
-        for pipeline in pipelines {
-            self.load_all(*pipeline, &prepared.candidate(*pipeline))?;
+        for (pipeline, candidate) in candidates {
+            self.load_all(*pipeline, candidate)?;
         }
-        self.settle(with, &admitted);
-        pipelines.iter().for_each(|pipeline| self.serve(*pipeline));
-        self.board.set(&prepared.package, ModelPhase::Active, Some(&prepared.proved), None);
-        self.reporter.model_activated(prepared.package.manifest(), &prepared.proved);
-        self.tidy();
-        Ok(())
+        Ok((with, admitted))
     }
 
     /// Stops pipelines, and waits until the models that they served are gone.

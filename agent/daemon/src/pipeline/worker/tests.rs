@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use limpet_depot::manifest::{InputKind, Manifest};
+use limpet_depot::trial::{Before, Mode, Progress, Rules, Trial};
 use limpet_depot::{Decider, Digest};
 use limpet_engine::{ElementType, EngineError, Session, TensorMut, TensorRef, TensorSpec};
 use limpet_runtime::queue::{Queue, Turn};
@@ -18,6 +19,7 @@ use crate::config::codec::NumberType;
 use crate::pipeline::model::Usage;
 use crate::pipeline::plan::{Batching, ChannelRange, SourceKind, SourcePlan};
 use crate::pipeline::publish::PublishRule;
+use crate::pipeline::shadow::{Companion, before};
 use crate::pipeline::stream::INGEST_COST;
 use crate::pipeline::timing::{TimeSource, TimingRule};
 use crate::report::SourceLedger;
@@ -25,10 +27,20 @@ use crate::report::SourceLedger;
 const RATE: f64 = 1000.0;
 const STREAMS: usize = 3;
 
+/// Number of the version whose session takes its time: so much of its thread's.
+const BUSY: u32 = 5;
+const BUSY_TIME: Duration = Duration::from_micros(400);
+
+/// Number of the version whose session is wrong: by so much.
+const WRONG: u32 = 6;
+const WRONG_BY: f32 = 1e6;
+
 /// A session whose output is its input.
 struct Echo {
     specs: Vec<TensorSpec>,
     values: Vec<f32>,
+    takes: Duration,
+    off: f32,
 }
 
 fn spec(rows: usize, length: usize) -> TensorSpec {
@@ -49,6 +61,9 @@ impl Session for Echo {
     }
 
     fn run(&mut self) -> Result<(), EngineError> {
+        let begun = cpu_time();
+        while cpu_time() - begun < self.takes {}
+        self.values.iter_mut().for_each(|value| *value += self.off);
         Ok(())
     }
 
@@ -57,8 +72,14 @@ impl Session for Echo {
     }
 }
 
-/// A version whose windows hold so many samples, so far apart, and its model.
-fn version(number: u32, window: usize, hop: usize, batches: bool) -> (Arc<Version>, Arc<Facts>, Manifest) {
+/// A version whose windows hold so many samples of a channel, so far apart, and its model.
+fn version_of(
+    number: u32,
+    channel: &str,
+    window: usize,
+    hop: usize,
+    batches: bool,
+) -> (Arc<Version>, Arc<Facts>, Manifest) {
     let text = format!(
         r#"
 format = 1
@@ -73,7 +94,7 @@ file = "f32.onnx"
 [[input]]
 kind = "series"
 rate_hz = {RATE}
-channels = [{{ name = "x", unit = "1" }}]
+channels = [{{ name = "{channel}", unit = "1" }}]
 window = {{ frames = {window}, hop = {hop} }}
 "#
     );
@@ -107,10 +128,16 @@ window = {{ frames = {window}, hop = {hop} }}
     (Arc::new(version), Arc::new(facts), manifest)
 }
 
+fn version(number: u32, window: usize, hop: usize, batches: bool) -> (Arc<Version>, Arc<Facts>, Manifest) {
+    version_of(number, "x", window, hop, batches)
+}
+
 fn model(facts: &Arc<Facts>, manifest: &Manifest) -> Model {
     let length = facts.input.elements();
+    let off = if facts.number == WRONG { WRONG_BY } else { 0.0 };
+    let takes = if facts.number == BUSY { BUSY_TIME } else { Duration::ZERO };
     let session = |cost: &BatchCost| -> Box<dyn Session> {
-        Box::new(Echo { specs: vec![spec(cost.size, length)], values: vec![0.0; cost.size * length] })
+        Box::new(Echo { specs: vec![spec(cost.size, length)], values: vec![0.0; cost.size * length], takes, off })
     };
     let decider = Decider::new(manifest, &Arc::from([]), &[spec(1, length)], length).unwrap();
     Model::new(Arc::clone(facts), facts.costs.iter().map(session).collect(), decider)
@@ -121,6 +148,7 @@ struct Seen {
     results: Vec<Arc<ResultRecord>>,
     released: Vec<u32>,
     wanted: Vec<u32>,
+    judged: Vec<(usize, trial::Verdict)>,
 }
 
 impl Sink for Seen {
@@ -134,6 +162,10 @@ impl Sink for Seen {
 
     fn wanted(&mut self, facts: &Arc<Facts>) {
         self.wanted.push(facts.number);
+    }
+
+    fn judged(&mut self, pipeline: usize, verdict: trial::Verdict) {
+        self.judged.push((pipeline, verdict));
     }
 
     fn released(&mut self, model: Model) {
@@ -159,7 +191,7 @@ fn pipeline(name: &str, class: Class, deadline: Duration, lane: LanePolicy, vers
     PipelinePlan {
         name: name.into(),
         source: 0,
-        package: "echo".into(),
+        package: config::ModelRef::Path("echo".into()),
         version: Arc::clone(version),
         class,
         deadline,
@@ -178,7 +210,16 @@ fn pipeline(name: &str, class: Class, deadline: Duration, lane: LanePolicy, vers
 impl Plant {
     /// `deadlines` of the two pipelines, and how many windows of a stream may wait.
     fn new(deadlines: [Duration; 2], depth: usize) -> Self {
-        let versions = vec![version(0, 8, 4, true), version(1, 12, 4, true), version(2, 6, 3, false)];
+        let versions = vec![
+            version(0, 8, 4, true),
+            version(1, 12, 4, true),
+            version(2, 6, 3, false),
+            // The same features as those of the first; and the same by another front end.
+            version(3, 8, 4, true),
+            version_of(4, "y", 8, 2, true),
+            version(BUSY, 8, 4, true),
+            version(WRONG, 8, 4, true),
+        ];
         let mut source = config::for_recording(Path::new("x"), 1, RATE).sources.remove(0);
         source.codec = config::Codec::Raw(config::codec::Raw { number: NumberType::F32, channels: 1, header: vec![] });
         let source = SourcePlan {
@@ -236,6 +277,33 @@ impl Plant {
         let serve = Serve::new(pipeline, Arc::clone(serves), Arc::clone(facts), reduced, Duration::ZERO);
         self.serving[pipeline] = version;
         self.with(|worker, context| worker.serve(Arc::new(serve), context));
+    }
+
+    /// Puts what a pipeline serves on trial beside another version, unless it serves nothing.
+    fn watch(&mut self, pipeline: usize, companion: usize, share: f64, mode: Mode, rules: Rules) -> Option<Arc<Watch>> {
+        let serving = self.worker.serving[pipeline].clone()?;
+        self.load(companion);
+        let (version, facts, _) = &self.versions[companion];
+        let serve = Serve::new(pipeline, Arc::clone(version), Arc::clone(facts), None, Duration::ZERO);
+        let trial = Trial::new(rules, Progress::new(String::new(), mode, Before::default()));
+        let companion = Companion { serve: Arc::new(serve), share };
+        let watch = Arc::new(Watch::new(trial, &serving, f64::INFINITY, Some(companion)));
+        let given = Arc::clone(&watch);
+        self.with(|worker, context| worker.watch(pipeline, given, context));
+        Some(watch)
+    }
+
+    fn stop_watching(&mut self, pipeline: usize) {
+        self.with(|worker, context| worker.stop_watching(pipeline, context));
+    }
+
+    /// So many messages of so many samples to every stream, in real time by the played clock.
+    fn play(&mut self, messages: usize, samples: u64) {
+        for _ in 0..messages {
+            self.clock.set(self.clock.now().after(Duration::from_millis(samples)));
+            (0..STREAMS).for_each(|stream| self.message(stream, samples));
+            self.finish();
+        }
     }
 
     fn stream(&mut self, stream: usize, there: bool) {
@@ -323,6 +391,8 @@ enum Step {
     Longest(u64),
     Stream(usize, bool),
     Stop(usize),
+    Watch(usize, usize, bool, f64),
+    StopWatching(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -332,12 +402,23 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0u64..3000).prop_map(Step::Pass),
         2 => (0usize..2, 0usize..3, proptest::option::of(0usize..3)).prop_map(|(p, v, r)| Step::Serve(p, v, r)),
         1 => any::<bool>().prop_map(Step::Press),
-        1 => (0usize..3).prop_map(Step::Unload),
-        1 => (0usize..3).prop_map(Step::NotLoaded),
+        1 => (0usize..5).prop_map(Step::Unload),
+        1 => (0usize..5).prop_map(Step::NotLoaded),
         1 => (0u64..100).prop_map(Step::Longest),
         1 => (0..STREAMS, any::<bool>()).prop_map(|(stream, there)| Step::Stream(stream, there)),
         1 => (0usize..2).prop_map(Step::Stop),
+        2 => (0usize..2, 0usize..5, any::<bool>(), prop_oneof![Just(0.0), Just(0.2), Just(1.0)])
+            .prop_map(|(pipeline, companion, shadow, share)| Step::Watch(pipeline, companion, shadow, share)),
+        1 => (0usize..2).prop_map(Step::StopWatching),
     ]
+}
+
+/// A trial that goes on.
+const LONG: Rules =
+    Rules { windows: u64::MAX, time: Duration::MAX, agreement: 0.9, errors: 1.0, misses: 1.0, p99: None };
+
+fn mode(shadow: bool) -> Mode {
+    if shadow { Mode::Shadow } else { Mode::Trial }
 }
 
 proptest! {
@@ -349,6 +430,7 @@ proptest! {
     ) {
         let deadlines = [deadlines.0, deadlines.1].map(Duration::from_micros);
         let mut plant = Plant::new(deadlines, depth);
+        let mut watches = Vec::new();
         for step in steps {
             match step {
                 Step::Message(stream, samples) => plant.message(stream, samples),
@@ -365,9 +447,23 @@ proptest! {
                 Step::Stop(pipeline) => {
                     plant.with(|worker, context| worker.stop_serving(pipeline, Outcome::Rejected, context));
                 }
+                Step::Watch(pipeline, companion, shadow, share) => {
+                    watches.extend(plant.watch(pipeline, companion, share, mode(shadow), LONG));
+                }
+                Step::StopWatching(pipeline) => plant.stop_watching(pipeline),
             }
         }
         plant.finish();
+        (0..2).for_each(|pipeline| plant.stop_watching(pipeline));
+        for watch in &watches {
+            let progress = watch.progress();
+            prop_assert_eq!(progress.agreed, progress.compared, "both say what is in the samples");
+        }
+        let needed = |number: &u32| {
+            let feeds = |stream: &StreamState| stream.feeds.iter().any(|feed| feed.uses(*number));
+            plant.worker.served.contains(number) || plant.worker.streams.values().any(feeds)
+        };
+        prop_assert!(plant.worker.models.keys().all(needed), "what only ran in shadow is released");
         for pipeline in &plant.plan.pipelines {
             let ended: u64 = Outcome::ALL.iter().map(|outcome| pipeline.ledger.count(*outcome)).sum();
             prop_assert_eq!(pipeline.ledger.windows(), ended, "{}: every window has one outcome", &pipeline.name);
@@ -411,6 +507,10 @@ proptest! {
                 Step::Longest(us) => {
                     plant.with(|worker, context| worker.set_longest(Duration::from_micros(us), context));
                 }
+                Step::Watch(pipeline, companion, shadow, share) => {
+                    plant.watch(pipeline, companion, share, mode(shadow), LONG);
+                }
+                Step::StopWatching(pipeline) => plant.stop_watching(pipeline),
                 _ => {}
             }
         }
@@ -421,5 +521,148 @@ proptest! {
             let expected: Vec<u64> = (7..sent).step_by(4).collect();
             prop_assert_eq!(ends, expected, "{} of {} after {} swaps", pipeline, stream, swaps);
         }
+    }
+}
+
+#[test]
+fn a_companion_hears_the_windows_that_are_served_and_nobody_hears_it() {
+    for (companion, shadow) in [(3, false), (3, true), (4, false), (4, true)] {
+        let mut plant = Plant::new([Duration::MAX; 2], 100_000);
+        let watch = plant.watch(0, companion, 1.0, mode(shadow), LONG).unwrap();
+        plant.play(200, 16);
+        let (progress, figures) = (watch.progress(), watch.figures());
+        let served = plant.plan.pipelines[0].ledger.count(Outcome::Result);
+        assert_eq!(served, 3 * (200 * 16 / 4 - 1));
+        assert_eq!(plant.worker.sink.results.len() as u64, 2 * served, "two pipelines, and no third");
+        // A front end of its own begins with a window of its own.
+        assert_eq!(figures.ran + figures.skipped, served, "{figures:?}");
+        assert!(figures.ran > served * 9 / 10, "{figures:?}");
+        assert_eq!((progress.pairs, progress.windows), (figures.ran, if shadow { figures.ran } else { served }));
+        assert!(progress.agreed > 0 && progress.agreed == progress.compared, "{progress:?}");
+        assert_eq!(before(&plant.plan.pipelines[0].ledger), Before { windows: served, errors: 0, misses: 0 });
+        assert!(plant.worker.models.contains_key(&(companion as u32)));
+        plant.stop_watching(0);
+        assert_eq!(plant.worker.sink.released, [companion as u32]);
+        assert_eq!(plant.worker.sink.judged, []);
+    }
+}
+
+#[test]
+fn a_companion_keeps_to_its_share_of_the_time() {
+    let mut plant = Plant::new([Duration::MAX; 2], 100_000);
+    let (begun, share) = (plant.clock.now(), 0.05);
+    // Three streams of 250 windows a second would take 0.3 of a core.
+    let watch = plant.watch(0, BUSY as usize, share, Mode::Trial, LONG).unwrap();
+    plant.play(60, 16);
+    let (figures, elapsed) = (watch.figures(), plant.clock.now().since(begun));
+    let served = plant.plan.pipelines[0].ledger.count(Outcome::Result);
+    assert_eq!(figures.ran + figures.skipped, served);
+    assert!(figures.ran > 0 && figures.skipped > served / 2, "{figures:?} in {elapsed:?}");
+    // One run may turn out longer than the one before.
+    let most = elapsed.mul_f64(share) + 3 * BUSY_TIME;
+    assert!(figures.spent <= most, "{figures:?}, not {most:?} in {elapsed:?}");
+    let none = plant.watch(0, 3, 0.0, Mode::Trial, LONG).unwrap();
+    plant.play(10, 16);
+    assert_eq!(
+        (none.figures().ran, none.progress().windows),
+        (0, 3 * 10 * 4),
+        "the serving version is watched all the same"
+    );
+}
+
+#[test]
+fn a_companion_makes_room_for_realtime_work_and_pressure() {
+    let mut plant = Plant::new([Duration::MAX; 2], 100_000);
+    let watch = plant.watch(0, 3, 1.0, Mode::Shadow, LONG).unwrap();
+    plant.with(|worker, context| worker.set_longest(Duration::from_micros(1), context));
+    plant.play(10, 16);
+    assert_eq!(watch.figures().ran, 0, "no analytic job of its length finds room");
+    plant.with(|worker, context| worker.set_longest(Duration::MAX, context));
+    plant.worker.press(true);
+    plant.play(10, 16);
+    assert_eq!(watch.figures().ran, 0, "and none runs under pressure");
+    plant.worker.press(false);
+    plant.with(|worker, context| worker.unload(3, context));
+    plant.play(10, 16);
+    assert_eq!((watch.figures().ran, plant.worker.sink.wanted.len()), (0, 0), "it asks nobody to load it");
+    plant.load(3);
+    plant.play(10, 16);
+    assert!(watch.figures().ran > 0);
+}
+
+#[test]
+fn a_verdict_is_told_once_at_the_window_that_decides_it() {
+    let mut plant = Plant::new([Duration::MAX; 2], 100_000);
+    let rules = Rules { windows: 30, time: Duration::ZERO, ..LONG };
+    let watch = plant.watch(0, 3, 0.0, Mode::Trial, rules).unwrap();
+    plant.play(5, 8);
+    assert_eq!(plant.worker.sink.judged, [], "27 windows");
+    plant.play(20, 8);
+    assert_eq!(plant.worker.sink.judged, [(0, trial::Verdict::Passed)]);
+    assert_eq!(watch.progress().windows, 30);
+    // A restart in between, and the trial was over: it is told again to the loader that begins anew.
+    let again = Trial::new(rules, watch.progress());
+    let serving = plant.worker.serving[0].clone().unwrap();
+    let again = Arc::new(Watch::new(again, &serving, 0.0, None));
+    plant.with(|worker, context| worker.watch(0, again, context));
+    assert_eq!(plant.worker.sink.judged.len(), 2);
+}
+
+#[test]
+fn windows_that_wait_too_long_are_misses_of_the_version_on_trial() {
+    let mut plant = Plant::new([Duration::from_millis(1), Duration::MAX], 100_000);
+    let watch = plant.watch(0, 3, 0.0, Mode::Trial, Rules { misses: 0.1, ..LONG }).unwrap();
+    for _ in 0..6 {
+        plant.clock.set(plant.clock.now().after(Duration::from_millis(700)));
+        (0..STREAMS).for_each(|stream| plant.message(stream, 16));
+        plant.clock.set(plant.clock.now().after(Duration::from_millis(20)));
+        plant.finish();
+    }
+    let progress = watch.progress();
+    assert!(progress.misses.count > 0 && progress.misses.seconds > 1, "{progress:?}");
+    let judged = plant.worker.sink.judged.clone();
+    assert!(matches!(&judged[..], [(0, trial::Verdict::Breach(why))] if why.contains("late or not run")), "{judged:?}");
+}
+
+#[test]
+fn a_version_with_the_same_features_takes_over_with_the_next_window() {
+    let mut plant = Plant::new([Duration::MAX; 2], 100_000);
+    plant.play(4, 10);
+    plant.serve(0, 3, None);
+    plant.play(4, 10);
+    plant.serve(0, 0, None);
+    plant.play(4, 10);
+    for results in plant.results().iter().filter(|((pipeline, _), _)| *pipeline == "fast").map(|(_, results)| results) {
+        let versions: Vec<(u64, &str)> = results.iter().map(|record| (record.window.last, &*record.version)).collect();
+        let expected: Vec<(u64, &str)> =
+            (7..120).step_by(4).map(|last| (last, if (40..80).contains(&last) { "3.0.0" } else { "0.0.0" })).collect();
+        assert_eq!(versions, expected);
+    }
+}
+
+#[test]
+fn a_version_that_answers_otherwise_is_taken_back_within_one_window() {
+    let mut plant = Plant::new([Duration::MAX; 2], 100_000);
+    plant.play(4, 8);
+    plant.serve(0, WRONG as usize, None);
+    let watch = plant.watch(0, 0, 1.0, Mode::Trial, LONG).unwrap();
+    let messages = (1..100).find(|_| {
+        plant.play(1, 4);
+        !plant.worker.sink.judged.is_empty()
+    });
+    let judged = plant.worker.sink.judged.clone();
+    assert!(matches!(&judged[..], [(0, trial::Verdict::Breach(why))] if why.contains("it agrees")), "{judged:?}");
+    assert!(watch.progress().compared >= 32 && watch.progress().agreed == 0, "{:?}", watch.progress());
+    // What a loader does when it hears of it.
+    plant.serve(0, 0, None);
+    plant.stop_watching(0);
+    assert_eq!(plant.worker.sink.released, [WRONG], "the old version serves, and the new one is let go");
+    plant.play(1, 4);
+    for (_, results) in plant.results().iter().filter(|((pipeline, _), _)| *pipeline == "fast") {
+        let ends: Vec<u64> = results.iter().map(|record| record.window.last).collect();
+        let sent = 4 * 8 + 4 * (messages.unwrap() + 1);
+        assert_eq!(ends, (7..sent).step_by(4).collect::<Vec<u64>>(), "no window is missing");
+        let (last, before) = results.split_last().unwrap();
+        assert_eq!((&*last.version, &*before.last().unwrap().version), ("0.0.0", "6.0.0"));
     }
 }

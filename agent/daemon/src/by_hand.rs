@@ -1,0 +1,139 @@
+//! What a person does with delivered models on the gateway: `limpet depot import` and `limpet store check`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use limpet_depot::Store;
+use limpet_depot::fetch::{self, Bounds, From, Progress};
+use limpet_depot::remote::{Folder, Remote};
+use limpet_depot::select::{self, Choice, Gateway};
+use limpet_depot::store::Missing;
+use limpet_depot::trust::{Trust, Update};
+
+use crate::cli::{ImportArgs, StoreCheckArgs};
+use crate::config::{self, Config, Depot};
+use crate::{CliError, api, console, delivery, wall};
+
+/// Nothing slows a folder down.
+const RATE: u64 = u64::MAX;
+
+/// Brings what a depot in a folder has for this gateway into the store, and tells the agent.
+///
+/// # Errors
+/// What is wrong with the configuration, the folder, or what is signed in it. What runs goes on.
+pub fn import(args: &ImportArgs) -> Result<(), CliError> {
+    let config = config::read(&args.config.config)?.config;
+    let depot = depot(&config)?;
+    let store = Store::open(&config.gateway.state).map_err(refuse)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio does not start")?;
+    runtime.block_on(bring(&config, &depot, &store, &args.folder))?;
+    let told = if api::client::reload(&config.gateway.run)? {
+        "the agent that runs takes it up now"
+    } else {
+        "no agent runs; the next one takes it up when it starts"
+    };
+    say(told)?;
+    Ok(())
+}
+
+async fn bring(config: &Config, depot: &Depot, store: &Store, folder: &Path) -> Result<(), CliError> {
+    let mut trust = Trust::open(&config.gateway.state, &depot.root, wall::built()).map_err(refuse)?;
+    trust.warnings().iter().for_each(console::tell);
+    let remote: Arc<dyn Remote> = Arc::new(Folder::new(folder));
+    let clock = delivery::clock();
+    match trust.update(Arc::clone(&remote), clock).await.map_err(refuse)? {
+        Update::Same => say("the metadata is the one that is trusted already")?,
+        Update::New => say("the metadata is signed as it must be, and newer than what was trusted")?,
+    };
+    let Some(trusted) = trust.trusted() else { return Ok(()) };
+    let time = trust.judge(clock).time;
+    let gateway = Gateway {
+        id: config.gateway.id.to_string(),
+        labels: config.gateway.labels.clone(),
+        channel: depot.channel.clone(),
+    };
+    let models: BTreeMap<&str, _> = config
+        .pipelines
+        .iter()
+        .filter_map(|pipeline| pipeline.model.depot())
+        .map(|model| (&*model.name, &model.range))
+        .collect();
+    if models.is_empty() {
+        say("no pipeline names a model of the depot, so nothing is fetched")?;
+    }
+    for (model, range) in models {
+        let record = store.record(model).map_err(refuse)?;
+        let active = record.active.as_ref().map(|active| active.version.as_str());
+        match select::choose(trusted, &gateway, model, range, active, &|_| false, time) {
+            Choice::Stay(why) => say(&format!("{model}: {why}"))?,
+            Choice::Withdrawn { .. } => say(&format!("{model}: what serves was withdrawn"))?,
+            Choice::Take(version) => {
+                let _hold = store.hold().map_err(refuse)?;
+                let index = fetch::index(trusted, store, remote.as_ref(), model, &version).await.map_err(refuse)?;
+                let missing = store.missing(&index).len();
+                let from = From { depot: remote.as_ref(), chunks: remote.as_ref() };
+                let bounds = Bounds { rate: RATE, disk: depot.disk.0 };
+                fetch::chunks(store, from, &index, bounds, &|_: Progress| {}).await.map_err(refuse)?;
+                fetch::open(store, &index).map_err(refuse)?;
+                let chunks = index.chunks.len();
+                say(&format!("{model} {version}: {missing} of {chunks} chunks were copied, all are there"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads the whole store, and says what is damaged, missing or not needed.
+///
+/// # Errors
+/// [`CliError::No`] if something is wrong and was not repaired.
+pub fn check_store(args: &StoreCheckArgs) -> Result<(), CliError> {
+    let config = config::read(&args.config.config)?.config;
+    depot(&config)?;
+    let store = Store::open(&config.gateway.state).map_err(refuse)?;
+    let checked = store.check(args.repair).map_err(refuse)?;
+    for notice in store.notices() {
+        say(&notice)?;
+    }
+    for damaged in &checked.damaged {
+        say(&damaged.reason)?;
+    }
+    for Missing { model, version, chunks } in &checked.missing {
+        let what = chunks.map_or_else(|| "its index".to_owned(), |chunks| format!("{chunks} chunks"));
+        say(&format!("{model} {version}: {what} missing"))?;
+    }
+    let stray = checked.stray.len();
+    let text = format!(
+        "{} chunks were read: {} damaged, {} missing, {stray} files that nobody needs",
+        checked.chunks,
+        checked.damaged.len(),
+        checked.missing.len()
+    );
+    say(&text)?;
+    let good = checked.damaged.is_empty() && checked.missing.is_empty();
+    if args.repair && !good {
+        let told = api::client::reload(&config.gateway.run)?;
+        let who = if told { "the agent fetches what is missing now" } else { "the next agent fetches what is missing" };
+        say(&format!("damaged files were removed; {who}"))?;
+        return Ok(());
+    }
+    if good { Ok(()) } else { Err(CliError::No) }
+}
+
+fn say(text: &str) -> Result<(), CliError> {
+    console::print(format!("{text}\n").as_bytes())?;
+    Ok(())
+}
+
+fn depot(config: &Config) -> Result<Depot, CliError> {
+    config.depot.clone().ok_or_else(|| {
+        let text = "there is no [depot] in the configuration, so no models are delivered; add it with 'root = \"/etc/limpet/root.json\"'";
+        CliError::configuration(vec![text.to_owned()])
+    })
+}
+
+fn refuse(error: impl std::fmt::Display) -> CliError {
+    CliError::Other(anyhow::anyhow!("{error}"))
+}

@@ -1,0 +1,396 @@
+//! Deliveries: what the depot offers this gateway, brought into the store and handed to the loader.
+//!
+//! A thread of its own, which steps back behind everything else (nice 19, and by that the lowest best-effort I/O
+//! priority), with a tokio of its own. It follows the depot's timestamp. Whenever that changes, when somebody imported
+//! a folder, and every `refresh`, it brings its trust up to date, chooses a version of each model that pipelines name,
+//! fetches what is missing and hands it over. What it cannot do now it tries again later; nothing that runs depends on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use limpet_depot::ask::{Fetcher, Missing, desk};
+use limpet_depot::clock::Clock;
+use limpet_depot::fetch::{self, Bounds, FetchError, From, Progress};
+use limpet_depot::remote::Remote;
+use limpet_depot::select::{self, Choice, Gateway};
+use limpet_depot::store::Record;
+use limpet_depot::trust::{Trust, TrustError, Trusted};
+use limpet_depot::web::Web;
+use limpet_depot::{Digest, Store};
+use limpet_wire::depot::{Index, MESSAGE_MAX, Name, Sha256};
+use semver::VersionReq;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::Instant;
+
+use crate::config::{self, Config, ModelRef};
+use crate::library::{self, Library, Opened, Place};
+use crate::link;
+use crate::report::Reporter;
+use crate::serve::{Board, Request, Requests};
+use crate::wall;
+
+/// How far the thread steps back.
+const NICE: i32 = 19;
+/// First wait after something failed; doubles up to `refresh`.
+const AGAIN: Duration = Duration::from_secs(15);
+
+/// What a delivery works with.
+pub struct Tools {
+    /// The whole configuration, with what waits.
+    pub config: Config,
+    /// Where packages are.
+    pub library: Library,
+    /// Where states are shown.
+    pub board: Arc<Board>,
+    /// Who hears of what happens.
+    pub reporter: Arc<Reporter>,
+    /// The loader.
+    pub requests: Requests,
+}
+
+/// Something that makes it look again.
+#[derive(Debug)]
+pub enum Nudge {
+    /// The store may have changed.
+    Look,
+    /// The loader has dealt with a version of this model.
+    Settled(String),
+}
+
+/// Starts the thread. What the uplink's connection does for it, and how to nudge it.
+///
+/// # Errors
+/// If the system gives no thread.
+pub fn start(tools: Tools) -> io::Result<(link::depot::Depot, UnboundedSender<Nudge>)> {
+    let uplink = &tools.config.uplink;
+    let (fetcher, pump) = desk(format!("{}/depot at {}", uplink.prefix, &*uplink.broker), link::random());
+    let reporter = Arc::clone(&tools.reporter);
+    let missing = move |missing: &Missing| {
+        let message =
+            format!("{} of the depot does not come, asked {} times: {}", missing.name, missing.tries, missing.why);
+        tracing::warn!("{message}");
+        reporter.event("missing-chunk", &message, &[("name", &missing.name.to_string())]);
+    };
+    let depot = link::depot::Depot { prefix: format!("{}/depot/", uplink.prefix), pump, missing: Arc::new(missing) };
+    let (nudges, nudged) = unbounded_channel();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    std::thread::Builder::new().name("delivery".into()).spawn(move || {
+        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
+        if let Some(delivery) = Delivery::new(tools, fetcher) {
+            runtime.block_on(delivery.run(nudged));
+        }
+    })?;
+    Ok((depot, nudges))
+}
+
+struct Delivery {
+    tools: Tools,
+    depot: config::Depot,
+    store: Store,
+    fetcher: Fetcher,
+    gateway: Gateway,
+    wanted: BTreeMap<String, (ModelRef, VersionReq)>,
+    /// What was handed to the loader and not dealt with yet.
+    pending: BTreeMap<String, String>,
+    /// Indexes whose packages were rejected, by model and digest of the index.
+    rejected: BTreeSet<(String, Sha256)>,
+    /// What was said last of each thing that went wrong.
+    told: BTreeMap<String, String>,
+    /// Packages that the loader has had from here, by model: what it made of them is its affair until something changes.
+    handed: BTreeMap<String, Sha256>,
+    /// The timestamp for which the jitter was waited out.
+    jittered: Option<u64>,
+}
+
+impl Delivery {
+    fn new(tools: Tools, fetcher: Fetcher) -> Option<Self> {
+        let depot = tools.config.depot.clone()?;
+        let store = tools.library.store()?.clone();
+        let gateway = Gateway {
+            id: tools.config.gateway.id.to_string(),
+            labels: tools.config.gateway.labels.clone(),
+            channel: depot.channel.clone(),
+        };
+        let models = tools.config.pipelines.iter().filter_map(|pipeline| {
+            let model = pipeline.model.depot()?;
+            Some((model.name.to_string(), (pipeline.model.clone(), model.range.clone())))
+        });
+        let wanted = models.collect();
+        let (pending, rejected, told) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
+        let handed = BTreeMap::new();
+        Some(Self { tools, depot, store, fetcher, gateway, wanted, pending, rejected, told, handed, jittered: None })
+    }
+
+    async fn run(mut self, mut nudges: UnboundedReceiver<Nudge>) {
+        let mut following = self.fetcher.follow(&Name::Timestamp, MESSAGE_MAX);
+        // What was trusted before, or imported meanwhile, needs no broker.
+        let mut ask = false;
+        let mut wait = AGAIN;
+        loop {
+            let next = tokio::select! {
+                good = self.round(ask) => {
+                    wait = if good { AGAIN } else { (wait * 2).min(self.depot.refresh.0) };
+                    Instant::now() + if good { self.depot.refresh.0 } else { wait }
+                }
+                _ = following.next() => {
+                    // Newer metadata: what is under way may be out of date.
+                    (ask, wait) = (true, AGAIN);
+                    continue;
+                }
+                nudge = nudges.recv() => match nudge {
+                    Some(nudge) => {
+                        self.nudged(nudge);
+                        continue;
+                    }
+                    None => return,
+                },
+            };
+            tokio::select! {
+                () = tokio::time::sleep_until(next) => {
+                    ask = true;
+                    self.handed.clear();
+                }
+                _ = following.next() => ask = true,
+                nudge = nudges.recv() => match nudge {
+                    Some(nudge) => {
+                        self.nudged(nudge);
+                        ask = false;
+                    }
+                    None => return,
+                },
+            }
+        }
+    }
+
+    fn nudged(&mut self, nudge: Nudge) {
+        match nudge {
+            Nudge::Look => {
+                self.jittered = None;
+                self.handed.clear();
+            }
+            Nudge::Settled(model) => {
+                self.pending.remove(&model);
+                let wanted: Vec<(String, String)> = self.pending.clone().into_iter().collect();
+                match self.store.collect(&wanted) {
+                    Ok(collected) if collected.files > 0 => {
+                        tracing::debug!(
+                            files = collected.files,
+                            bytes = collected.bytes,
+                            "nobody needs these any more"
+                        );
+                    }
+                    Ok(_) => {}
+                    Err(error) => self.complain("collect", "depot-refused", &error.to_string()),
+                }
+            }
+        }
+    }
+
+    /// Brings trust up to date, if the depot is to be asked, and does what follows from it. Says whether all went well.
+    async fn round(&mut self, ask: bool) -> bool {
+        let mut trust = match Trust::open(&self.tools.config.gateway.state, &self.depot.root, wall::built()) {
+            Ok(trust) => trust,
+            Err(error) => {
+                self.complain("trust", "depot-refused", &error.to_string());
+                return false;
+            }
+        };
+        for warning in trust.warnings() {
+            self.complain("warning", "depot-refused", warning);
+        }
+        let clock = clock();
+        if ask {
+            let remote: Arc<dyn Remote> = Arc::new(self.fetcher.clone());
+            if let Err(error) = trust.update(remote, clock).await {
+                let kind = if matches!(error, TrustError::Expired { .. }) { "depot-expired" } else { "depot-refused" };
+                self.complain("trust", kind, &error.to_string());
+                return false;
+            }
+            self.told.remove("trust");
+        }
+        let time = trust.judge(clock).time;
+        let Some(trusted) = trust.trusted() else { return true };
+        let mut good = true;
+        for (model, (reference, range)) in self.wanted.clone() {
+            good &= self.model(trusted, time, &model, &reference, &range).await;
+        }
+        good
+    }
+
+    /// Does what there is to do for a model. Says whether it went well.
+    async fn model(
+        &mut self,
+        trusted: &Trusted,
+        time: Timestamp,
+        model: &str,
+        reference: &ModelRef,
+        range: &VersionReq,
+    ) -> bool {
+        loop {
+            let record = match self.store.record(model) {
+                Ok(record) => record,
+                Err(error) => {
+                    self.complain(model, "depot-refused", &error.to_string());
+                    return false;
+                }
+            };
+            let active = record.active.as_ref().map(|active| active.version.as_str());
+            let index_of = |version: &str| trusted.targets.get(&Trusted::index_name(model, version)).map(|t| t.sha256);
+            let rejected = |version: &str| {
+                index_of(version).is_some_and(|index| self.rejected.contains(&(model.to_owned(), index)))
+            };
+            let version = match select::choose(trusted, &self.gateway, model, range, active, &rejected, time) {
+                Choice::Stay(why) => {
+                    tracing::debug!(model, why, "nothing to deliver");
+                    return self.mend(trusted, model, reference, &record).await;
+                }
+                Choice::Withdrawn { withdrawn } => {
+                    if !record.withdrawn && !self.pending.contains_key(model) {
+                        self.pending.insert(model.to_owned(), "withdrawn".to_owned());
+                        let _ = self.tools.requests.send(Request::Withdrawn { model: model.to_owned(), withdrawn });
+                    }
+                    return true;
+                }
+                Choice::Take(version) => version,
+            };
+            if self.pending.contains_key(model) {
+                return true;
+            }
+            match self.take(trusted, model, &version, reference).await {
+                Ok(Some(opened)) => {
+                    self.told.remove(model);
+                    let digest = opened.package.digest().0;
+                    if self.handed.insert(model.to_owned(), digest) == Some(digest) {
+                        return true;
+                    }
+                    self.pending.insert(model.to_owned(), version);
+                    let _ = self.tools.requests.send(Request::Arrived(opened));
+                    return true;
+                }
+                // It was rejected before; perhaps another will do.
+                Ok(None) => {
+                    let Some(index) = index_of(&version) else { return true };
+                    self.rejected.insert((model.to_owned(), index));
+                }
+                Err(error @ FetchError::Unfit { .. }) => {
+                    self.complain(model, "model-rejected", &error.to_string());
+                    let Some(index) = index_of(&version) else { return true };
+                    self.rejected.insert((model.to_owned(), index));
+                }
+                Err(error) => {
+                    let why = error.to_string();
+                    self.tools.board.set_fetching(model, &version, None, Some(why.clone()));
+                    self.complain(model, "depot-refused", &format!("{model} {version} is not delivered yet: {why}"));
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Fetches what is missing or damaged of the versions that are installed. Says whether it went well.
+    async fn mend(&mut self, trusted: &Trusted, model: &str, reference: &ModelRef, record: &Record) -> bool {
+        for (number, installed) in record.active.iter().chain(&record.previous).enumerate() {
+            let version = installed.version.as_str();
+            let listed = trusted.targets.contains_key(&Trusted::index_name(model, version));
+            let whole = self
+                .store
+                .index(model, version)
+                .is_ok_and(|index| index.is_some_and(|index| self.store.missing(&index).is_empty()));
+            if whole || !listed || self.pending.contains_key(model) {
+                continue;
+            }
+            match self.take(trusted, model, version, reference).await {
+                Ok(Some(opened)) if number == 0 => {
+                    self.pending.insert(model.to_owned(), version.to_owned());
+                    let _ = self.tools.requests.send(Request::Arrived(opened));
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    self.complain(model, "depot-refused", &format!("{model} {version} is not whole: {error}"));
+                    return false;
+                }
+            }
+        }
+        self.told.remove(model);
+        true
+    }
+
+    /// Brings a version into the store and opens it; none if it is on record as rejected.
+    async fn take(
+        &mut self,
+        trusted: &Trusted,
+        model: &str,
+        version: &str,
+        reference: &ModelRef,
+    ) -> Result<Option<Opened>, FetchError> {
+        let _hold = self.store.hold()?;
+        let index = fetch::index(trusted, &self.store, &self.fetcher, model, version).await?;
+        let record = self.store.record(model)?;
+        let config = &self.tools.config;
+        let rejection = record.rejected.get(&Digest(index.package).to_string());
+        if rejection.is_some_and(|rejection| library::still_counts(rejection.under.as_deref(), config)) {
+            return Ok(None);
+        }
+        let missing = self.store.missing(&index);
+        if !missing.is_empty() && self.jittered != Some(trusted.versions.timestamp) {
+            let jitter = self.depot.jitter.0.mul_f64(link::random() as f64 / u64::MAX as f64);
+            tokio::time::sleep(jitter).await;
+            self.jittered = Some(trusted.versions.timestamp);
+        }
+        self.fetch(trusted, &index).await?;
+        let package = Arc::new(fetch::open(&self.store, &index)?);
+        let bytes: u64 = missing.iter().map(|chunk| u64::from(chunk.stored_len)).sum();
+        let message = format!(
+            "{model} {version} is here: {} of {} chunks were fetched, {bytes} of {} bytes",
+            missing.len(),
+            index.chunks.len(),
+            index.stored_bytes()
+        );
+        tracing::info!("{message}");
+        self.tools.reporter.event("model-staged", &message, &[("model", model), ("version", version)]);
+        let place = Place::Stored { model: model.to_owned(), version: version.to_owned() };
+        Ok(Some(Opened { model: reference.clone(), place, package }))
+    }
+
+    async fn fetch(&self, trusted: &Trusted, index: &Index) -> Result<(), FetchError> {
+        let web;
+        let chunks: &dyn Remote = match &trusted.chunks {
+            Some(url) => {
+                web = Web::new(url, self.depot.ca_file.as_deref())
+                    .map_err(|error| FetchError::Web(format!("{url}: {error}")))?;
+                &web
+            }
+            None => &self.fetcher,
+        };
+        let from = From { depot: &self.fetcher, chunks };
+        let bounds = Bounds { rate: self.depot.rate.0, disk: self.depot.disk.0 };
+        let (board, model, version) = (&self.tools.board, &index.model, &index.version);
+        let shown = std::sync::Mutex::new(None);
+        let progress = move |progress: Progress| {
+            // In steps of a tenth: the board is a message each time.
+            let tenth = progress.done * 10 / progress.of.max(1);
+            let mut shown = shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if *shown != Some(tenth) {
+                *shown = Some(tenth);
+                board.set_fetching(model, version, Some(progress.done as f32 / progress.of.max(1) as f32), None);
+            }
+        };
+        fetch::chunks(&self.store, from, index, bounds, &progress).await
+    }
+
+    /// Says what went wrong, once until it is something else.
+    fn complain(&mut self, about: &str, kind: &str, message: &str) {
+        if self.told.insert(about.to_owned(), message.to_owned()).as_deref() != Some(message) {
+            tracing::warn!("{message}");
+            self.tools.reporter.event(kind, message, &[("about", about)]);
+        }
+    }
+}
+
+/// What time it is, and whether that is known.
+pub fn clock() -> Clock {
+    Clock { now: Timestamp::now(), right: wall::is_right() }
+}
