@@ -14,7 +14,7 @@ mod search;
 mod statistics;
 mod subject;
 mod suite;
-mod text;
+pub mod text;
 mod tune;
 
 use std::io::Write as _;

@@ -1,6 +1,6 @@
 //! `limpet-lab`: the binary beside the agent, for everything that a gateway does not need.
 //!
-//! It shows the main job (`demo`), packs models (`pack`), reads postcard results (`decode`), puts load on an agent
+//! It shows the main job (`demo`), packs models (`pack`), publishes them (`depot`), reads postcard results (`decode`), puts load on an agent
 //! through a broker (`load`) or its local socket (`ask`) and measures the answers, tells how long the machine itself
 //! stood still meanwhile (`stalls`), measures models alone (`bench`), and is a small broker itself (`broker`). Where it
 //! needs the agent it starts the real `limpet` as a child; no code of the daemon is linked here.
@@ -20,6 +20,7 @@ mod bench;
 mod broker;
 mod decode;
 mod demo;
+mod depot;
 mod latency;
 mod load;
 mod motor;
@@ -40,6 +41,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Makes a package of a folder, and refuses one whose golden vectors prove nothing
     Pack(pack::PackArgs),
+    /// Publishes models and configurations for gateways, and watches what they do with them
+    Depot(depot::DepotArgs),
     /// Measures a package or a graph by MLPerf Inference's rules, or finds what serves it best (--tune)
     Bench(bench::BenchArgs),
     /// Turns postcard results on standard input into JSON lines
@@ -89,6 +92,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Pack(args) => pack::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Depot(args) => depot::run(args),
         Command::Bench(args) => bench::run(&args),
         Command::Decode => decode::run().map(|()| ExitCode::SUCCESS),
         Command::Load(args) => load::run(args).map(|()| ExitCode::SUCCESS),

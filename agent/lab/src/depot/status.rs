@@ -1,0 +1,336 @@
+//! `limpet-lab depot status`: what the gateways say of their models.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use limpet_depot::publish::ReleaseChange;
+use limpet_wire::message::{ModelPhase, Models, Presence, Status};
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{Filter, Packet, SubscribeReasonCode};
+use rumqttc::v5::{AsyncClient, ConnectionError, Event};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::cli::{PlaceArgs, StatusArgs};
+use super::commands::Open;
+use super::place::{credentials, prefix};
+use crate::bench::text::table;
+use crate::unavailable;
+
+/// When nothing has come for so long, all that is retained is there.
+const QUIET: Duration = Duration::from_secs(1);
+/// Without a connection for so long, it is given up.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Waits between tries.
+const AGAIN: Duration = Duration::from_millis(500);
+/// Most that a cell shows of a failure, in characters.
+const FAILURE_SHOWN: usize = 70;
+
+/// What one gateway said last.
+#[derive(Default)]
+struct Gateway {
+    presence: Option<Presence>,
+    models: Option<Models>,
+}
+
+/// All gateways, by id.
+#[derive(Default)]
+struct Fleet(BTreeMap<String, Gateway>);
+
+impl Fleet {
+    /// Takes a message. Tells whether it was one of a gateway; a damaged one is as none.
+    fn take(&mut self, prefix: &str, topic: &str, payload: &[u8]) -> bool {
+        let levels = topic.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('/')?.split_once('/'));
+        let Some((id, what)) = levels else { return false };
+        let gateway = || id.to_owned();
+        match what {
+            "models" => match serde_json::from_slice(payload) {
+                Ok(models) => self.0.entry(gateway()).or_default().models = Some(models),
+                Err(_) if payload.is_empty() => drop(self.0.remove(id)),
+                Err(_) => return false,
+            },
+            "status" => match serde_json::from_slice::<Status>(payload) {
+                Ok(status) => self.0.entry(gateway()).or_default().presence = Some(status.state),
+                Err(_) if payload.is_empty() => drop(self.0.remove(id)),
+                Err(_) => return false,
+            },
+            _ => return false,
+        }
+        true
+    }
+
+    /// Gateways on which a version failed.
+    fn failed(&self, model: &str, version: &str) -> BTreeSet<&str> {
+        let failed = |gateway: &Gateway| {
+            let mut models = gateway.models.iter().flat_map(|models| &models.models);
+            models.any(|m| m.name == model && m.version == version && m.state == ModelPhase::Failed)
+        };
+        self.0.iter().filter(|(_, gateway)| failed(gateway)).map(|(id, _)| id.as_str()).collect()
+    }
+
+    /// For each version of each model: gateways that serve it, gateways that failed, and gateways that name the model.
+    fn shares(&self) -> BTreeMap<(String, String), (usize, usize, usize)> {
+        let mut having: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        let mut shares: BTreeMap<(String, String), (usize, usize, usize)> = BTreeMap::new();
+        for (id, gateway) in &self.0 {
+            for model in gateway.models.iter().flat_map(|models| &models.models) {
+                having.entry(&model.name).or_default().insert(id);
+                let share = shares.entry((model.name.clone(), model.version.clone())).or_default();
+                share.0 += usize::from(model.state == ModelPhase::Active);
+                share.1 += usize::from(model.state == ModelPhase::Failed);
+            }
+        }
+        for ((model, _), share) in &mut shares {
+            share.2 = having.get(model.as_str()).map_or(0, BTreeSet::len);
+        }
+        shares
+    }
+
+    fn text(&self) -> String {
+        let titles = ["gateway ", "model ", "version ", "state ", "done", "failure "];
+        let mut lines = vec![titles.map(str::to_owned).to_vec()];
+        for (id, gateway) in &self.0 {
+            let offline = if gateway.presence == Some(Presence::Offline) { " (offline)" } else { "" };
+            let id = format!("{id}{offline}");
+            let models = gateway.models.as_ref().map_or(&[][..], |models| &models.models);
+            if models.is_empty() {
+                lines.push(vec![id, "-".into(), "-".into(), "-".into(), String::new(), String::new()]);
+                continue;
+            }
+            for model in models {
+                let failure = model.failure.as_deref().unwrap_or_default();
+                let mut shown: String = failure.chars().filter(|c| !c.is_control()).take(FAILURE_SHOWN).collect();
+                if failure.chars().count() > FAILURE_SHOWN {
+                    shown.push('…');
+                }
+                let done = model.progress.map_or(String::new(), |p| format!("{:.0} %", p * 100.0));
+                lines.push(vec![
+                    id.clone(),
+                    model.name.clone(),
+                    model.version.clone(),
+                    phase(model.state),
+                    done,
+                    shown,
+                ]);
+            }
+        }
+        if self.0.is_empty() {
+            return "no gateway has said anything yet\n".to_owned();
+        }
+        let mut text = table(&lines);
+        text.push('\n');
+        for ((model, version), (active, failed, of)) in self.shares() {
+            let share = 100.0 * active as f64 / of.max(1) as f64;
+            text.push_str(&format!(
+                "{model} {version}: active on {active} of {of} ({share:.0} %), failed on {failed}\n"
+            ));
+        }
+        text
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let gateways: BTreeMap<&str, _> = self
+            .0
+            .iter()
+            .map(|(id, gateway)| {
+                let models = gateway.models.as_ref();
+                (
+                    id.as_str(),
+                    json!({"presence": gateway.presence, "agent": models.map(|m| &m.agent),
+                    "labels": models.map(|m| &m.labels), "models": models.map_or(&[][..], |m| &m.models)}),
+                )
+            })
+            .collect();
+        let versions: Vec<_> = self
+            .shares()
+            .into_iter()
+            .map(|((model, version), (active, failed, of))| {
+                json!({"model": model, "version": version, "active": active, "failed": failed, "gateways": of})
+            })
+            .collect();
+        json!({"gateways": gateways, "versions": versions})
+    }
+}
+
+fn phase(state: ModelPhase) -> String {
+    serde_json::to_value(state).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// Runs `limpet-lab depot status`.
+pub async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
+    let prefix = prefix(&args.user)?.to_owned();
+    let mut options = args.broker.options(format!("limpet-lab-status-{}", std::process::id()));
+    if let Some(user) = credentials(&args.user)? {
+        options.set_credentials(user.username, user.password);
+    }
+    let topics = [format!("{prefix}/+/models"), format!("{prefix}/+/status")];
+    // Before anything else: wrong keys, a wrong passphrase or a wrong name must not come out when it is urgent.
+    let open = match &args.halt {
+        Some((model, version)) => Some(ready_to_halt(&args, model, version).await?),
+        None => None,
+    };
+    let (client, mut events) = AsyncClient::new(options, 16);
+    // In a task of its own: a poll that is dropped half-way may lose what it read.
+    let (tell, mut told) = mpsc::channel(16);
+    let polling = tokio::spawn(async move {
+        loop {
+            let event = events.poll().await;
+            let failed = event.is_err();
+            if tell.send(event).await.is_err() {
+                return;
+            }
+            if failed {
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    });
+    let ended = watch(&args, &prefix, &topics, &client, &mut told, open.as_ref()).await;
+    polling.abort();
+    ended
+}
+
+/// Shows what comes until it is enough.
+async fn watch(
+    args: &StatusArgs,
+    prefix: &str,
+    topics: &[String],
+    client: &AsyncClient,
+    told: &mut mpsc::Receiver<Result<Event, ConnectionError>>,
+    open: Option<&Open>,
+) -> anyhow::Result<ExitCode> {
+    let mut fleet = Fleet::default();
+    let once = args.once || args.json;
+    let live = !once && std::io::stdout().is_terminal();
+    let (mut lost, mut quiet_at, mut shown) = (Some(Instant::now()), None, None);
+    loop {
+        let wake = quiet_at.unwrap_or_else(|| Instant::now() + PATIENCE);
+        let event = tokio::select! {
+            event = told.recv() => Some(event.context("the connection's task ended")?),
+            () = tokio::time::sleep_until(wake) => None,
+        };
+        match event {
+            Some(Ok(Event::Incoming(Packet::ConnAck(_)))) => {
+                let filters: Vec<Filter> = topics.iter().map(|t| Filter::new(t.clone(), QoS::AtLeastOnce)).collect();
+                client.subscribe_many(filters).await.context("the subscription could not be sent")?;
+            }
+            Some(Ok(Event::Incoming(Packet::SubAck(ack)))) => {
+                if ack.return_codes.iter().any(|code| !matches!(code, SubscribeReasonCode::Success(_))) {
+                    return Err(unavailable(format!(
+                        "{}: the broker does not let us read {}; allow that, as `topic read {prefix}/+/models` in mosquitto",
+                        args.broker,
+                        topics.join(" and ")
+                    )));
+                }
+                lost = None;
+                quiet_at = Some(Instant::now() + QUIET);
+            }
+            Some(Ok(Event::Incoming(Packet::Publish(publish)))) => {
+                if fleet.take(prefix, &String::from_utf8_lossy(&publish.topic), &publish.payload) {
+                    quiet_at = Some(Instant::now() + if live { QUIET / 5 } else { QUIET });
+                }
+            }
+            Some(Ok(_)) => {}
+            Some(Err(error)) => {
+                if lost.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+                    return Err(unavailable(format!("no connection to {}: {error}", args.broker)));
+                }
+            }
+            None if quiet_at.is_none() && lost.is_some() => {
+                return Err(unavailable(format!("{}: the broker does not answer", args.broker)));
+            }
+            None => {
+                quiet_at = None;
+                if args.json {
+                    println!("{}", fleet.json());
+                } else {
+                    let text = fleet.text();
+                    if shown.as_ref() != Some(&text) {
+                        show(&text, live, shown.is_none())?;
+                        shown = Some(text);
+                    }
+                }
+                if let (Some((model, version)), Some(at), Some(open)) = (&args.halt, args.at, open) {
+                    let failed = fleet.failed(model, version);
+                    if failed.len() as u64 >= at {
+                        return halt(open, model, version, &failed).await;
+                    }
+                }
+                if once {
+                    return Ok(ExitCode::SUCCESS);
+                }
+            }
+        }
+    }
+}
+
+/// Prints a table; on a terminal over the one before.
+fn show(text: &str, live: bool, first: bool) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let clear = match (live, first) {
+        (true, _) => "\x1b[H\x1b[2J",
+        (false, true) => "",
+        (false, false) => "\n",
+    };
+    write!(out, "{clear}{text}").and_then(|()| out.flush()).context("standard output is closed")
+}
+
+/// Opens the depot and the keys that sign the rollout.
+async fn ready_to_halt(args: &StatusArgs, model: &str, version: &str) -> anyhow::Result<Open> {
+    let place = PlaceArgs { broker: Some(args.broker.clone()), user: args.user.clone(), to: None, patience: 10 };
+    let open = Open::new(&place, &args.keys).await?;
+    open.check_rollout(model, version)?;
+    Ok(open)
+}
+
+async fn halt(open: &Open, model: &str, version: &str, failed: &BTreeSet<&str>) -> anyhow::Result<ExitCode> {
+    let change = ReleaseChange { halted: Some(true), ..ReleaseChange::default() };
+    open.publisher()?.rollout(model, version, &change).await?;
+    let gateways: Vec<&str> = failed.iter().copied().collect();
+    eprintln!(
+        "limpet-lab: {model} {version} failed on {} gateways ({}): its rollout is halted. `limpet-lab depot withdraw {model} \
+         {version}` takes it back from the others, `limpet-lab depot rollout {model} {version} --resume` goes on",
+        gateways.len(),
+        gateways.join(", ")
+    );
+    Ok(ExitCode::FAILURE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn models(version: &str, state: &str, failure: &str) -> Vec<u8> {
+        let model = json!({"name": "m", "version": version, "state": state, "failure": failure});
+        json!({"v": 1, "type": "models", "agent": "1", "labels": {}, "clock": "synced", "models": [model]})
+            .to_string()
+            .into_bytes()
+    }
+
+    #[test]
+    fn failures_are_counted_by_version_and_shares_by_model() {
+        let mut fleet = Fleet::default();
+        assert!(fleet.take("limpet/1", "limpet/1/a/models", &models("1.1.0", "failed", "golden vector 3")));
+        assert!(fleet.take("limpet/1", "limpet/1/b/models", &models("1.1.0", "active", "")));
+        assert!(fleet.take("limpet/1", "limpet/1/c/models", &models("1.0.0", "active", "an old\x1b[2J one")));
+        assert!(!fleet.take("limpet/1", "limpet/1/c/models", b"{"));
+        assert!(!fleet.take("limpet/1", "other/c/models", b"{}"));
+        let offline = json!({"v": 1, "type": "status", "state": "offline", "session": "s", "connected_at": null});
+        assert!(fleet.take("limpet/1", "limpet/1/c/status", offline.to_string().as_bytes()));
+        assert_eq!(fleet.failed("m", "1.1.0"), BTreeSet::from(["a"]));
+        assert!(fleet.failed("m", "1.0.0").is_empty());
+        assert_eq!(fleet.shares()[&("m".to_owned(), "1.1.0".to_owned())], (1, 1, 3));
+        let text = fleet.text();
+        assert!(
+            text.contains("c (offline)") && text.contains("m 1.1.0: active on 1 of 3 (33 %), failed on 1"),
+            "{text}"
+        );
+        assert!(!text.contains('\u{1b}'), "a gateway cannot move the cursor");
+        // A retained message that is taken away takes the gateway away.
+        assert!(fleet.take("limpet/1", "limpet/1/a/models", b""));
+        assert!(fleet.failed("m", "1.1.0").is_empty());
+    }
+}
