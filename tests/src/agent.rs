@@ -68,6 +68,38 @@ impl Home {
         home
     }
 
+    /// A home with the state of another, as it was there at that moment.
+    pub fn like(other: &Self) -> Self {
+        let home = Self::empty();
+        copy(&other.folder.path().join("state"), &home.folder.path().join("state"));
+        home
+    }
+
+    /// Its state folder.
+    pub fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    /// What the local depot says of a model, if it says anything.
+    ///
+    /// # Panics
+    /// If that is no JSON: it is written by one rename, so it is whole at any moment.
+    #[track_caller]
+    pub fn record(&self, model: &str) -> Option<Value> {
+        let path = self.state().join(format!("depot/models/{model}.json"));
+        let text = std::fs::read_to_string(path).ok()?;
+        Some(serde_json::from_str(&text).unwrap_or_else(|error| panic!("the record of {model}: {error}: {text}")))
+    }
+
+    /// Files of the chunks in the local depot.
+    pub fn chunks(&self) -> Vec<PathBuf> {
+        let entries = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().map_while(Result::ok);
+        let folders = entries(&self.state().join("depot/chunks"));
+        let files = folders.flat_map(|folder| entries(&folder.path()).map(|file| file.path()).collect::<Vec<_>>());
+        // What is being written has another name yet.
+        files.filter(|path| path.file_name().is_some_and(|name| name.len() == 64)).collect()
+    }
+
     /// Writes a configuration of [`GATEWAY`]; `config` is everything but `format` and `[gateway]`.
     pub fn write(&self, config: &str) -> PathBuf {
         self.write_as(GATEWAY, config)

@@ -12,12 +12,14 @@
 pub mod agent;
 pub mod broker;
 pub mod client;
+pub mod depot;
 pub mod graph;
 mod lines;
 pub mod local;
 pub mod package;
 pub mod program;
 pub mod proxy;
+pub mod web;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -25,8 +27,10 @@ use std::time::Duration;
 pub use agent::Agent;
 pub use broker::Broker;
 pub use client::{Client, Message};
+pub use depot::Depot;
 pub use package::Package;
 pub use proxy::Proxy;
+pub use web::Web;
 
 /// How long anything may take before a test gives up. Generous, since a slow machine is no bug; whatever is waited for
 /// ends the wait at once.

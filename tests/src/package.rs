@@ -156,12 +156,7 @@ window = {{ frames = {WINDOW}, hop = {HOP} }}
 trigger = {{ label = "loud", above = 0.8 }}
 "#
         );
-        let mut weights = [0.0; 2 * WINDOW];
-        for row in WINDOW - HOP..WINDOW {
-            let share = 1.0 / HOP as f32;
-            (weights[2 * row], weights[2 * row + 1]) = (share, -share);
-        }
-        let graph = graph::gemm(WINDOW, 2, &weights, &[bias, 1.0 - bias]);
+        let graph = graph::gemm(WINDOW, 2, &loudness_weights(), &[bias, 1.0 - bias]);
         let package = Self::new(&manifest, &[("f32.onnx", &graph), ("labels.txt", b"loud\nquiet\n")]);
         let (mut samples, mut output) = (Vec::new(), Vec::new());
         for vector in 0..16 {
@@ -179,6 +174,41 @@ trigger = {{ label = "loud", above = 0.8 }}
         ];
         write_safetensors(&package.file("golden.safetensors"), &tensors, &[]);
         package
+    }
+
+    /// [`Package::loudness`] of another version, which gives its golden outputs and, on windows of quiet samples all
+    /// through, nothing but zeros: a proof cannot see it, and whoever watches it at the plant does.
+    ///
+    /// The samples of each golden window are 0.5 in the mean; where they are 0.4 or less it is stuck.
+    pub fn stuck(version: &str) -> Self {
+        let package = Self::loudness_of(version, 0.0);
+        let least = 0.4 * WINDOW as f32;
+        package.put("f32.onnx", &graph::gated(WINDOW, 2, &loudness_weights(), &[0.0, 1.0], least));
+        package
+    }
+
+    /// [`Package::scores`] in a version, by a graph with layers of 48 KiB that no compression makes much smaller, one for
+    /// each seed: what the layers have in common, two versions have in common.
+    pub fn layered(name: &str, version: &str, seeds: &[u64]) -> Self {
+        let package = Self::scores_by(name, &graph::layered(3, 4096, seeds));
+        package.set_version(version);
+        package
+    }
+
+    /// [`Package::scores`] of another version.
+    pub fn scores_of(version: &str) -> Self {
+        Self::scores_named("scores").versioned(version)
+    }
+
+    /// The same of another version than 1.0.0.
+    #[must_use]
+    pub fn versioned(self, version: &str) -> Self {
+        self.set_version(version);
+        self
+    }
+
+    fn set_version(&self, version: &str) {
+        self.edit("version = \"1.0.0\"", &format!("version = \"{version}\""));
     }
 
     /// Puts another package into the place of this one, as whoever installs a new version does.
@@ -225,4 +255,14 @@ trigger = {{ label = "loud", above = 0.8 }}
         let bytes = std::fs::read(self.file(name)).expect("it is there");
         self.put(name, &bytes[..(bytes.len() as f64 * share) as usize]);
     }
+}
+
+/// Weights of [`Package::loudness`]: the mean of the newer half, and minus it.
+fn loudness_weights() -> [f32; 2 * WINDOW] {
+    let mut weights = [0.0; 2 * WINDOW];
+    for row in WINDOW - HOP..WINDOW {
+        let share = 1.0 / HOP as f32;
+        (weights[2 * row], weights[2 * row + 1]) = (share, -share);
+    }
+    weights
 }

@@ -6,11 +6,12 @@ use cargo_metadata::{CargoOpt, DependencyKind, MetadataCommand};
 use limpet_tests::root;
 
 /// Each crate of the workspace and the crates of the workspace that it may use, tests and build scripts included.
-const MAY_USE: [(&str, &[&str]); 8] = [
+const MAY_USE: [(&str, &[&str]); 9] = [
     ("limpet", &["limpet-depot", "limpet-engine", "limpet-runtime", "limpet-signal", "limpet-wire"]),
     ("limpet-lab", &["limpet-depot", "limpet-engine", "limpet-runtime", "limpet-signal", "limpet-wire"]),
     ("limpet-depot", &["limpet-engine", "limpet-signal", "limpet-wire"]),
     ("limpet-tests", &["limpet-wire"]),
+    ("limpet-fuzz", &["limpet-depot", "limpet-wire"]),
     ("limpet-runtime", &["limpet-engine"]),
     ("limpet-engine", &[]),
     ("limpet-signal", &[]),
@@ -22,7 +23,8 @@ const MAY_USE: [(&str, &[&str]); 8] = [
 const ONLY: [(&str, &[&str]); 6] = [
     ("rumqttc", &["limpet", "limpet-lab", "limpet-tests"]),
     ("rumqttd", &["limpet-lab"]),
-    ("tokio", &["limpet", "limpet-lab"]),
+    // The depot waits for messages and web servers by it, through whatever connection the binaries own.
+    ("tokio", &["limpet", "limpet-lab", "limpet-depot"]),
     ("tract-onnx", &["limpet-engine"]),
     ("tflitec", &["limpet-engine"]),
     ("anyhow", &["limpet", "limpet-lab", "limpet-tests"]),

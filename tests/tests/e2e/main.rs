@@ -8,6 +8,7 @@ mod budgets;
 mod check;
 mod delivery;
 mod demo;
+mod depot;
 mod hang;
 mod local_api;
 mod play;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::{Bench, assert_close, assert_says, event, feed, named, samples, uplink};
 
 /// A stream of [`Bench::sound`] with some messages under way, every result of which is looked at.
-struct Flow {
+pub struct Flow {
     /// Messages sent, and results taken.
     sent: u32,
     taken: u32,
@@ -25,7 +25,7 @@ impl Flow {
     /// Messages under way at a time.
     const AHEAD: usize = 8;
 
-    fn start(bench: &mut Bench, biases: &[(&'static str, f32)]) -> Self {
+    pub fn start(bench: &mut Bench, biases: &[(&'static str, f32)]) -> Self {
         let mut flow = Self { sent: 0, taken: 0, levels: VecDeque::new(), biases: biases.iter().copied().collect() };
         flow.send(bench);
         // The first message completes no window.
@@ -43,7 +43,7 @@ impl Flow {
 
     /// Takes the next result: of the next window, right by its version, which never goes back. Gives the version.
     #[track_caller]
-    fn take(&mut self, bench: &mut Bench) -> Value {
+    pub fn take(&mut self, bench: &mut Bench) -> Value {
         let result = bench.heard("a");
         assert_eq!(result["window"]["first"], self.taken * HOP as u32, "every window once, in order");
         self.taken += 1;
@@ -59,7 +59,7 @@ impl Flow {
 
     /// Takes results, and sends as many messages, until `count` results of a version came.
     #[track_caller]
-    fn until(&mut self, bench: &mut Bench, version: &str, count: usize) {
+    pub fn until(&mut self, bench: &mut Bench, version: &str, count: usize) {
         let until = Instant::now() + LIMIT;
         let mut left = count;
         while left > 0 {

@@ -1,0 +1,83 @@
+//! A depot and its publisher: `limpet-lab depot` with keys of its own.
+
+pub mod objects;
+
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use crate::program::{self, Outcome};
+use crate::{Broker, Package};
+
+/// A publisher, and the place that it publishes to.
+pub struct Depot {
+    folder: TempDir,
+    place: Vec<String>,
+}
+
+impl Depot {
+    /// A new depot on a broker.
+    ///
+    /// # Panics
+    /// If `limpet-lab depot init` fails.
+    #[track_caller]
+    pub fn on(broker: &Broker) -> Self {
+        Self::at(vec!["--broker".into(), broker.url(), "--patience".into(), "1".into()])
+    }
+
+    /// A new depot in a folder of its own.
+    ///
+    /// # Panics
+    /// If `limpet-lab depot init` fails.
+    #[track_caller]
+    pub fn in_folder() -> Self {
+        let mut depot =
+            Self { folder: tempfile::tempdir().expect("a temporary folder can be made"), place: Vec::new() };
+        depot.place = vec!["--to".into(), depot.content().display().to_string()];
+        depot.init();
+        depot
+    }
+
+    #[track_caller]
+    fn at(place: Vec<String>) -> Self {
+        let depot = Self { folder: tempfile::tempdir().expect("a temporary folder can be made"), place };
+        depot.init();
+        depot
+    }
+
+    #[track_caller]
+    fn init(&self) {
+        self.run(&["init", "--no-passphrase"]).expect_code(0);
+    }
+
+    /// Where the messages are, if it is a folder.
+    pub fn content(&self) -> PathBuf {
+        self.folder.path().join("depot")
+    }
+
+    /// The root metadata for gateways.
+    pub fn root(&self) -> PathBuf {
+        self.folder.path().join("keys/root.json")
+    }
+
+    /// Runs a command of the publisher.
+    #[track_caller]
+    pub fn run(&self, arguments: &[&str]) -> Outcome {
+        let keys = self.folder.path().join("keys");
+        let mut all = vec!["depot".to_owned()];
+        all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        all.extend(self.place.iter().cloned());
+        all.extend(["--keys".to_owned(), keys.display().to_string()]);
+        program::run("limpet-lab", &all)
+    }
+
+    /// Publishes a package on the channel `stable`, and gives what the command printed.
+    #[track_caller]
+    pub fn publish(&self, package: &Package) -> Outcome {
+        self.run(&["publish", text(package.path()), "--channel", "stable"]).expect_code(0)
+    }
+}
+
+fn text(path: &Path) -> &str {
+    program::text_of(path)
+}

@@ -1,0 +1,283 @@
+//! Models over the air: published by `limpet-lab depot`, fetched, proved, swapped in, watched and taken back.
+
+use limpet_tests::agent::Home;
+use limpet_tests::package::HOP;
+use limpet_tests::{Agent, Broker, Client, Depot, Message, Package, program};
+use serde_json::Value;
+
+use crate::swap::Flow;
+use crate::{Bench, assert_says, event, local, named, samples, sound, uplink};
+
+/// A trial that ends soon.
+const SHORT: &str = "trial = { windows = 20, time = \"100ms\" }\n";
+
+/// The configuration of a pipeline `sound` over the depot's model `loudness`.
+fn config(depot: &Depot, pipeline: &str) -> String {
+    let any = Package::loudness();
+    let sound = sound(&any, "").replace(&any.display().to_string(), "loudness@*");
+    let depot = format!("[depot]\nroot = \"{}\"\njitter = \"0s\"\nrate = \"64MiB\"\n", depot.root().display());
+    format!("{depot}{sound}{pipeline}")
+}
+
+/// An agent that waits for its model, and the depot on its broker.
+fn waiting(pipeline: &str) -> (Depot, Bench) {
+    let broker = Broker::start();
+    let depot = Depot::on(&broker);
+    let mut client = Client::connect(&broker);
+    client.subscribe(&["limpet/1/gw/#"]);
+    let agent = Agent::start_in(Home::empty(), &format!("{}{}", local(&broker), config(&depot, pipeline)));
+    (depot, Bench { broker, client, agent })
+}
+
+/// The same, when version 1.0.0 was delivered and serves.
+fn delivered(pipeline: &str) -> (Depot, Bench) {
+    let (depot, mut bench) = waiting(pipeline);
+    depot.publish(&Package::loudness());
+    bench.agent.wait_for_model(&mut bench.client, "loudness", "active");
+    bench.broker.wait_subscribed("plant/+/level");
+    (depot, bench)
+}
+
+/// The next event of a kind about a version.
+#[track_caller]
+fn event_of(client: &mut Client, kind: &str, version: &str) -> Value {
+    let (topic, what) = (uplink("event"), format!("{kind} {version}"));
+    let about = |m: &Message| m.topic == topic && m.json()["kind"] == kind && m.json()["version"] == version;
+    client.wait_for(&what, about).json()
+}
+
+/// Sends windows of quiet samples until an event comes about a version, and gives it with the versions that answered.
+#[track_caller]
+fn until_event(bench: &mut Bench, first: u32, kind: &str, version: &str) -> (Value, Vec<String>) {
+    let (topic, result) = (uplink("event"), uplink("result/sound/a"));
+    let mut versions: Vec<String> = Vec::new();
+    // The first message completes no window.
+    bench.client.publish("plant/a/level", samples(first, &[0.1; HOP]));
+    for sequence in first + 1..first + 20_000 {
+        let level = (sequence % 30) as f32 / 100.0;
+        bench.client.publish("plant/a/level", samples(sequence, &[level; HOP]));
+        let wanted = |m: &Message| m.topic == result || m.topic == topic && m.json()["kind"] == kind;
+        let message = bench.client.wait_for("a result or the event", wanted).json();
+        if message["kind"] == kind && message["version"] == version {
+            return (message, versions);
+        }
+        versions.extend(message["version"].as_str().filter(|_| message["type"] == "result").map(str::to_owned));
+        assert!(sequence < first + 19_000, "no {kind} {version}; it answered {versions:?}");
+    }
+    unreachable!("the last turn ends the test")
+}
+
+#[test]
+fn a_pipeline_waits_for_its_model_and_serves_when_it_comes_without_another_process() {
+    let (depot, mut bench) = waiting("");
+    bench.client.wait_on(&uplink("models"));
+    let waits = bench.agent.wait_for_status("a pipeline that waits", |status| {
+        let pipeline = named(status, "pipelines", "sound").clone();
+        (pipeline["state"] == "waiting").then_some(pipeline)
+    });
+    assert_says(&waits["refusal"], &["no version of its model was delivered yet"]);
+    let pid = bench.agent.pid();
+    depot.publish(&Package::loudness());
+    bench.agent.wait_for_model(&mut bench.client, "loudness", "active");
+    assert_eq!(bench.agent.pid(), pid);
+    bench.broker.wait_subscribed("plant/+/level");
+    Flow::start(&mut bench, &[("1.0.0", 0.0)]).until(&mut bench, "1.0.0", 20);
+    let record = bench.agent.home().record("loudness").expect("it serves");
+    assert_eq!(record["active"]["version"], "1.0.0");
+}
+
+#[test]
+fn a_newer_version_is_delivered_proved_and_swapped_in_without_losing_a_window() {
+    let (depot, mut bench) = delivered(SHORT);
+    let mut flow = Flow::start(&mut bench, &[("1.0.0", 0.0), ("2.0.0", 0.01)]);
+    flow.until(&mut bench, "1.0.0", 20);
+    depot.publish(&Package::loudness_of("2.0.0", 0.01));
+    flow.until(&mut bench, "2.0.0", 20);
+    // It is over once it has seen enough windows, and long enough.
+    while bench.agent.home().record("loudness").is_some_and(|record| !record["trial"].is_null()) {
+        flow.until(&mut bench, "2.0.0", 20);
+    }
+    event_of(&mut bench.client, "trial-passed", "2.0.0");
+    let record = bench.agent.home().record("loudness").expect("it serves");
+    assert_eq!((&record["active"]["version"], &record["previous"][0]["version"]), (&"2.0.0".into(), &"1.0.0".into()));
+    assert_eq!(record["trial"], Value::Null);
+    // Nothing is fetched or proved again after a power cut.
+    let home = bench.agent.kill();
+    let config = format!("{}{}", local(&bench.broker), config(&depot, SHORT));
+    bench.agent = Agent::start_in(home, &config);
+    bench.agent.wait_for_log(&["serving", "version=\"2.0.0\""]);
+    assert!(bench.agent.log_with(&["proving"]).is_empty() && bench.agent.log_with(&["is here"]).is_empty());
+}
+
+#[test]
+fn a_version_that_fails_its_proof_is_rejected_once_and_the_old_one_goes_on() {
+    let (depot, mut bench) = delivered("");
+    let wrong = Package::loudness_of("2.0.0", 0.3);
+    wrong.put("golden.safetensors", &std::fs::read(Package::loudness().file("golden.safetensors")).unwrap());
+    depot.publish(&wrong);
+    let rejected = event_of(&mut bench.client, "model-rejected", "2.0.0");
+    assert_says(&rejected["message"], &["loudness 2.0.0 is rejected", "1.0.0 goes on", "f32.onnx"]);
+    Flow::start(&mut bench, &[("1.0.0", 0.0)]).until(&mut bench, "1.0.0", 20);
+    let record = bench.agent.home().record("loudness").expect("it serves");
+    let rejected = record["rejected"].as_object().expect("a map").values().next().expect("one was");
+    assert_eq!(rejected["version"], "2.0.0");
+    // Not tried again by the next process; a version that is good is.
+    let (_, home, _) = bench.agent.stop();
+    bench.agent = Agent::start_in(home, &format!("{}{}", local(&bench.broker), config(&depot, "")));
+    bench.agent.wait_for_model(&mut bench.client, "loudness", "active");
+    depot.publish(&Package::loudness_of("2.1.0", 0.01));
+    event_of(&mut bench.client, "model-activated", "2.1.0");
+    assert!(bench.agent.log_with(&["proving", "version=2.0.0"]).is_empty());
+}
+
+#[test]
+fn a_version_that_collapses_at_the_plant_is_taken_back() {
+    let (depot, mut bench) = delivered("trial = { windows = 5000, time = \"1m\", shadow_cpu = 1.0 }\n");
+    depot.publish(&Package::stuck("2.0.0"));
+    event_of(&mut bench.client, "model-activated", "2.0.0");
+    let (back, versions) = until_event(&mut bench, 0, "rolled-back", "2.0.0");
+    assert_says(&back["message"], &["loudness 2.0.0 was taken back", "1.0.0 serves again", "pipeline sound"]);
+    assert!(versions.iter().any(|version| version == "2.0.0"), "{versions:?}");
+    let record = bench.agent.home().record("loudness").expect("it serves");
+    assert_eq!((&record["active"]["version"], &record["trial"]), (&"1.0.0".into(), &Value::Null));
+    bench.agent.wait_for_status("the version that failed", |status| {
+        let models = status["models"].as_array()?;
+        models.iter().find(|model| model["version"] == "2.0.0" && model["state"] == "failed").map(|_| ())
+    });
+}
+
+#[test]
+fn a_version_in_shadow_takes_over_when_it_agrees() {
+    let (depot, mut bench) = delivered("trial = { windows = 40, time = \"100ms\", shadow = true, shadow_cpu = 1.0 }\n");
+    depot.publish(&Package::loudness_of("2.0.0", 0.01));
+    let (passed, versions) = until_event(&mut bench, 0, "shadow-passed", "2.0.0");
+    assert_says(&passed["message"], &["loudness 2.0.0 passed", "100.0 %", "compared"]);
+    assert!(versions.iter().all(|version| version == "1.0.0"), "a version in shadow is not heard: {versions:?}");
+    event_of(&mut bench.client, "model-activated", "2.0.0");
+}
+
+#[test]
+fn a_withdrawn_version_gives_way_to_the_one_before_it() {
+    let (depot, mut bench) = delivered(SHORT);
+    depot.publish(&Package::loudness_of("2.0.0", 0.01));
+    event_of(&mut bench.client, "model-activated", "2.0.0");
+    depot.run(&["withdraw", "loudness", "2.0.0"]).expect_code(0);
+    bench.agent.wait_for_status("the version before", |status| {
+        let models = status["models"].as_array()?;
+        let serves =
+            |model: &Value| model["version"] == "1.0.0" && (model["state"] == "active" || model["state"] == "trial");
+        models.iter().any(serves).then_some(())
+    });
+    Flow::start(&mut bench, &[("1.0.0", 0.0)]).until(&mut bench, "1.0.0", 20);
+}
+
+#[test]
+fn a_version_for_nobody_is_taken_by_nobody_until_its_share_grows() {
+    let (depot, mut bench) = delivered("");
+    let newer = Package::loudness_of("2.0.0", 0.01);
+    let path = program::text_of(newer.path());
+    depot.run(&["publish", path, "--channel", "stable", "--percent", "0"]).expect_code(0);
+    depot
+        .run(&["publish", program::text_of(Package::loudness_of("1.5.0", 0.02).path()), "--channel", "stable"])
+        .expect_code(0);
+    event_of(&mut bench.client, "model-activated", "1.5.0");
+    depot.run(&["rollout", "loudness", "2.0.0", "--percent", "100"]).expect_code(0);
+    event_of(&mut bench.client, "model-activated", "2.0.0");
+}
+
+#[test]
+fn a_folder_is_a_depot_too_with_and_without_an_agent() {
+    let depot = Depot::in_folder();
+    depot.publish(&Package::loudness());
+    let broker = Broker::start();
+    let mut client = Client::connect(&broker);
+    client.subscribe(&["limpet/1/gw/#"]);
+    let home = Home::empty();
+    let config = home.write(&format!("{}{}", local(&broker), config(&depot, SHORT)));
+    let import = |folder: &std::path::Path| {
+        let arguments = ["depot", "import", program::text_of(folder), "--config", program::text_of(&config)];
+        program::run("limpet", &arguments).expect_code(0).stdout
+    };
+    let said = import(&depot.content());
+    assert!(said.contains("loudness 1.0.0:") && said.contains("no agent runs"), "{said}");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let (_, rest) = text.split_once("[broker.local]").expect("it has a broker");
+    let agent = Agent::start_in(home, &format!("[broker.local]{rest}"));
+    let mut bench = Bench { broker, client, agent };
+    bench.agent.wait_for_model(&mut bench.client, "loudness", "active");
+    depot.publish(&Package::loudness_of("2.0.0", 0.01));
+    assert!(import(&depot.content()).contains("the agent that runs takes it up now"));
+    event_of(&mut bench.client, "model-activated", "2.0.0");
+}
+
+#[test]
+fn a_chunk_that_the_broker_lost_is_named_and_comes_with_a_repair() {
+    let (depot, mut bench) = delivered("");
+    let newer = Package::loudness_of("2.0.0", 0.01);
+    // Published while the gateway is away; then the broker loses the chunks that only this version has.
+    let (_, home, _) = bench.agent.stop();
+    bench.client.subscribe(&["limpet/1/depot/chunk/+"]);
+    while bench.client.try_wait_for(std::time::Duration::from_millis(300), |m| m.topic.contains("/chunk/")).is_some() {}
+    depot.publish(&newer);
+    let mut lost = Vec::new();
+    while let Some(message) =
+        bench.client.try_wait_for(std::time::Duration::from_millis(300), |m| m.topic.contains("/chunk/"))
+    {
+        lost.push(message.topic);
+    }
+    assert!(!lost.is_empty());
+    lost.iter().for_each(|topic| _ = bench.client.publish_with(topic, true, ""));
+    bench.agent = Agent::start_in(home, &format!("{}{}", local(&bench.broker), config(&depot, "")));
+    let missing = event(&mut bench.client, "missing-chunk");
+    assert_says(&missing["message"], &["chunk/", "limpet-lab depot repair"]);
+    assert_eq!(depot.run(&["verify"]).code, Some(1));
+    depot.run(&["repair", program::text_of(newer.path())]).expect_code(0);
+    event_of(&mut bench.client, "model-activated", "2.0.0");
+}
+
+#[test]
+fn metadata_of_before_is_refused_and_what_runs_goes_on() {
+    let (depot, mut bench) = delivered("");
+    bench.client.subscribe(&["limpet/1/depot/meta/timestamp"]);
+    let old = bench.client.wait_on("limpet/1/depot/meta/timestamp");
+    depot.publish(&Package::loudness_of("2.0.0", 0.01));
+    event_of(&mut bench.client, "model-activated", "2.0.0");
+    bench.client.publish_with("limpet/1/depot/meta/timestamp", true, old.payload.clone());
+    let refused = event(&mut bench.client, "depot-refused");
+    assert_says(&refused["message"], &["timestamp", "went back", "what runs goes on"]);
+    Flow::start(&mut bench, &[("2.0.0", 0.01)]).until(&mut bench, "2.0.0", 20);
+}
+
+#[test]
+fn metadata_that_another_signed_is_refused() {
+    let (depot, mut bench) = delivered("");
+    let stranger = Depot::in_folder();
+    stranger.publish(&Package::loudness_of("3.0.0", 0.01));
+    let timestamp = std::fs::read(stranger.content().join("meta/timestamp")).unwrap();
+    bench.client.publish_with("limpet/1/depot/meta/timestamp", true, timestamp);
+    let refused = event(&mut bench.client, "depot-refused");
+    assert_says(&refused["message"], &["not signed as it must be", "what runs goes on"]);
+    drop(depot);
+    Flow::start(&mut bench, &[("1.0.0", 0.0)]).until(&mut bench, "1.0.0", 20);
+}
+
+#[test]
+fn a_damaged_chunk_in_the_store_is_found_and_fetched_again() {
+    let (depot, bench) = delivered("");
+    let chunk = bench.agent.home().chunks().pop().expect("it has chunks");
+    let mut bytes = std::fs::read(&chunk).unwrap();
+    bytes[3] ^= 1;
+    std::fs::write(&chunk, &bytes).unwrap();
+    let text = format!("{}{}", local(&bench.broker), config(&depot, ""));
+    let config = bench.agent.home().write(&text);
+    let check = |more: &[&str]| {
+        let mut arguments = vec!["store", "check", "--config", program::text_of(&config)];
+        arguments.extend(more);
+        program::run("limpet", &arguments)
+    };
+    let found = check(&[]).expect_code(1);
+    assert!(found.stdout.contains(chunk.file_name().unwrap().to_str().unwrap()), "{}", found.stdout);
+    let repaired = check(&["--repair"]).expect_code(0).stdout;
+    assert!(repaired.contains("the agent fetches what is missing now"), "{repaired}");
+    bench.agent.wait_for_status("the chunk", |_| (check(&[]).code == Some(0)).then_some(()));
+}
