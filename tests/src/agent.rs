@@ -68,13 +68,6 @@ impl Home {
         home
     }
 
-    /// A home with the state of another, as it was there at that moment.
-    pub fn like(other: &Self) -> Self {
-        let home = Self::empty();
-        copy(&other.folder.path().join("state"), &home.folder.path().join("state"));
-        home
-    }
-
     /// Its state folder.
     pub fn state(&self) -> PathBuf {
         self.folder.path().join("state")

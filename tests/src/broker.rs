@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::LIMIT;
 use crate::lines::Lines;
-use crate::program::{command, end_of, text_of};
+use crate::program::{end_of, text_of};
 
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
@@ -86,34 +86,6 @@ impl Broker {
             }
         }
         panic!("mosquitto does not start: install it with scripts/setup --tests")
-    }
-
-    /// A broker with mosquitto's own bounds, which a depot must live with.
-    pub fn bounded() -> Self {
-        Self::start_with("allow_anonymous true\n", &[])
-    }
-
-    /// The broker that is embedded in `limpet-lab`. It says nothing of subscriptions.
-    ///
-    /// # Panics
-    /// If it does not start.
-    pub fn embedded() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        for _ in 0..20 {
-            let port = free_port();
-            let mut child = command("limpet-lab")
-                .args(["broker", "--port", &port.to_string()])
-                .spawn()
-                .expect("a built binary starts");
-            // It says so as soon as it listens; if another test was faster it ends.
-            let lines = Lines::read(child.stdout.take().expect("it is piped"));
-            if lines.wait_for(0, |line| line.contains("MQTT 5 on")).is_ok() {
-                let config = folder.path().join("none");
-                return Self { folder, port, config, running: Some((child, lines)) };
-            }
-            let _ = child.wait();
-        }
-        panic!("limpet-lab broker does not start")
     }
 
     fn try_start(folder: &TempDir, port: u16, config: &Path) -> Option<(Child, Lines)> {

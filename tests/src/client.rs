@@ -103,17 +103,9 @@ impl Client {
     /// # Errors
     /// What the broker says to it.
     pub fn connect_as(broker: &Broker, credentials: Option<(&str, &str)>) -> Result<Self, String> {
-        Self::connect_to(broker.port(), credentials)
-    }
-
-    /// Connects to the broker at a port of the loopback interface.
-    ///
-    /// # Errors
-    /// What the broker says to it.
-    pub fn connect_to(port: u16, credentials: Option<(&str, &str)>) -> Result<Self, String> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let id = format!("test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let mut options = MqttOptions::new(id, "127.0.0.1", port);
+        let mut options = MqttOptions::new(id, "127.0.0.1", broker.port());
         let mut network = NetworkOptions::new();
         network.set_tcp_nodelay(true);
         options.set_network_options(network).set_max_packet_size(Some(1 << 20)).set_keep_alive(Duration::from_secs(30));

@@ -1,13 +1,14 @@
 //! A depot and its publisher: `limpet-lab depot` with keys of its own.
 
-pub mod objects;
-
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
 use crate::program::{self, Outcome};
 use crate::{Broker, Package};
+
+/// Where a depot in a folder has its messages.
+const CONTENT: &str = "depot";
 
 /// A publisher, and the place that it publishes to.
 pub struct Depot {
@@ -22,7 +23,7 @@ impl Depot {
     /// If `limpet-lab depot init` fails.
     #[track_caller]
     pub fn on(broker: &Broker) -> Self {
-        Self::at(vec!["--broker".into(), broker.url(), "--patience".into(), "1".into()])
+        Self::at(|_| vec!["--broker".into(), broker.url(), "--patience".into(), "1".into()])
     }
 
     /// A new depot in a folder of its own.
@@ -31,28 +32,20 @@ impl Depot {
     /// If `limpet-lab depot init` fails.
     #[track_caller]
     pub fn in_folder() -> Self {
-        let mut depot =
-            Self { folder: tempfile::tempdir().expect("a temporary folder can be made"), place: Vec::new() };
-        depot.place = vec!["--to".into(), depot.content().display().to_string()];
-        depot.init();
-        depot
+        Self::at(|folder| vec!["--to".into(), folder.join(CONTENT).display().to_string()])
     }
 
     #[track_caller]
-    fn at(place: Vec<String>) -> Self {
-        let depot = Self { folder: tempfile::tempdir().expect("a temporary folder can be made"), place };
-        depot.init();
+    fn at(place: impl FnOnce(&Path) -> Vec<String>) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let depot = Self { place: place(folder.path()), folder };
+        depot.run(&["init", "--no-passphrase"]).expect_code(0);
         depot
-    }
-
-    #[track_caller]
-    fn init(&self) {
-        self.run(&["init", "--no-passphrase"]).expect_code(0);
     }
 
     /// Where the messages are, if it is a folder.
     pub fn content(&self) -> PathBuf {
-        self.folder.path().join("depot")
+        self.folder.path().join(CONTENT)
     }
 
     /// The root metadata for gateways.

@@ -70,35 +70,6 @@ pub fn slow(columns: usize, size: usize, products: usize) -> Vec<u8> {
     model(&nodes, &tensors, columns, columns)
 }
 
-/// A graph `input [1, columns] → output [1, columns]` in f32 that gives its input back, and beside it carries layers of
-/// `columns × width` numbers that no compression makes much smaller, one for each seed. Two graphs with a seed in common
-/// have that layer in common. It takes no time to speak of, since the layers count for nothing in the end.
-pub fn layered(columns: usize, width: usize, seeds: &[u64]) -> Vec<u8> {
-    let noise = |seed: u64| -> Vec<f32> {
-        // Knuth's linear congruential generator; its upper bits are random enough for a compressor.
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as f32 / (1_u64 << 24) as f32 - 0.5
-        };
-        (0..columns * width).map(|_| next()).collect()
-    };
-    let names = |what: &str| -> Vec<String> { (0..seeds.len()).map(|layer| format!("{what}{layer}")).collect() };
-    let (weights, hidden, hints, sums) = (names("weights"), names("hidden"), names("hint"), names("sum"));
-    let mut nodes = Vec::new();
-    for layer in 0..seeds.len() {
-        let before = if layer == 0 { "input" } else { &sums[layer - 1] };
-        let after = if layer + 1 == seeds.len() { "output" } else { &sums[layer] };
-        nodes.push(node("MatMul", &["input", &weights[layer]], &hidden[layer]));
-        nodes.push(node("MatMul", &[&hidden[layer], "nothing"], &hints[layer]));
-        nodes.push(node("Add", &[before, &hints[layer]], after));
-    }
-    let mut tensors: Vec<Vec<u8>> =
-        weights.iter().zip(seeds).map(|(name, seed)| tensor(name, &[columns, width], &noise(*seed))).collect();
-    tensors.push(tensor("nothing", &[width, columns], &vec![0.0; width * columns]));
-    model(&nodes, &tensors, columns, columns)
-}
-
 /// [`gemm`] whose outputs are all zero, whatever the input, where the sum of the input is `least` or smaller, and right
 /// where it is larger by a hundredth and the outputs are not negative.
 ///

@@ -19,7 +19,6 @@ pub mod local;
 pub mod package;
 pub mod program;
 pub mod proxy;
-pub mod web;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -30,7 +29,6 @@ pub use client::{Client, Message};
 pub use depot::Depot;
 pub use package::Package;
 pub use proxy::Proxy;
-pub use web::Web;
 
 /// How long anything may take before a test gives up. Generous, since a slow machine is no bug; whatever is waited for
 /// ends the wait at once.

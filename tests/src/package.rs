@@ -187,30 +187,6 @@ trigger = {{ label = "loud", above = 0.8 }}
         package
     }
 
-    /// [`Package::scores`] in a version, by a graph with layers of 48 KiB that no compression makes much smaller, one for
-    /// each seed: what the layers have in common, two versions have in common.
-    pub fn layered(name: &str, version: &str, seeds: &[u64]) -> Self {
-        let package = Self::scores_by(name, &graph::layered(3, 4096, seeds));
-        package.set_version(version);
-        package
-    }
-
-    /// [`Package::scores`] of another version.
-    pub fn scores_of(version: &str) -> Self {
-        Self::scores_named("scores").versioned(version)
-    }
-
-    /// The same of another version than 1.0.0.
-    #[must_use]
-    pub fn versioned(self, version: &str) -> Self {
-        self.set_version(version);
-        self
-    }
-
-    fn set_version(&self, version: &str) {
-        self.edit("version = \"1.0.0\"", &format!("version = \"{version}\""));
-    }
-
     /// Puts another package into the place of this one, as whoever installs a new version does.
     pub fn become_like(&self, other: &Self) {
         for entry in std::fs::read_dir(other.path()).expect("the folder is there").map_while(Result::ok) {

@@ -1,14 +1,13 @@
 //! What a person does with delivered models on the gateway: `limpet depot import` and `limpet store check`.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use limpet_depot::Store;
-use limpet_depot::fetch::{self, Bounds, From, Progress};
+use limpet_depot::fetch::{self, Bounds, Progress};
 use limpet_depot::remote::{Folder, Remote};
-use limpet_depot::select::{self, Choice, Gateway};
+use limpet_depot::select::{self, Choice};
 use limpet_depot::store::Missing;
 use limpet_depot::trust::{Trust, Update};
 
@@ -49,21 +48,12 @@ async fn bring(config: &Config, depot: &Depot, store: &Store, folder: &Path) -> 
     };
     let Some(trusted) = trust.trusted() else { return Ok(()) };
     let time = trust.judge(clock).time;
-    let gateway = Gateway {
-        id: config.gateway.id.to_string(),
-        labels: config.gateway.labels.clone(),
-        channel: depot.channel.clone(),
-    };
-    let models: BTreeMap<&str, _> = config
-        .pipelines
-        .iter()
-        .filter_map(|pipeline| pipeline.model.depot())
-        .map(|model| (&*model.name, &model.range))
-        .collect();
+    let gateway = delivery::gateway(config, depot);
+    let models = delivery::wanted(config);
     if models.is_empty() {
         say("no pipeline names a model of the depot, so nothing is fetched")?;
     }
-    for (model, range) in models {
+    for (model, (_, range)) in &models {
         let record = store.record(model).map_err(refuse)?;
         let active = record.active.as_ref().map(|active| active.version.as_str());
         match select::choose(trusted, &gateway, model, range, active, &|_| false, time) {
@@ -73,9 +63,8 @@ async fn bring(config: &Config, depot: &Depot, store: &Store, folder: &Path) -> 
                 let _hold = store.hold().map_err(refuse)?;
                 let index = fetch::index(trusted, store, remote.as_ref(), model, &version).await.map_err(refuse)?;
                 let missing = store.missing(&index).len();
-                let from = From { depot: remote.as_ref(), chunks: remote.as_ref() };
                 let bounds = Bounds { rate: RATE, disk: depot.disk.0 };
-                fetch::chunks(store, from, &index, bounds, &|_: Progress| {}).await.map_err(refuse)?;
+                fetch::chunks(store, remote.as_ref(), &index, bounds, &|_: Progress| {}).await.map_err(refuse)?;
                 fetch::open(store, &index).map_err(refuse)?;
                 let chunks = index.chunks.len();
                 say(&format!("{model} {version}: {missing} of {chunks} chunks were copied, all are there"))?;

@@ -13,14 +13,14 @@ use std::time::Duration;
 use jiff::Timestamp;
 use limpet_depot::ask::{Fetcher, Missing, desk};
 use limpet_depot::clock::Clock;
-use limpet_depot::fetch::{self, Bounds, FetchError, From, Progress};
+use limpet_depot::fetch::{self, Bounds, FetchError, Progress};
 use limpet_depot::remote::Remote;
 use limpet_depot::select::{self, Choice, Gateway};
 use limpet_depot::store::Record;
 use limpet_depot::trust::{Trust, TrustError, Trusted};
 use limpet_depot::web::Web;
 use limpet_depot::{Digest, Store};
-use limpet_wire::depot::{Index, MESSAGE_MAX, Name, Sha256};
+use limpet_wire::depot::{Index, MESSAGE_MAX, Name, Sha256, index_name};
 use semver::VersionReq;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
@@ -30,10 +30,9 @@ use crate::library::{self, Library, Opened, Place};
 use crate::link;
 use crate::report::Reporter;
 use crate::serve::{Board, Request, Requests};
+use crate::threads;
 use crate::wall;
 
-/// How far the thread steps back.
-const NICE: i32 = 19;
 /// First wait after something failed; doubles up to `refresh`.
 const AGAIN: Duration = Duration::from_secs(15);
 
@@ -78,7 +77,7 @@ pub fn start(tools: Tools) -> io::Result<(link::depot::Depot, UnboundedSender<Nu
     let (nudges, nudged) = unbounded_channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     std::thread::Builder::new().name("delivery".into()).spawn(move || {
-        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
+        threads::step_back();
         if let Some(delivery) = Delivery::new(tools, fetcher) {
             runtime.block_on(delivery.run(nudged));
         }
@@ -109,16 +108,8 @@ impl Delivery {
     fn new(tools: Tools, fetcher: Fetcher) -> Option<Self> {
         let depot = tools.config.depot.clone()?;
         let store = tools.library.store()?.clone();
-        let gateway = Gateway {
-            id: tools.config.gateway.id.to_string(),
-            labels: tools.config.gateway.labels.clone(),
-            channel: depot.channel.clone(),
-        };
-        let models = tools.config.pipelines.iter().filter_map(|pipeline| {
-            let model = pipeline.model.depot()?;
-            Some((model.name.to_string(), (pipeline.model.clone(), model.range.clone())))
-        });
-        let wanted = models.collect();
+        let gateway = gateway(&tools.config, &depot);
+        let wanted = wanted(&tools.config);
         let (pending, rejected, told) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
         let handed = BTreeMap::new();
         Some(Self { tools, depot, store, fetcher, gateway, wanted, pending, rejected, told, handed, jittered: None })
@@ -238,7 +229,7 @@ impl Delivery {
                 }
             };
             let active = record.active.as_ref().map(|active| active.version.as_str());
-            let index_of = |version: &str| trusted.targets.get(&Trusted::index_name(model, version)).map(|t| t.sha256);
+            let index_of = |version: &str| trusted.targets.get(&index_name(model, version)).map(|t| t.sha256);
             let rejected = |version: &str| {
                 index_of(version).is_some_and(|index| self.rejected.contains(&(model.to_owned(), index)))
             };
@@ -294,7 +285,7 @@ impl Delivery {
     async fn mend(&mut self, trusted: &Trusted, model: &str, reference: &ModelRef, record: &Record) -> bool {
         for (number, installed) in record.active.iter().chain(&record.previous).enumerate() {
             let version = installed.version.as_str();
-            let listed = trusted.targets.contains_key(&Trusted::index_name(model, version));
+            let listed = trusted.targets.contains_key(&index_name(model, version));
             let whole = self
                 .store
                 .index(model, version)
@@ -365,7 +356,6 @@ impl Delivery {
             }
             None => &self.fetcher,
         };
-        let from = From { depot: &self.fetcher, chunks };
         let bounds = Bounds { rate: self.depot.rate.0, disk: self.depot.disk.0 };
         let (board, model, version) = (&self.tools.board, &index.model, &index.version);
         let shown = std::sync::Mutex::new(None);
@@ -378,7 +368,7 @@ impl Delivery {
                 board.set_fetching(model, version, Some(progress.done as f32 / progress.of.max(1) as f32), None);
             }
         };
-        fetch::chunks(&self.store, from, index, bounds, &progress).await
+        fetch::chunks(&self.store, chunks, index, bounds, &progress).await
     }
 
     /// Says what went wrong, once until it is something else.
@@ -388,6 +378,20 @@ impl Delivery {
             self.tools.reporter.event(kind, message, &[("about", about)]);
         }
     }
+}
+
+/// Who asks the depot.
+pub fn gateway(config: &Config, depot: &config::Depot) -> Gateway {
+    Gateway { id: config.gateway.id.to_string(), labels: config.gateway.labels.clone(), channel: depot.channel.clone() }
+}
+
+/// The models of the depot that pipelines name, each once, with their ranges.
+pub fn wanted(config: &Config) -> BTreeMap<String, (ModelRef, VersionReq)> {
+    let models = config.pipelines.iter().filter_map(|pipeline| {
+        let model = pipeline.model.depot()?;
+        Some((model.name.to_string(), (pipeline.model.clone(), model.range.clone())))
+    });
+    models.collect()
 }
 
 /// What time it is, and whether that is known.

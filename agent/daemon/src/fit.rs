@@ -112,10 +112,10 @@ fn without(config: &Config, waiting: &BTreeMap<Name, String>) -> Config {
     let fed_nobody: Vec<Name> =
         config.sources.iter().map(|source| source.name.clone()).filter(|name| !feeds(name, &config)).collect();
     config.pipelines.retain(|pipeline| !waiting.contains_key(&pipeline.name));
-    let used = config.pipelines.clone();
+    let pipelines = &config.pipelines;
     config.sources.retain(|source| {
         // A source that nobody ever reads is a mistake that the plan reports.
-        fed_nobody.contains(&source.name) || used.iter().any(|pipeline| pipeline.source == source.name)
+        fed_nobody.contains(&source.name) || pipelines.iter().any(|pipeline| pipeline.source == source.name)
     });
     config
 }

@@ -110,17 +110,11 @@ impl Library {
                 continue;
             };
             let manifest = opened.package.manifest();
-            let (version, digest) = (manifest.version.to_string(), opened.package.digest().to_string());
-            let changed = store.update_record(&manifest.name, |record| {
-                // With nothing to go back to it stays on record, and is refused at every start until it changes.
-                let Some(previous) = record.previous.first().cloned() else { return };
-                record.previous.remove(0);
-                (record.active, record.trial) = (Some(previous), None);
-                let at = Some(jiff::Timestamp::now());
-                record
-                    .rejected
-                    .insert(digest, Rejection { version: version.clone(), reason: why.clone(), at, under: None });
-            });
+            let version = manifest.version.to_string();
+            let at = Some(jiff::Timestamp::now());
+            let rejection = Rejection { version: version.clone(), reason: why.clone(), at, under: None };
+            // With nothing to go back to it stays on record, and is refused at every start until it changes.
+            let changed = store.update_record(&manifest.name, |record| _ = record.go_back(Some(rejection)));
             match changed {
                 Ok(record) => {
                     let now = record.active.filter(|active| active.version != version);

@@ -240,6 +240,7 @@ async fn serve(loaded: &Loaded, library: Library, fitted: Fitted) -> Result<End,
         }
         None => (None, None),
     };
+    let look = reload(requests.clone(), delivery.clone());
     let suffering = Arc::new(Mutex::new(None));
     let backend = Arc::new(LocalBackend {
         config: config.clone(),
@@ -250,7 +251,7 @@ async fn serve(loaded: &Loaded, library: Library, fitted: Fitted) -> Result<End,
         running,
         links: Arc::clone(&links),
         suffering: Arc::clone(&suffering),
-        reload: reload(&requests, delivery.as_ref()),
+        reload: Box::new(look.clone()),
         started,
     });
     let (close, closed) = tokio::sync::oneshot::channel::<()>();
@@ -291,7 +292,6 @@ async fn serve(loaded: &Loaded, library: Library, fitted: Fitted) -> Result<End,
     let mut sweep = tokio::time::interval(SWEEP);
     let mut silence = std::pin::pin!(tokio::time::sleep(SILENT));
     let mut silence_over = false;
-    let look = reload(&requests, delivery.as_ref());
     let nudge = |nudge: Nudge| {
         // The thread of deliveries ends with the process only.
         _ = delivery.as_ref().map(|nudges| nudges.send(nudge));
@@ -387,14 +387,13 @@ async fn serve(loaded: &Loaded, library: Library, fitted: Fitted) -> Result<End,
 }
 
 /// What looks for packages that changed, at paths and in the store.
-fn reload(requests: &Requests, delivery: Option<&UnboundedSender<Nudge>>) -> Box<dyn Fn() + Send + Sync> {
-    let (requests, delivery) = (requests.clone(), delivery.cloned());
-    Box::new(move || {
+fn reload(requests: Requests, delivery: Option<UnboundedSender<Nudge>>) -> impl Fn() + Clone + Send + Sync {
+    move || {
         tracing::info!("looking for packages that changed");
         // Both ends are there for as long as the process is.
         let _ = requests.send(Request::Reload);
         let _ = delivery.as_ref().map(|nudges| nudges.send(Nudge::Look));
-    })
+    }
 }
 
 /// What waits, with its part of the configuration.

@@ -17,6 +17,15 @@ use thread_priority::{
 /// Priorities that SCHED_FIFO has.
 pub const FIFO_PRIORITIES: std::ops::RangeInclusive<u8> = 1..=99;
 
+/// How far threads step back that are not workers.
+const NICE: i32 = 19;
+
+/// Lets this thread step back behind all others, by which its I/O has the lowest best-effort priority too. Where that is not
+/// allowed, they share.
+pub fn step_back() {
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
+}
+
 /// Where a thread runs and before whom.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Placement {

@@ -21,11 +21,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use limpet_wire::depot::{Hex, Name, Parts};
-use sha2::{Digest as _, Sha256};
+use limpet_wire::depot::{Name, Parts};
 use tokio::sync::{Notify, oneshot, watch};
 use tough::async_trait;
 
+use crate::package::Digest;
 use crate::remote::{Remote, RemoteError};
 
 /// Answers that are waited for at a time.
@@ -696,11 +696,11 @@ fn check(name: &Name, payload: &[u8]) -> Result<(), String> {
         Name::Target { sha256, .. } => sha256,
         Name::Roots | Name::Timestamp | Name::Metadata { .. } => return Ok(()),
     };
-    let found: [u8; 32] = Sha256::digest(payload).into();
-    if found == *expected {
+    let found = Digest::of(payload);
+    if found.0 == *expected {
         return Ok(());
     }
-    Err(format!("{} bytes with SHA-256 {}", payload.len(), Hex(&found)))
+    Err(format!("{} bytes with SHA-256 {found}", payload.len()))
 }
 
 #[cfg(test)]
@@ -1042,7 +1042,7 @@ mod tests {
     }
 
     fn chunk(content: &'static [u8]) -> (Name, Bytes) {
-        (Name::Chunk(Sha256::digest(content).into()), Bytes::from_static(content))
+        (Name::Chunk(Digest::of(content).0), Bytes::from_static(content))
     }
 
     fn runtime() -> tokio::runtime::Runtime {

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use limpet_wire::depot::{ChunkRef, Hex, Index, Name};
+use limpet_wire::depot::{ChunkRef, Hex, Index, Name, index_name};
 use tokio::time::Instant;
 
 use crate::remote::{Remote, RemoteError, object};
@@ -23,15 +23,6 @@ const AT_ONCE: usize = 8;
 /// How often a chunk that does not verify is asked for, and the pause before the second time, which doubles.
 const TRIES: u32 = 4;
 const PAUSE: Duration = Duration::from_secs(1);
-/// Where a version is fetched from.
-#[derive(Clone, Copy)]
-pub struct From<'a> {
-    /// The depot.
-    pub depot: &'a dyn Remote,
-    /// Where its chunks are: the same, or a web server.
-    pub chunks: &'a dyn Remote,
-}
-
 /// What a fetch may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
@@ -75,13 +66,13 @@ pub enum FetchError {
     },
 }
 
-/// Fetches the chunks of a version that the store lacks. It is complete in the store afterwards, and its index is kept.
+/// Fetches the chunks of a version that the store lacks, from the depot or from a web server. It is complete in the store afterwards, and its index is kept.
 ///
 /// # Errors
 /// [`FetchError`]. What was fetched stays.
 pub async fn chunks(
     store: &Store,
-    from: From<'_>,
+    remote: &dyn Remote,
     index: &Index,
     bounds: Bounds,
     progress: &(dyn Fn(Progress) + Send + Sync),
@@ -99,7 +90,7 @@ pub async fn chunks(
         let (pace, done) = (&pace, &done);
         async move {
             pace.take(u64::from(chunk.stored_len)).await;
-            chunk_into(store, from.chunks, &chunk).await?;
+            chunk_into(store, remote, &chunk).await?;
             let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
             *done += u64::from(chunk.stored_len);
             progress(Progress { done: *done, of });
@@ -120,7 +111,7 @@ pub async fn index(
     model: &str,
     version: &str,
 ) -> Result<Index, FetchError> {
-    let target = Trusted::index_name(model, version);
+    let target = index_name(model, version);
     let info = trusted.targets.get(&target).ok_or_else(|| FetchError::NotListed(target.clone()))?;
     // Indexes are written canonically, so the same index has the same bytes.
     if let Ok(Some(index)) = store.index(model, version)

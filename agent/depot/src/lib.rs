@@ -25,6 +25,7 @@ pub mod proof;
 #[cfg(feature = "publish")]
 pub mod publish;
 pub mod remote;
+mod replace;
 pub mod select;
 pub mod store;
 pub mod toml_error;

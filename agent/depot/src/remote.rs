@@ -1,5 +1,4 @@
 //! Where a depot is read from, and written to: a broker, a folder, a web server.
-
 //!
 //! [`object`] and [`put_object`] read and write whole objects, which may be larger than a message; [`Folder`] is a depot
 //! in a folder. [`crate::ask`] is one behind a broker, [`crate::web`] one behind a web server.
@@ -16,8 +15,9 @@ use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use limpet_wire::depot::{Hex, MESSAGE_MAX, Name, Parts, Sha256};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, renameat, unlinkat};
 use rustix::io::Errno;
-use sha2::Digest as _;
 pub use tough::async_trait;
+
+use crate::package::Digest;
 
 /// Parts of one object that are fetched, or put, at a time.
 const AT_A_TIME: usize = 8;
@@ -131,8 +131,9 @@ pub async fn object(remote: &dyn Remote, name: &Name, most: u64) -> Result<Vec<u
             return Err(RemoteError::damaged(remote, name, reason));
         }
         let mut whole = Vec::with_capacity(usize::try_from(parts.bytes()).unwrap_or(0));
-        let mut fetched =
-            stream::iter(parts.parts.iter().map(|(sha256, length)| part(remote, *sha256, *length))).buffered(AT_A_TIME);
+        // By value: a future that borrowed an element could not be sent between threads by those who wait for this one.
+        let fetches = parts.parts.into_iter().map(|(sha256, length)| part(remote, sha256, length));
+        let mut fetched = stream::iter(fetches).buffered(AT_A_TIME);
         while let Some(bytes) = fetched.try_next().await? {
             whole.extend_from_slice(&bytes);
         }
@@ -161,11 +162,11 @@ async fn part(remote: &dyn Remote, sha256: Sha256, length: u32) -> Result<Bytes,
 }
 
 fn check_digest(remote: &dyn Remote, name: &Name, expected: &Sha256, bytes: &[u8]) -> Result<(), RemoteError> {
-    let found: Sha256 = sha2::Sha256::digest(bytes).into();
-    if found == *expected {
+    let found = Digest::of(bytes);
+    if found.0 == *expected {
         return Ok(());
     }
-    let reason = format!("{} bytes with SHA-256 {}, not {}", bytes.len(), Hex(&found), Hex(expected));
+    let reason = format!("{} bytes with SHA-256 {found}, not {}", bytes.len(), Hex(expected));
     Err(RemoteError::damaged(remote, name, reason))
 }
 
@@ -213,7 +214,7 @@ fn cut(object: Bytes) -> (Parts, Vec<(Sha256, Bytes)>) {
     let mut pieces = std::collections::BTreeMap::new();
     for piece in FastCDC::new(&object, least, average, most) {
         let bytes = object.slice(piece.offset..piece.offset + piece.length);
-        let sha256: Sha256 = sha2::Sha256::digest(&bytes).into();
+        let sha256 = Digest::of(&bytes).0;
         list.parts.push((sha256, piece.length as u32));
         pieces.insert(sha256, bytes);
     }
@@ -455,7 +456,7 @@ mod tests {
 
     /// Text that does not repeat.
     fn targets(lines: std::ops::Range<u64>) -> Vec<u8> {
-        let digest = |number: u64| -> Sha256 { sha2::Sha256::digest(number.to_le_bytes()).into() };
+        let digest = |number: u64| -> Sha256 { Digest::of(&number.to_le_bytes()).0 };
         let line = |number: u64| format!("{{ {}: {number} }}\n", Hex(&digest(number)));
         lines.map(line).collect::<String>().into_bytes()
     }
@@ -547,7 +548,7 @@ mod tests {
         let memory = Memory::default();
         run(async {
             for bytes in [targets(0..10), targets(0..2000)] {
-                let right = Name::target(sha2::Sha256::digest(&bytes).into(), "a-1.0.0.index").unwrap();
+                let right = Name::target(Digest::of(&bytes).0, "a-1.0.0.index").unwrap();
                 let wrong = Name::target([1; 32], "a-1.0.0.index").unwrap();
                 put_object(&memory, &right, bytes.clone()).await.unwrap();
                 put_object(&memory, &wrong, bytes.clone()).await.unwrap();
@@ -562,7 +563,7 @@ mod tests {
     fn a_chunk_that_looks_like_a_list_of_parts_is_a_chunk() {
         let memory = Memory::default();
         let bytes = Parts { parts: vec![([1; 32], 5)] }.to_bytes();
-        let name = Name::Chunk(sha2::Sha256::digest(&bytes).into());
+        let name = Name::Chunk(Digest::of(&bytes).0);
         run(async {
             memory.put(&name, bytes.clone().into()).await.unwrap();
             assert_eq!(object(&memory, &name, 1000).await.unwrap(), bytes);

@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use limpet_wire::depot::{ChunkRef, Hex, Index, MESSAGE_MAX, Name, Sha256};
+use limpet_wire::depot::{ChunkRef, Hex, Index, MESSAGE_MAX, Name, Sha256, index_name};
 use limpet_wire::name::check_name;
 use semver::Version;
 
@@ -447,10 +447,6 @@ fn recorded_model(path: &Path) -> Option<&str> {
 fn read_record(path: &Path) -> Result<Option<Record>, DepotError> {
     let Some(bytes) = files::read(path, RECORD_MAX)? else { return Ok(None) };
     Record::from_text(&bytes).map(Some).map_err(|reason| DepotError::store(path, reason))
-}
-
-fn index_name(model: &str, version: &str) -> String {
-    format!("{model}-{version}.index")
 }
 
 /// What came from elsewhere, fit for a sentence.

@@ -11,7 +11,7 @@ mod fetch;
 mod file;
 mod set;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -25,10 +25,11 @@ use tough::{ExpirationEnforcement, Limits, RepositoryLoader};
 use url::Url;
 
 pub use self::error::TrustError;
-use self::fetch::{Files, digest};
+use self::fetch::Files;
 use self::file::{Found, Kept};
-use self::set::{Contents, Fault, Set, chain, digest_of, fault, hex, read_root, same_keys};
+use self::set::{Contents, Fault, Set, chain, digest_of, fault, read_root, same_keys};
 use crate::clock::{Clock, Judged};
+use crate::package::Digest;
 use crate::remote::{Remote, object};
 
 /// Largest objects, in bytes: what is larger is an attack, or a depot that should be split.
@@ -60,13 +61,6 @@ pub struct Trusted {
     pub rollout: Rollout,
     /// Where chunks are to be had by HTTPS instead, if they are.
     pub chunks: Option<Url>,
-}
-
-impl Trusted {
-    /// Name of the target that is the index of a version.
-    pub fn index_name(model: &str, version: &str) -> String {
-        format!("{model}-{version}.index")
-    }
 }
 
 /// Versions of metadata, by role.
@@ -127,7 +121,7 @@ impl Trust {
         let installed = read_installed(root)?;
         let refuse = |fault: Fault| TrustError::Root { path: root.to_owned(), reason: fault.reason };
         read_root(&installed).map_err(refuse)?;
-        let of_installed = hex(&digest(installed.as_bytes()));
+        let of_installed = Digest::of(installed.as_bytes()).to_string();
         let folder = state.join("depot");
         let fresh = || Kept { installed: of_installed.clone(), root: None, issued: None, disowned: false, set: None };
         let mut warnings = Vec::new();
@@ -268,7 +262,7 @@ impl Trust {
         let known = self.kept.set.iter().flat_map(|set| {
             [&set.snapshot, &set.targets, &set.rollout, &set.state].map(|text| Bytes::from(text.clone().into_bytes()))
         });
-        let files = Files::new(Arc::clone(&remote), HashMap::new(), timestamp.clone().into(), known);
+        let files = Files::new(Arc::clone(&remote), timestamp.clone().into(), known);
         let base = Url::parse("depot://depot/").expect("it is one");
         let loader = RepositoryLoader::new(&self.root, base.clone(), base)
             .transport(files.clone())

@@ -14,15 +14,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use limpet_wire::depot::{Hex, Name};
+use limpet_wire::depot::Name;
 use rustls::crypto::aws_lc_rs;
-use sha2::{Digest as _, Sha256};
 use tough::async_trait;
 use ureq::Agent;
 use ureq::http::{Response, StatusCode, header};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use url::Url;
 
+use crate::package::Digest;
 use crate::remote::{Remote, RemoteError};
 
 /// Time for each of resolving the name, connecting (with TLS), and the head of the answer.
@@ -169,11 +169,11 @@ impl Remote for Web {
             (end, partial) = transferring.await.map_err(|e| self.failed(name, e.to_string()))?;
             let broken = match end {
                 End::Whole => {
-                    let found: [u8; 32] = Sha256::digest(&partial.bytes).into();
-                    if found == *sha256 {
+                    let found = Digest::of(&partial.bytes);
+                    if found.0 == *sha256 {
                         return Ok(partial.bytes.into());
                     }
-                    let reason = format!("{} bytes with SHA-256 {}", partial.bytes.len(), Hex(&found));
+                    let reason = format!("{} bytes with SHA-256 {found}", partial.bytes.len());
                     if !partial.resumed || started_anew {
                         return Err(RemoteError::Damaged { place: self.base.clone(), name: name.clone(), reason });
                     }
@@ -443,7 +443,7 @@ mod tests {
 
     fn content() -> (Name, Vec<u8>) {
         let bytes: Vec<u8> = (0..50_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-        (Name::Chunk(Sha256::digest(&bytes).into()), bytes)
+        (Name::Chunk(Digest::of(&bytes).0), bytes)
     }
 
     fn ok(bytes: &[u8]) -> Answer {

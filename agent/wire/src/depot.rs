@@ -103,6 +103,11 @@ impl fmt::Display for Hex<'_> {
     }
 }
 
+/// Name of the target that is the index of a version.
+pub fn index_name(model: &str, version: &str) -> String {
+    format!("{model}-{version}.index")
+}
+
 /// Reads a digest from 64 lower-case hexadecimal digits.
 pub fn parse_hex(text: &str) -> Option<Sha256> {
     let digit = |c: u8| match c {

@@ -59,10 +59,7 @@ impl Ready {
         let full = &prepared.full;
         Self {
             manifest: Arc::new(package.manifest().clone()),
-            installed: Installed {
-                version: package.manifest().version.to_string(),
-                package: package.digest().to_string(),
-            },
+            installed: Installed::of(package),
             proved: Arc::new(prepared.proved.clone()),
             noise: golden_noise(package, &full.variant, &full.input, &full.outputs),
             candidates: prepared.candidates(pipelines),
@@ -141,11 +138,10 @@ impl<S: Sink + 'static> Loader<S> {
             self.refuse(opened, &why);
             return self.reject(opened, Grounds::Configuration, &why);
         }
-        let installed =
-            Installed { version: manifest.version.to_string(), package: opened.package.digest().to_string() };
+        let installed = Installed::of(&opened.package);
         let keep = self.keep();
         match self.on_record(&manifest.name, |record| record.activate(installed, keep)) {
-            Ok(()) => {
+            Ok(_) => {
                 let why = format!("{} {} was delivered and proved", manifest.name, manifest.version);
                 self.tell(Settled::Again(why));
             }
@@ -162,7 +158,7 @@ impl<S: Sink + 'static> Loader<S> {
         } else {
             let ready = Ready::of(&prepared, served);
             let shadow = served.iter().any(|pipeline| self.config.pipelines[*pipeline].trial.shadow);
-            let outcome = if shadow { self.begin_shadow(ready) } else { self.switch(ready, true) };
+            let outcome = if shadow { self.begin_shadow(ready) } else { self.switch(ready) };
             if let Err(why) = outcome {
                 self.refuse(&opened, &why);
                 self.reject(&opened, Grounds::Configuration, &why);
@@ -191,13 +187,12 @@ impl<S: Sink + 'static> Loader<S> {
                     record.activate(installed, keep);
                 }
             });
-            if let Err(why) = record {
+            let record = record.unwrap_or_else(|why| {
                 tracing::error!(model = name, why, "what serves could not be put on record");
-            }
-            let progress = self
-                .record(&name)
-                .trial
-                .filter(|trial| trial.mode == Mode::Trial && trial.package == ready.installed.package);
+                self.record(&name)
+            });
+            let progress =
+                record.trial.filter(|trial| trial.mode == Mode::Trial && trial.package == ready.installed.package);
             self.delivered.entry(name.clone()).or_default().serving = Some(ready.clone());
             if let Some(progress) = progress {
                 let other = self.previous_ready(&name, &made.opened, &serving);
@@ -218,11 +213,11 @@ impl<S: Sink + 'static> Loader<S> {
         self.load_beside(&ready).then_some(ready)
     }
 
-    /// Puts a version in the place of what serves; `trial`: and watches it.
+    /// Puts a version in the place of what serves, and watches it.
     ///
     /// # Errors
     /// Why it does not serve; the old one does.
-    fn switch(&mut self, ready: Ready, trial: bool) -> Result<(), String> {
+    fn switch(&mut self, ready: Ready) -> Result<(), String> {
         let name = ready.name().to_owned();
         let delivered = self.delivered.entry(name.clone()).or_default();
         let old = delivered.serving.clone();
@@ -238,7 +233,7 @@ impl<S: Sink + 'static> Loader<S> {
         // Where a publisher went back, it is what takes over.
         let old = old.filter(|old| old.installed != ready.installed);
         let rules = self.rules(&ready);
-        let trial = trial && rules.values().any(|rules| rules.windows > 0);
+        let trial = rules.values().any(|rules| rules.windows > 0);
         let progress = trial.then(|| {
             let all = before.values().fold(Before::default(), |sum, one| Before {
                 windows: sum.windows + one.windows,
@@ -276,7 +271,7 @@ impl<S: Sink + 'static> Loader<S> {
     fn begin_shadow(&mut self, ready: Ready) -> Result<(), String> {
         let name = ready.name().to_owned();
         let Some(serving) = self.delivered.get(&name).and_then(|delivered| delivered.serving.clone()) else {
-            return self.switch(ready, true);
+            return self.switch(ready);
         };
         self.stop_watching(&name);
         if !self.load_beside(&ready) {
@@ -439,7 +434,7 @@ impl<S: Sink + 'static> Loader<S> {
             Mode::Shadow => {
                 tracing::info!("{story}; it takes over");
                 self.reporter.event("shadow-passed", &story, &[("model", name), ("version", version)]);
-                if let Err(why) = self.switch(watched.own.clone(), true) {
+                if let Err(why) = self.switch(watched.own.clone()) {
                     self.reject_ready(&watched.own, Grounds::Configuration, &why);
                 }
             }
@@ -477,17 +472,7 @@ impl<S: Sink + 'static> Loader<S> {
             return self.board.set(&own.manifest, ModelPhase::Active, Some(&own.proved), Some(why.to_owned()));
         };
         let rejection = breach.map(|why| self.rejection(&own.installed.version, Grounds::Version, why));
-        let back = previous.clone();
-        let kept = self.on_record(name, |record| {
-            record.previous.retain(|version| *version != back);
-            record.active = Some(back);
-            record.trial = None;
-            record.withdrawn = false;
-            if let Some(rejection) = rejection {
-                record.rejected.insert(own.installed.package.clone(), rejection);
-            }
-        });
-        if let Err(why) = kept {
+        if let Err(why) = self.on_record(name, |record| _ = record.go_back(rejection)) {
             // It serves all the same; the next start tries the other one again, and is watched again.
             tracing::error!(model = name, why, "going back could not be put on record");
         }
@@ -570,7 +555,7 @@ impl<S: Sink + 'static> Loader<S> {
                 serving.installed.version
             );
             match self.on_record(name, |record| (record.withdrawn, record.trial) = (true, None)) {
-                Ok(()) => tracing::warn!("{story}"),
+                Ok(_) => tracing::warn!("{story}"),
                 Err(why) => tracing::error!(why, "{story}"),
             }
             self.reporter.event("model-withdrawn", &story, &[("model", name), ("version", &serving.installed.version)]);
@@ -653,10 +638,8 @@ impl<S: Sink + 'static> Loader<S> {
         if opened.model.depot().is_none() {
             return;
         }
-        let manifest = opened.package.manifest();
-        let installed =
-            Installed { version: manifest.version.to_string(), package: opened.package.digest().to_string() };
-        self.put_on_record_as_rejected(&manifest.name, &installed, grounds, why);
+        let installed = Installed::of(&opened.package);
+        self.put_on_record_as_rejected(&opened.package.manifest().name, &installed, grounds, why);
     }
 
     fn reject_ready(&mut self, ready: &Ready, grounds: Grounds, why: &str) {
@@ -694,9 +677,10 @@ impl<S: Sink + 'static> Loader<S> {
         self.library.store().and_then(|store| store.record(name).ok()).unwrap_or_default()
     }
 
-    fn on_record(&self, name: &str, change: impl FnOnce(&mut Record)) -> Result<(), String> {
+    /// Changes the record of a model, and gives what it is then.
+    fn on_record(&self, name: &str, change: impl FnOnce(&mut Record)) -> Result<Record, String> {
         let store = self.library.store().ok_or("there is no store of delivered models")?;
-        store.update_record(name, change).map(|_| ()).map_err(|error| error.to_string())
+        store.update_record(name, change).map_err(|error| error.to_string())
     }
 
     fn keep(&self) -> usize {

@@ -24,9 +24,7 @@ use crate::pipeline::plan::{Packages, Plan, Version};
 use crate::pipeline::stream::Serve;
 use crate::pipeline::worker::{Sink, Worker};
 use crate::report::Reporter;
-
-/// How far the loader's thread steps back behind the workers.
-const NICE: i32 = 19;
+use crate::threads;
 
 /// A variant that may run.
 pub(super) struct Known {
@@ -189,8 +187,8 @@ impl<S: Sink + 'static> Loader<S> {
 
     /// Brings every model up, then does what it is asked, until the process ends.
     pub fn run(mut self, packages: Packages) {
-        // Workers go first. Where that is not allowed, they share.
-        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
+        // Workers go first.
+        threads::step_back();
         match ProofStore::new(&self.config.gateway.state, &self.engines) {
             Ok(store) => {
                 self.store = Some(Arc::new(store));
@@ -270,7 +268,7 @@ impl<S: Sink + 'static> Loader<S> {
         let packages: Vec<_> =
             packages.into_iter().map(|opened| (self.plan.proof_options(&opened.model), opened)).collect();
         let prove = move || {
-            let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
+            threads::step_back();
             for (options, opened) in packages {
                 let manifest = opened.package.manifest();
                 tracing::info!(model = manifest.name, version = %manifest.version, "proving");

@@ -17,7 +17,7 @@
 //! All proofs are kept until there are more than [`KEPT`]; then the oldest files go.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -539,12 +539,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
 
 /// Replaces a file at once or not at all, and after that for good.
 fn write(folder: &Path, name: &str, value: &impl Serialize) -> io::Result<()> {
-    let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
-    serde_json::to_writer_pretty(temporary.as_file_mut(), value)?;
-    temporary.flush()?;
-    temporary.as_file().sync_all()?;
-    temporary.persist(folder.join(name)).map_err(|error| error.error)?;
-    File::open(folder)?.sync_all()
+    crate::replace::replace(&folder.join(name), ".tmp", &serde_json::to_vec_pretty(value)?)
 }
 
 #[cfg(test)]

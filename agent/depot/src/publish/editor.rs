@@ -21,7 +21,8 @@ use tough::schema::{
 
 use super::PublishError;
 use super::keys::{KeyRing, SigningKey};
-use super::set::{Document, EXTRA, ROLLOUT_PATH, ROLLOUT_PATTERN, Role, Set, object_of, sha256, target};
+use super::set::{Document, EXTRA, ROLLOUT_PATH, ROLLOUT_PATTERN, Role, Set, object_of, target};
+use crate::package::Digest;
 
 /// Life of root metadata, in days.
 pub const ROOT_DAYS: i64 = 365;
@@ -179,7 +180,7 @@ impl<'a> Editor<'a> {
                 "\"{path}\" cannot be the name of an object; expected letters, digits, '.', '_', '-' and '=', 200 at most"
             ))
         };
-        Name::target(sha256(&bytes), object_of(path)).ok_or_else(wrong)?;
+        Name::target(Digest::of(&bytes).0, object_of(path)).ok_or_else(wrong)?;
         let name = TargetName::new(path).map_err(|_| wrong())?;
         self.targets().targets.insert(name, target(&bytes, described));
         self.contents.insert(path.to_owned(), bytes);

@@ -18,8 +18,9 @@ use jiff::Timestamp as Moment;
 use limpet_wire::depot::{Hex, Name, Parts, Sha256};
 use serde::{Deserialize, Serialize};
 
-use super::set::{Set, sha256};
+use super::set::Set;
 use super::{PublishError, keys};
+use crate::package::Digest;
 
 /// Version of `set.json`.
 const VERSION: u32 = 1;
@@ -127,7 +128,7 @@ impl Home {
     /// [`PublishError::Io`].
     pub fn save(&self, set: &Set) -> Result<(), PublishError> {
         for (path, bytes) in &set.contents {
-            let path = self.target_path(&sha256(bytes), super::set::object_of(path));
+            let path = self.target_path(&Digest::of(bytes).0, super::set::object_of(path));
             if !path.exists() {
                 write(&path, bytes)?;
             }
@@ -149,7 +150,7 @@ impl Home {
     /// # Errors
     /// [`PublishError::Io`].
     pub fn tidy(&self, set: &Set) -> Result<(), PublishError> {
-        let objects = set.contents.iter().map(|(path, bytes)| (sha256(bytes), super::set::object_of(path)));
+        let objects = set.contents.iter().map(|(path, bytes)| (Digest::of(bytes).0, super::set::object_of(path)));
         let wanted: BTreeSet<PathBuf> = objects.map(|(digest, name)| self.target_path(&digest, name)).collect();
         let folder = self.folder.join("target");
         for entry in std::fs::read_dir(&folder).map_err(PublishError::io(&folder, "read"))? {
@@ -166,19 +167,14 @@ impl Home {
     /// # Errors
     /// [`PublishError::Io`].
     pub fn journal(&self, place: &str) -> Result<Journal, PublishError> {
-        let id = Hex(&sha256(place.as_bytes())).to_string();
+        let id = Digest::of(place.as_bytes()).to_string();
         Journal::open(self.folder.join("places").join(format!("{}.log", &id[..16])))
     }
 }
 
 /// Writes a file so that it is there whole or not at all, also after a power cut.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), PublishError> {
-    let folder = path.parent().expect("a file lies in a folder");
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(PublishError::io(folder, "written"))?;
-    file.write_all(bytes).map_err(PublishError::io(path, "written"))?;
-    file.as_file().sync_all().map_err(PublishError::io(path, "written"))?;
-    file.persist(path).map_err(|error| PublishError::io(path, "written")(error.error))?;
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(PublishError::io(folder, "written"))
+    crate::replace::replace(path, ".tmp", bytes).map_err(PublishError::io(path, "written"))
 }
 
 /// What was sent to one place.
@@ -279,7 +275,7 @@ impl Journal {
     /// The whole object of this content is there under that name.
     pub(super) fn holds(&mut self, name: &Name, content: &[u8]) -> Result<(), PublishError> {
         let entry = self.entries.get(&name.to_string()).cloned().unwrap_or_default();
-        let content = Some(Hex(&sha256(content)).to_string());
+        let content = Some(Digest::of(content).to_string());
         self.set(name.to_string(), Some(Entry { there: true, content, ..entry }))
     }
 
@@ -300,7 +296,7 @@ impl Journal {
 
     /// Whether the object of this content is there under that name.
     pub(super) fn has_content(&self, name: &Name, content: &[u8]) -> bool {
-        let digest = Hex(&sha256(content)).to_string();
+        let digest = Digest::of(content).to_string();
         self.entries.get(&name.to_string()).is_some_and(|entry| entry.there && entry.content.as_ref() == Some(&digest))
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use jiff::{SignedDuration, Timestamp as Moment};
-use limpet_wire::depot::{Described, Hex, Index, Name, Release, Sha256};
+use limpet_wire::depot::{Described, Hex, Index, Name, Release, Sha256, index_name};
 use tough::async_trait;
 use tough::schema::{Signed, Timestamp};
 
@@ -18,7 +18,7 @@ use super::config::Addressee;
 use super::editor::{Editor, Keys, Signers, first, is_half_over};
 use super::home::{Home, Journal, write};
 use super::keys::{KeyRing, Secret, SigningKey, make_folder};
-use super::set::{Role, Set, index_name, short};
+use super::set::{Role, Set, short};
 use crate::Package;
 use crate::chunk::{Cut, cut, expand};
 use crate::remote::{Remote, RemoteError, Shelf, object, put_object, put_object_beside};

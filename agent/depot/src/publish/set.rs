@@ -5,16 +5,16 @@ use std::num::NonZeroU64;
 
 use bytes::Bytes;
 use jiff::Timestamp as Moment;
-use limpet_wire::depot::{Described, Hex, Index, Name, Rollout, Sha256};
+use limpet_wire::depot::{Described, Hex, Index, Name, Rollout, Sha256, index_name};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sha2::Digest as _;
 use tough::schema::{
     Hashes, Metafile, Role as TufRole, RoleType, Root, Signature, Signed, Snapshot, Target, Targets, Timestamp,
 };
 
 use super::keys::SigningKey;
 use super::{PublishError, home::Home};
+use crate::package::Digest;
 use crate::remote::{Remote, object};
 
 /// TUF path of the target that says who gets which version.
@@ -133,12 +133,7 @@ impl<T: TufRole + Serialize + DeserializeOwned> Document<T> {
 
 /// Digests as metadata has them.
 pub(super) fn hashes(bytes: &[u8]) -> Hashes {
-    Hashes { sha256: sha256(bytes).to_vec().into(), _extra: Default::default() }
-}
-
-/// SHA-256 of some bytes.
-pub(super) fn sha256(bytes: &[u8]) -> Sha256 {
-    sha2::Sha256::digest(bytes).into()
+    Hashes { sha256: Digest::of(bytes).0.to_vec().into(), _extra: Default::default() }
 }
 
 /// All signed metadata of one moment, and the targets that it names.
@@ -419,11 +414,6 @@ impl Set {
     }
 }
 
-/// The name of an index's target.
-pub fn index_name(model: &str, version: &str) -> String {
-    format!("{model}-{version}.index")
-}
-
 /// What a target's path is called in its object's name.
 pub(super) fn object_of(path: &str) -> &str {
     if path == ROLLOUT_PATH { ROLLOUT_OBJECT } else { path }
@@ -431,7 +421,7 @@ pub(super) fn object_of(path: &str) -> &str {
 
 /// The object that holds a target.
 fn target_name(path: &str, bytes: &[u8]) -> Name {
-    Name::target(sha256(bytes), object_of(path)).expect("a name was checked before it became a target")
+    Name::target(Digest::of(bytes).0, object_of(path)).expect("a name was checked before it became a target")
 }
 
 /// What metadata says of a target.

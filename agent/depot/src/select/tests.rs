@@ -1,4 +1,4 @@
-use limpet_wire::depot::{Described, Rollout};
+use limpet_wire::depot::{Described, Rollout, index_name};
 use proptest::prelude::*;
 
 use super::*;
@@ -20,7 +20,7 @@ fn release() -> Release {
 fn trusted(releases: &[(&str, Release)]) -> Trusted {
     let target = |(version, _): &(&str, Release)| {
         let described = Described { model: Some("m".into()), version: Some((*version).into()), bytes: None };
-        (Trusted::index_name("m", version), TargetInfo { sha256: [0; 32], length: 1, described })
+        (index_name("m", version), TargetInfo { sha256: [0; 32], length: 1, described })
     };
     let models = releases.iter().map(|(version, release)| ((*version).to_owned(), release.clone())).collect();
     Trusted {

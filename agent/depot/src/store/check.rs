@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use limpet_wire::depot::{Hex, Index, MESSAGE_MAX, Sha256, parse_hex};
+use limpet_wire::depot::{Hex, Index, MESSAGE_MAX, Sha256, index_name, parse_hex};
 
 use super::files::{self, Lock};
-use super::{Record, Store, index_name, read_record, recorded_model};
+use super::{Record, Store, read_record, recorded_model};
 use crate::DepotError;
 use crate::package::Digest;
 

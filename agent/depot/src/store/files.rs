@@ -1,7 +1,7 @@
 //! Files that are whole or not there, and the lock over them.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -17,25 +17,10 @@ pub(super) fn on_disk(length: u64) -> u64 {
     length.div_ceil(BLOCK) * BLOCK
 }
 
-/// Writes a file under its name at once or not at all, and returns when it is safe from a power cut. Gives the bytes that
-/// the disk wrote.
-///
-/// A rename is atomic only within a folder's file system, so the temporary file lies beside the file. It is synced before
-/// it gets its name, for a name must never stand over bytes that a power cut can take away; and the folder after, for the
-/// name is in there.
+/// Writes a file under its name at once or not at all ([`crate::replace`]). Gives the bytes that the disk wrote.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<u64, DepotError> {
-    let folder = parent(path);
-    let mut temporary =
-        tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(folder).map_err(|error| writing(path, error))?;
-    temporary.write_all(bytes).map_err(|error| writing(path, error))?;
-    temporary.as_file().sync_all().map_err(|error| writing(path, error))?;
-    temporary.persist(path).map_err(|error| writing(path, error.error))?;
-    sync_folder(folder)?;
+    crate::replace::replace(path, TEMPORARY, bytes).map_err(|error| writing(path, error))?;
     Ok(on_disk(bytes.len() as u64))
-}
-
-fn parent(path: &Path) -> &Path {
-    path.parent().expect("every file of the store lies in a folder")
 }
 
 /// Makes what was renamed, made or removed in a folder last.

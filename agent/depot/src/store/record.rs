@@ -13,7 +13,7 @@ use limpet_wire::depot::parse_hex;
 use serde::{Deserialize, Serialize};
 
 use super::check_version;
-use crate::package::Digest;
+use crate::package::{Digest, Package};
 use crate::trial::Progress;
 
 /// Newest version of the file.
@@ -68,7 +68,27 @@ pub struct Rejection {
     pub under: Option<String>,
 }
 
+impl Installed {
+    /// A package, as records name it.
+    pub fn of(package: &Package) -> Self {
+        Self { version: package.manifest().version.to_string(), package: package.digest().to_string() }
+    }
+}
+
 impl Record {
+    /// Lets the version before serve again, and remembers what served, if it was `rejected`. Gives the one that serves now;
+    /// none if there is none to go back to, and then nothing changes.
+    pub fn go_back(&mut self, rejected: Option<Rejection>) -> Option<Installed> {
+        let back = self.previous.first().cloned()?;
+        self.previous.retain(|version| *version != back);
+        let left = self.active.replace(back.clone());
+        (self.trial, self.withdrawn) = (None, false);
+        if let (Some(left), Some(rejected)) = (left, rejected) {
+            self.rejected.insert(left.package, rejected);
+        }
+        Some(back)
+    }
+
     /// Lets a version serve, and keeps what served before it: the newest `keep` versions.
     pub fn activate(&mut self, version: Installed, keep: usize) {
         self.previous.retain(|previous| *previous != version);

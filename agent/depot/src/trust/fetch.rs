@@ -6,69 +6,24 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures_util::stream;
-use limpet_wire::depot::{Hex, MESSAGE_MAX, Name, Parts, Sha256};
-use sha2::Digest as _;
+use limpet_wire::depot::{Hex, Name, Sha256};
 use tough::{Transport, TransportError, TransportErrorKind, TransportStream, async_trait};
 use url::Url;
 
 use super::{ROLLOUT_MAX, SNAPSHOT_MAX, TARGETS_MAX};
-use crate::remote::{Remote, RemoteError};
-
-/// The whole object under a name, of at most `most` bytes, put together from its parts if it has some.
-///
-/// What it gives is not trusted: parts carry digests, but nobody signed those.
-///
-/// # Errors
-/// [`RemoteError`]; one that is too large is not fetched any further than it takes to see that.
-pub(super) async fn object(remote: &dyn Remote, name: &Name, most: u64) -> Result<Vec<u8>, RemoteError> {
-    let place = || remote.place().to_owned();
-    let large = |found: u64| RemoteError::TooLarge { place: place(), name: name.clone(), found, most };
-    let damaged = |reason: String| RemoteError::Damaged { place: place(), name: name.clone(), reason };
-    let message = remote.message(name, MESSAGE_MAX).await?;
-    if message.len() > MESSAGE_MAX {
-        // Whoever reads a message must bound it; this is for one that did not.
-        return Err(large(message.len() as u64));
-    }
-    if !Parts::is(&message) {
-        let length = message.len() as u64;
-        return if length > most { Err(large(length)) } else { Ok(message.into()) };
-    }
-    let parts = Parts::from_bytes(&message).map_err(|error| damaged(error.to_string()))?;
-    if parts.bytes() > most {
-        return Err(large(parts.bytes()));
-    }
-    let mut whole = Vec::new();
-    for (sha256, length) in parts.parts {
-        let length = length as usize;
-        if length == 0 || length > MESSAGE_MAX {
-            return Err(damaged(format!("a part of {length} bytes; expected 1 to {MESSAGE_MAX}")));
-        }
-        let part = remote.message(&Name::Chunk(sha256), length).await?;
-        if part.len() != length || digest(&part) != sha256 {
-            let found = Hex(&digest(&part)).to_string();
-            let reason = format!("part {} is {} bytes of digest {found}; expected {length}", Hex(&sha256), part.len());
-            return Err(damaged(reason));
-        }
-        whole.extend_from_slice(&part);
-    }
-    Ok(whole)
-}
-
-pub(super) fn digest(bytes: &[u8]) -> Sha256 {
-    sha2::Sha256::digest(bytes).into()
-}
+use crate::package::Digest;
+use crate::remote::{Remote, RemoteError, object};
 
 /// The files that `tough` asks for, out of a depot.
 ///
-/// It knows five: anything else that metadata leads to, such as further delegations, is an error, so nobody who signs
-/// metadata can make a gateway fetch without end.
+/// It knows four: anything else that metadata leads to, such as further delegations, is an error, so nobody who signs
+/// metadata can make a gateway fetch without end. Root metadata is none of them: `tough` takes any error for the end of the
+/// chain, so the chain was followed to its end before, and `tough` is told that there is no more.
 #[derive(Clone)]
 pub(super) struct Files(Arc<Inner>);
 
 struct Inner {
     remote: Arc<dyn Remote>,
-    /// Root metadata by version. `tough` takes any error for the end of the chain, so the chain is fetched before.
-    roots: HashMap<u64, Bytes>,
     timestamp: Bytes,
     /// What is trusted already, by digest: not fetched again if signed metadata names the same digest.
     known: HashMap<String, Bytes>,
@@ -79,15 +34,10 @@ struct Inner {
 }
 
 impl Files {
-    pub(super) fn new(
-        remote: Arc<dyn Remote>,
-        roots: HashMap<u64, Bytes>,
-        timestamp: Bytes,
-        known: impl IntoIterator<Item = Bytes>,
-    ) -> Self {
-        let known = known.into_iter().map(|bytes| (Hex(&digest(&bytes)).to_string(), bytes)).collect();
+    pub(super) fn new(remote: Arc<dyn Remote>, timestamp: Bytes, known: impl IntoIterator<Item = Bytes>) -> Self {
+        let known = known.into_iter().map(|bytes| (Digest::of(&bytes).to_string(), bytes)).collect();
         let (got, failed) = (Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { remote, roots, timestamp, known, got, failed }))
+        Self(Arc::new(Inner { remote, timestamp, known, got, failed }))
     }
 
     /// What was fetched for a role, as it came.
@@ -113,7 +63,6 @@ impl Files {
         let Some((version, role)) = name.split_once('.') else { return Ok(None) };
         let Ok(version) = version.parse::<u64>() else { return Ok(None) };
         let (pinned_by, most) = match role {
-            "root" => return Ok(self.0.roots.get(&version).cloned()),
             "snapshot" => (Some(self.0.timestamp.clone()), SNAPSHOT_MAX),
             "targets" => (self.got("snapshot"), TARGETS_MAX),
             "rollout" => (self.got("snapshot"), ROLLOUT_MAX),

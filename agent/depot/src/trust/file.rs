@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use sha2::Digest as _;
 
-use super::set::{Set, hex};
+use super::set::Set;
 use super::{TARGETS_MAX, TrustError};
+use crate::package::Digest;
 
 /// Largest file that is read back, in bytes: quotes inside of strings take two bytes.
 const FILE_MAX: u64 = 4 * TARGETS_MAX;
@@ -56,7 +56,7 @@ pub(super) enum Found {
 
 fn seal(kept: &Kept) -> String {
     let bytes = serde_json::to_vec(kept).expect("writing plain values into memory cannot fail");
-    hex(&sha2::Sha256::digest(bytes).into())
+    Digest::of(&bytes).to_string()
 }
 
 fn failed(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> TrustError {

@@ -3,16 +3,17 @@
 use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
-use limpet_wire::depot::{Described, Hex, Name, Rollout, Sha256, Signed as Extra};
+use limpet_wire::depot::{Described, Name, Rollout, Sha256, Signed as Extra, index_name};
 use limpet_wire::message::Message as _;
+use limpet_wire::name::check_name;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tough::schema::decoded::Decoded;
 use tough::schema::{Metafile, PathSet, Role, RoleType, Root, Signed, Snapshot, Targets, Timestamp as TimestampRole};
 
-use super::fetch::digest;
 use super::{STATE, TargetInfo, Trusted, VERSION_MAX, Versions};
+use crate::package::Digest;
 
 /// The documents of a set, exactly as they were signed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,7 +73,7 @@ impl Set {
         let state = rollout.signed.targets.iter().find(|(name, _)| name.raw() == STATE).map(|(_, target)| target);
         let state = state.ok_or_else(|| fault("rollout", format!("it does not name {STATE}")))?;
         if state.length != self.state.len() as u64
-            || state.hashes.sha256.as_ref() != digest(self.state.as_bytes()).as_slice()
+            || state.hashes.sha256.as_ref() != Digest::of(self.state.as_bytes()).0
         {
             return Err(fault("rollout.json", "its digest or length is not what rollout metadata names"));
         }
@@ -187,7 +188,7 @@ fn listed(object: &'static str, meta: &HashMap<String, Metafile>, text: &str, ve
         return Err(fault(object, format!("it has {} bytes; the metadata above lists less", text.len())));
     }
     match &listed.hashes {
-        Some(hashes) if hashes.sha256.as_ref() != digest(text.as_bytes()).as_slice() => {
+        Some(hashes) if hashes.sha256.as_ref() != Digest::of(text.as_bytes()).0 => {
             Err(fault(object, "its digest is not the one that the metadata above lists"))
         }
         _ => Ok(()),
@@ -222,12 +223,9 @@ fn info(name: &str, target: &tough::schema::Target) -> Result<(String, TargetInf
     match (&described.model, &described.version) {
         (None, None) => {}
         (Some(model), Some(version)) => {
-            let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-            let fits = model.len() <= 48
-                && model.bytes().next().is_some_and(plain)
-                && model.bytes().all(|b| plain(b) || b == b'_' || b == b'-');
+            let fits = check_name(model).is_ok();
             let semver = semver::Version::parse(version).is_ok_and(|parsed| parsed.build.is_empty());
-            let expected = Trusted::index_name(model, version);
+            let expected = index_name(model, version);
             if !fits || !semver || name != expected {
                 let found = format!("it is said to be model {model:?}, version {version:?}");
                 return Err(wrong(format!(
@@ -295,9 +293,4 @@ pub(super) fn chain(bytes: &[u8], from: u64) -> Result<BTreeMap<u64, Vec<u8>>, F
         }
         _ => Ok(roots),
     }
-}
-
-/// Shows a digest.
-pub(super) fn hex(sha256: &Sha256) -> String {
-    Hex(sha256).to_string()
 }

@@ -94,6 +94,15 @@ pub struct KeyArgs {
     pub passphrase_file: Option<PathBuf>,
 }
 
+/// Which depot, and with which keys.
+#[derive(Args, Clone, Default)]
+pub struct AccessArgs {
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    #[command(flatten)]
+    pub keys: KeyArgs,
+}
+
 /// How many keys roles have.
 #[derive(Args, Clone, Default)]
 pub struct CountArgs {
@@ -112,9 +121,7 @@ pub struct CountArgs {
 #[derive(Args)]
 pub struct InitArgs {
     #[command(flatten)]
-    pub place: PlaceArgs,
-    #[command(flatten)]
-    pub keys: KeyArgs,
+    pub access: AccessArgs,
     #[command(flatten)]
     pub counts: CountArgs,
     /// Put the keys of root and targets into KEYS-offline (or --offline-keys), to be moved away from this machine
@@ -157,9 +164,7 @@ pub struct PublishArgs {
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
-    pub place: PlaceArgs,
-    #[command(flatten)]
-    pub keys: KeyArgs,
+    pub access: AccessArgs,
 }
 
 /// Arguments of `list`.
@@ -169,9 +174,7 @@ pub struct ListArgs {
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
-    pub place: PlaceArgs,
-    #[command(flatten)]
-    pub keys: KeyArgs,
+    pub access: AccessArgs,
 }
 
 /// Arguments of `withdraw`.
@@ -185,9 +188,7 @@ pub struct WithdrawArgs {
     #[arg(long)]
     pub remove: bool,
     #[command(flatten)]
-    pub place: PlaceArgs,
-    #[command(flatten)]
-    pub keys: KeyArgs,
+    pub access: AccessArgs,
 }
 
 /// Arguments of `rollout`.
@@ -209,9 +210,7 @@ pub struct RolloutArgs {
     #[arg(long)]
     pub resume: bool,
     #[command(flatten)]
-    pub place: PlaceArgs,
-    #[command(flatten)]
-    pub keys: KeyArgs,
+    pub access: AccessArgs,
 }
 
 /// Arguments of `rotate-keys`.
@@ -223,9 +222,7 @@ pub struct RotateArgs {
     #[command(flatten)]
     pub counts: CountArgs,
     #[command(flatten)]
-    pub place: PlaceArgs,
-    #[command(flatten)]
-    pub keys: KeyArgs,
+    pub access: AccessArgs,
 }
 
 /// Arguments of `refresh`.
@@ -235,9 +232,7 @@ pub struct RefreshArgs {
     #[arg(long)]
     pub offline: bool,
     #[command(flatten)]
-    pub place: PlaceArgs,
-    #[command(flatten)]
-    pub keys: KeyArgs,
+    pub access: AccessArgs,
 }
 
 /// Arguments of `gc`.
@@ -247,18 +242,14 @@ pub struct GcArgs {
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = grace)]
     pub grace: SignedDuration,
     #[command(flatten)]
-    pub place: PlaceArgs,
-    #[command(flatten)]
-    pub keys: KeyArgs,
+    pub access: AccessArgs,
 }
 
 /// Arguments of `verify`.
 #[derive(Args)]
 pub struct VerifyArgs {
     #[command(flatten)]
-    pub place: PlaceArgs,
-    #[command(flatten)]
-    pub keys: KeyArgs,
+    pub access: AccessArgs,
 }
 
 /// Arguments of `repair`.
@@ -268,9 +259,7 @@ pub struct RepairArgs {
     #[arg(value_name = "PACKAGE")]
     pub packages: Vec<PathBuf>,
     #[command(flatten)]
-    pub place: PlaceArgs,
-    #[command(flatten)]
-    pub keys: KeyArgs,
+    pub access: AccessArgs,
 }
 
 /// Arguments of `configure`.
@@ -290,9 +279,7 @@ pub struct ConfigureArgs {
     #[arg(long)]
     pub remove: bool,
     #[command(flatten)]
-    pub place: PlaceArgs,
-    #[command(flatten)]
-    pub keys: KeyArgs,
+    pub access: AccessArgs,
 }
 
 /// Arguments of `chunks-url`.
@@ -301,18 +288,14 @@ pub struct ChunksArgs {
     /// Base URL, as https://HOST/PATH; none clears it
     pub url: Option<String>,
     #[command(flatten)]
-    pub place: PlaceArgs,
-    #[command(flatten)]
-    pub keys: KeyArgs,
+    pub access: AccessArgs,
 }
 
 /// Arguments of `adopt`.
 #[derive(Args)]
 pub struct AdoptArgs {
     #[command(flatten)]
-    pub place: PlaceArgs,
-    #[command(flatten)]
-    pub keys: KeyArgs,
+    pub access: AccessArgs,
 }
 
 /// Arguments of `status`.

@@ -18,8 +18,7 @@ use limpet_wire::depot::{Hex, Release};
 use serde_json::json;
 
 use super::cli::{
-    CountArgs, DepotArgs, DepotCommand, InitArgs, KeyArgs, ListArgs, PlaceArgs, PublishArgs, RolloutArgs, RotateArgs,
-    WhoArgs,
+    AccessArgs, CountArgs, DepotArgs, DepotCommand, InitArgs, ListArgs, PublishArgs, RolloutArgs, RotateArgs, WhoArgs,
 };
 use super::place::{Bar, make, new_passphrase, patience, ring, shelf};
 use super::status;
@@ -53,7 +52,7 @@ async fn command(command: DepotCommand) -> anyhow::Result<ExitCode> {
         DepotCommand::Rollout(args) => return rollout(&args).await,
         DepotCommand::RotateKeys(args) => return rotate(&args).await,
         DepotCommand::Withdraw(args) => {
-            let open = Open::new(&args.place, &args.keys).await?;
+            let open = Open::new(&args.access).await?;
             let changed = open.publisher()?.withdraw(&args.model, &args.version, args.remove).await?;
             let is = if changed { "is" } else { "was already" };
             println!(
@@ -62,7 +61,7 @@ async fn command(command: DepotCommand) -> anyhow::Result<ExitCode> {
             );
         }
         DepotCommand::Refresh(args) => {
-            let open = Open::new(&args.place, &args.keys).await?;
+            let open = Open::new(&args.access).await?;
             let mut publisher = open.publisher()?;
             let signed = publisher.refresh(args.offline).await?;
             let names: Vec<&str> = signed.into_iter().map(Role::name).collect();
@@ -71,12 +70,12 @@ async fn command(command: DepotCommand) -> anyhow::Result<ExitCode> {
             warn_of_ends(publisher.set());
         }
         DepotCommand::Gc(args) => {
-            let open = Open::new(&args.place, &args.keys).await?;
+            let open = Open::new(&args.access).await?;
             let removed = open.publisher()?.collect(args.grace).await?;
             println!("{} objects removed; {} wait for {:#} to pass", removed.objects, removed.waiting, args.grace);
         }
         DepotCommand::Verify(args) => {
-            let open = Open::new(&args.place, &args.keys).await?;
+            let open = Open::new(&args.access).await?;
             let publisher = open.publisher()?;
             let checked = publisher.verify().await?;
             println!("{} objects read, {} bytes are right", checked.objects, thousands(checked.bytes));
@@ -95,8 +94,8 @@ async fn command(command: DepotCommand) -> anyhow::Result<ExitCode> {
             }
         }
         DepotCommand::Repair(args) => {
-            make(&args.place)?;
-            let open = Open::new(&args.place, &args.keys).await?;
+            make(&args.access.place)?;
+            let open = Open::new(&args.access).await?;
             let packages = packages(&args.packages)?;
             let repaired = open.publisher()?.repair(&packages).await?;
             println!("{} objects put back, {} bytes", repaired.sent, thousands(repaired.bytes));
@@ -123,19 +122,19 @@ async fn command(command: DepotCommand) -> anyhow::Result<ExitCode> {
                 }
                 None => None,
             };
-            let open = Open::new(&args.place, &args.keys).await?;
+            let open = Open::new(&args.access).await?;
             let changed = open.publisher()?.configure(&addressee, text.as_deref()).await?;
             let done = if text.is_some() { "is signed and there" } else { "was taken away" };
             println!("{} {}", addressee.path(), if changed { done } else { "was there already; nothing changed" });
         }
         DepotCommand::ChunksUrl(args) => {
-            let open = Open::new(&args.place, &args.keys).await?;
+            let open = Open::new(&args.access).await?;
             let changed = open.publisher()?.set_chunks_url(args.url.as_deref()).await?;
             let url = args.url.as_deref().unwrap_or("the depot itself");
             println!("gateways have chunks from {url}{}", if changed { "" } else { ", as before" });
         }
         DepotCommand::Adopt(args) => {
-            let open = Open::new(&args.place, &args.keys).await?;
+            let open = Open::new(&args.access).await?;
             let taken = open.publisher()?.adopt().await?;
             let what = if taken { "took over what the depot has" } else { "the depot has what this copy has" };
             println!("{what}; publish from one place only");
@@ -153,7 +152,8 @@ pub(super) struct Open {
 }
 
 impl Open {
-    pub(super) async fn new(place: &PlaceArgs, keys: &KeyArgs) -> anyhow::Result<Self> {
+    pub(super) async fn new(access: &AccessArgs) -> anyhow::Result<Self> {
+        let AccessArgs { place, keys } = access;
         // Wrong keys are found before a broker is waited for.
         let ring = ring(keys, None)?;
         Set::load(&Home::open(ring.folder())?)?;
@@ -187,29 +187,29 @@ fn role_keys(args: &CountArgs, before: &dyn Fn(Role) -> RoleKeys) -> BTreeMap<Ro
 
 async fn initialize(args: &InitArgs) -> anyhow::Result<ExitCode> {
     let beside = {
-        let mut name = args.keys.keys.as_os_str().to_owned();
+        let mut name = args.access.keys.keys.as_os_str().to_owned();
         name.push("-offline");
         PathBuf::from(name)
     };
     let offline = args.offline_root.then_some(beside.as_path());
-    let ring = ring(&args.keys, offline)?;
-    make(&args.place)?;
-    let shelf = shelf(&args.place).await?;
-    let fresh = !args.keys.keys.join("metadata/set.json").exists();
-    if args.place.broker.is_some() && fresh {
-        eprintln!("asking the broker whether it has a depot already, {} s at most", args.place.patience);
+    let ring = ring(&args.access.keys, offline)?;
+    make(&args.access.place)?;
+    let shelf = shelf(&args.access.place).await?;
+    let fresh = !args.access.keys.keys.join("metadata/set.json").exists();
+    if args.access.place.broker.is_some() && fresh {
+        eprintln!("asking the broker whether it has a depot already, {} s at most", args.access.place.patience);
     }
-    let passphrase = if fresh { new_passphrase(&args.keys, args.counts.no_passphrase)? } else { None };
+    let passphrase = if fresh { new_passphrase(&args.access.keys, args.counts.no_passphrase)? } else { None };
     let roles = role_keys(&args.counts, &|_| RoleKeys::default());
     let made = init(&ring, &roles, args.chunks_url.as_deref(), passphrase.as_ref(), Timestamp::now())?;
     let bar = Bar::new();
-    let mut publisher = Publisher::open(&*shelf, &ring, Timestamp::now(), patience(&args.place), &bar)?;
+    let mut publisher = Publisher::open(&*shelf, &ring, Timestamp::now(), patience(&args.access.place), &bar)?;
     publisher.settle().await?;
-    let keys = args.keys.keys.display();
+    let keys = args.access.keys.keys.display();
     if made {
         let how = if passphrase.is_some() { "encrypted" } else { "not encrypted" };
         println!("new keys in {keys}, {how}; keep a backup of that folder");
-        if let Some(offline) = args.keys.offline_keys.as_deref().or(offline) {
+        if let Some(offline) = args.access.keys.offline_keys.as_deref().or(offline) {
             println!(
                 "the keys of root and targets are in {}: move it away from this machine, and name it with \
                  --offline-keys to publish",
@@ -222,7 +222,7 @@ async fn initialize(args: &InitArgs) -> anyhow::Result<ExitCode> {
     println!("the depot at {} is ready", shelf.place());
     println!(
         "install {} on the gateways, and name it as `root` under [depot]",
-        Path::new(&args.keys.keys).join(ROOT_FILE).display()
+        Path::new(&args.access.keys.keys).join(ROOT_FILE).display()
     );
     Ok(ExitCode::SUCCESS)
 }
@@ -252,7 +252,7 @@ fn change(who: &WhoArgs) -> ReleaseChange {
 
 async fn publish(args: &PublishArgs) -> anyhow::Result<ExitCode> {
     let packages = packages(&args.packages)?;
-    let open = Open::new(&args.place, &args.keys).await?;
+    let open = Open::new(&args.access).await?;
     let mut publisher = open.publisher()?;
     let done = publisher.publish(&packages, &change(&args.who)).await?;
     if args.json {
@@ -308,12 +308,12 @@ fn audience(release: &Release) -> String {
 }
 
 async fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
-    let ring = ring(&args.keys, None)?;
+    let ring = ring(&args.access.keys, None)?;
     let set = Set::load(&Home::open(ring.folder())?)?;
     let mut settled = None;
     let listed: Vec<Listed> = limpet_depot::publish::publisher::list(&set);
-    if args.place.to.is_some() || args.place.broker.is_some() {
-        let open = Open::new(&args.place, &args.keys).await?;
+    if args.access.place.to.is_some() || args.access.place.broker.is_some() {
+        let open = Open::new(&args.access).await?;
         settled = Some(open.publisher()?.is_settled().await?);
     }
     let configurations: Vec<&str> = set.configurations().into_keys().collect();
@@ -369,7 +369,7 @@ async fn rollout(args: &RolloutArgs) -> anyhow::Result<ExitCode> {
         (false, true) => Some(false),
         (false, false) => None,
     };
-    let open = Open::new(&args.place, &args.keys).await?;
+    let open = Open::new(&args.access).await?;
     let mut publisher = open.publisher()?;
     let changed = publisher.rollout(&args.model, &args.version, &change).await?;
     let state = publisher.set().state();
@@ -380,7 +380,7 @@ async fn rollout(args: &RolloutArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn rotate(args: &RotateArgs) -> anyhow::Result<ExitCode> {
-    let open = Open::new(&args.place, &args.keys).await?;
+    let open = Open::new(&args.access).await?;
     let roles: BTreeSet<Role> =
         if args.role.is_empty() { Role::ALL.into_iter().collect() } else { args.role.iter().copied().collect() };
     let mut publisher = open.publisher()?;
@@ -392,7 +392,7 @@ async fn rotate(args: &RotateArgs) -> anyhow::Result<ExitCode> {
     if let Some(role) = wanted.keys().find(|role| !roles.contains(role)) {
         return Err(usage(format!("{0} gets no new keys; add --role {0}", role.name())));
     }
-    let passphrase = new_passphrase(&args.keys, args.counts.no_passphrase)?;
+    let passphrase = new_passphrase(&args.access.keys, args.counts.no_passphrase)?;
     let retired = publisher.rotate(&roles, &wanted, passphrase.as_ref()).await?;
     let names: Vec<&str> = roles.iter().map(|role| role.name()).collect();
     println!(
@@ -435,7 +435,7 @@ fn show_problems(problems: &[Problem]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::depot::cli::{GcArgs, RefreshArgs, UserArgs, VerifyArgs, WithdrawArgs};
+    use crate::depot::cli::{GcArgs, KeyArgs, PlaceArgs, RefreshArgs, UserArgs, VerifyArgs, WithdrawArgs};
     use crate::depot::mqtt::tests::Mosquitto;
 
     /// Runs every command on a depot.
@@ -445,31 +445,30 @@ mod tests {
         let counts = CountArgs { no_passphrase: true, ..CountArgs::default() };
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/motor-health");
         let version = Package::open(&model).unwrap().manifest().version.to_string();
-        let (place, keys) = (|| place.clone(), || keys.clone());
-        let init = InitArgs { place: place(), keys: keys(), counts, offline_root: false, chunks_url: None };
+        let access = || AccessArgs { place: place.clone(), keys: keys.clone() };
+        let init = InitArgs { access: access(), counts, offline_root: false, chunks_url: None };
         let publish = PublishArgs {
             packages: vec![model.clone()],
             who: WhoArgs { percent: Some(5.0), ..WhoArgs::default() },
             json: true,
-            place: place(),
-            keys: keys(),
+            access: access(),
         };
         let named = || ("motor-health".to_owned(), version.clone());
         let (name, of) = named();
-        let withdraw = WithdrawArgs { model: name, version: of, remove: false, place: place(), keys: keys() };
+        let withdraw = WithdrawArgs { model: name, version: of, remove: false, access: access() };
         for step in [
             DepotCommand::Init(init),
             DepotCommand::Publish(publish),
-            DepotCommand::List(ListArgs { json: false, place: place(), keys: keys() }),
-            DepotCommand::Refresh(RefreshArgs { offline: false, place: place(), keys: keys() }),
-            DepotCommand::Gc(GcArgs { grace: jiff::SignedDuration::ZERO, place: place(), keys: keys() }),
+            DepotCommand::List(ListArgs { json: false, access: access() }),
+            DepotCommand::Refresh(RefreshArgs { offline: false, access: access() }),
+            DepotCommand::Gc(GcArgs { grace: jiff::SignedDuration::ZERO, access: access() }),
             DepotCommand::Withdraw(withdraw),
-            DepotCommand::Verify(VerifyArgs { place: place(), keys: keys() }),
+            DepotCommand::Verify(VerifyArgs { access: access() }),
         ] {
             command(step).await.unwrap();
         }
         assert!(folder.join("keys").join(ROOT_FILE).exists());
-        let open = Open::new(&place(), &keys()).await.unwrap();
+        let open = Open::new(&access()).await.unwrap();
         let publisher = open.publisher().unwrap();
         assert!(publisher.is_settled().await.unwrap());
         let release = publisher.list().remove(0).release.unwrap();

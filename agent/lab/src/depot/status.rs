@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::cli::{PlaceArgs, StatusArgs};
+use super::cli::{AccessArgs, PlaceArgs, StatusArgs};
 use super::commands::Open;
 use super::place::{credentials, prefix};
 use crate::bench::text::table;
@@ -281,7 +281,7 @@ fn show(text: &str, live: bool, first: bool) -> anyhow::Result<()> {
 /// Opens the depot and the keys that sign the rollout.
 async fn ready_to_halt(args: &StatusArgs, model: &str, version: &str) -> anyhow::Result<Open> {
     let place = PlaceArgs { broker: Some(args.broker.clone()), user: args.user.clone(), to: None, patience: 10 };
-    let open = Open::new(&place, &args.keys).await?;
+    let open = Open::new(&AccessArgs { place, keys: args.keys.clone() }).await?;
     open.check_rollout(model, version)?;
     Ok(open)
 }
