@@ -14,8 +14,8 @@ use limpet_wire::depot::{ChunkRef, Hex, Index, Name, index_name};
 use tokio::time::Instant;
 
 use crate::remote::{Remote, RemoteError, object};
-use crate::store::{Store, check_index};
-use crate::trust::Trusted;
+use crate::store::{CONFIGURATION_MAX, Configuration, Store, check_index};
+use crate::trust::{TargetInfo, Trusted};
 use crate::{DepotError, Digest};
 
 /// Chunks that are asked for at once.
@@ -57,7 +57,7 @@ pub enum FetchError {
     #[error(transparent)]
     Store(#[from] DepotError),
     /// What its publisher signed is no package that can be taken. It will not change, so asking again is no use.
-    #[error("{what}: {why}; publish the package again")]
+    #[error("{what}: {why}; publish it again")]
     Unfit {
         /// The object.
         what: String,
@@ -120,19 +120,42 @@ pub async fn index(
         return Ok(index);
     }
     let unfit = |why: String| FetchError::Unfit { what: target.clone(), why };
-    let name = Name::target(info.sha256, &target).ok_or_else(|| unfit("its name cannot stand in a topic".into()))?;
-    let bytes = object(depot, &name, info.length).await?;
-    let found = Digest::of(&bytes);
-    if found.0 != info.sha256 {
-        let reason = format!("its SHA-256 is {found}, expected {}", Hex(&info.sha256));
-        return Err(RemoteError::Damaged { place: depot.place().to_owned(), name, reason }.into());
-    }
+    let bytes = target_bytes(depot, &target, info).await?;
     let index = Index::from_bytes(&bytes).map_err(|error| unfit(error.to_string()))?;
     if index.model != model || index.version != version {
         return Err(unfit(format!("it is the index of {} {}", index.model, index.version)));
     }
     check_index(&index).map_err(|error| unfit(error.to_string()))?;
     Ok(index)
+}
+
+/// A signed configuration.
+///
+/// # Errors
+/// [`FetchError`].
+pub async fn configuration(trusted: &Trusted, depot: &dyn Remote, target: &str) -> Result<Configuration, FetchError> {
+    let info = trusted.targets.get(target).ok_or_else(|| FetchError::NotListed(target.to_owned()))?;
+    let unfit = |why: String| FetchError::Unfit { what: target.to_owned(), why };
+    if info.length > CONFIGURATION_MAX as u64 {
+        let why = format!("it has {} bytes, and a signed configuration has at most {CONFIGURATION_MAX}", info.length);
+        return Err(unfit(why));
+    }
+    let bytes = target_bytes(depot, target, info).await?;
+    let text = String::from_utf8(bytes).map_err(|_| unfit("it is no text".into()))?;
+    Ok(Configuration { target: target.to_owned(), text })
+}
+
+/// The bytes of a target, verified.
+async fn target_bytes(depot: &dyn Remote, target: &str, info: &TargetInfo) -> Result<Vec<u8>, FetchError> {
+    let unfit = |why: &str| FetchError::Unfit { what: target.to_owned(), why: why.to_owned() };
+    let name = Name::target(info.sha256, target).ok_or_else(|| unfit("its name cannot stand in a topic"))?;
+    let bytes = object(depot, &name, info.length).await?;
+    let found = Digest::of(&bytes);
+    if found.0 != info.sha256 {
+        let reason = format!("its SHA-256 is {found}, expected {}", Hex(&info.sha256));
+        return Err(RemoteError::Damaged { place: depot.place().to_owned(), name, reason }.into());
+    }
+    Ok(bytes)
 }
 
 /// Fetches one chunk, verifies it and keeps it.

@@ -5,6 +5,7 @@
 //! chunks/<2 digits>/<sha256>        one chunk as stored, by the SHA-256 of these bytes
 //! indexes/<model>-<version>.index   the index of a package, followed by its own SHA-256
 //! models/<model>.json, <model>.copy the record of a model, twice
+//! configuration.json, .copy         the signed configuration in effect, twice
 //! lock, hold                        locked while something changes; while a delivery goes on
 //! ```
 //! Promises, at every point where power or a process may end:
@@ -21,7 +22,9 @@
 //! model and version are checked before they become part of one, and digests are digits.
 
 mod check;
+mod configured;
 mod files;
+mod kept;
 mod record;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -36,6 +39,7 @@ use limpet_wire::name::check_name;
 use semver::Version;
 
 pub use self::check::{Checked, Collected, Damaged, Missing};
+pub use self::configured::{CONFIGURATION_MAX, Configuration, Configured};
 use self::files::Lock;
 pub use self::record::{Installed, REJECTED_MAX, Record, Rejection};
 use crate::package::{Digest, archive};
@@ -45,8 +49,6 @@ use crate::{DepotError, Package, chunk};
 const CHUNKS_MAX: usize = archive::RAW_MAX as usize / chunk::RAW_MIN + 1;
 /// Largest file of an index, in bytes: every chunk takes two digests and two lengths of at most three bytes.
 const INDEX_MAX: usize = 1024 + CHUNKS_MAX * 72;
-/// Largest file of a record, in bytes.
-const RECORD_MAX: usize = 1 << 20;
 /// What stays free on the disk for results and logs: a twentieth of it, and at most this many bytes.
 const RESERVE_MAX: u64 = 64 << 20;
 /// What to do about a damaged file.
@@ -239,37 +241,16 @@ impl Store {
     /// [`DepotError::Store`] if it cannot be a model's name, or with the file if both are damaged; [`DepotError::Io`] if
     /// they cannot be read. It is never taken for an empty one then.
     pub fn record(&self, model: &str) -> Result<Record, DepotError> {
-        let [main, copy] = self.record_paths(model)?;
-        match read_record(&main) {
-            Ok(Some(record)) => return Ok(record),
-            Ok(None) if !copy.exists() => return Ok(Record::default()),
-            _ => {}
-        }
-        let _lock = Lock::exclusive(&self.lock_path())?;
-        self.record_locked(model)
+        self.kept(&self.record_paths(model)?)
     }
 
     /// The same under the exclusive lock, which putting it right needs.
     fn record_locked(&self, model: &str) -> Result<Record, DepotError> {
-        let [main, copy] = self.record_paths(model)?;
-        let damage = match (read_record(&main), copy.exists()) {
-            (Ok(Some(record)), _) => return Ok(record),
-            (Ok(None), false) => return Ok(Record::default()),
-            (Ok(None), true) => DepotError::store(&main, "is not there, but its copy is"),
-            (Err(error), _) => error,
-        };
-        let Ok(Some(record)) = read_record(&copy) else {
-            let reason = format!(
-                "{damage}; its copy {} does not help; which version served is not known: put the files back from a \
-                 backup, or remove both, and the model is fetched and proved again",
-                copy.display()
-            );
-            return Err(DepotError::store(&main, reason));
-        };
-        self.replace(&main, record.to_text().as_bytes())?;
-        let mut notices = self.inner.notices.lock().unwrap_or_else(PoisonError::into_inner);
-        notices.push(format!("{damage}; its copy took its place"));
-        Ok(record)
+        self.kept_locked(&self.record_paths(model)?)
+    }
+
+    fn notice(&self, notice: String) {
+        self.inner.notices.lock().unwrap_or_else(PoisonError::into_inner).push(notice);
     }
 
     /// What was put right since this was last asked: sentences for an event each.
@@ -288,15 +269,7 @@ impl Store {
     }
 
     fn set_record_locked(&self, model: &str, record: &Record) -> Result<(), DepotError> {
-        let [main, copy] = self.record_paths(model)?;
-        record.check().map_err(|reason| DepotError::store(&main, format!("is not written: {reason}")))?;
-        let text = record.to_text();
-        self.replace(&main, text.as_bytes())?;
-        let copied = read_record(&copy).ok().flatten();
-        if copied.is_none_or(|copied| !copied.differs_by_progress_alone(record)) {
-            self.replace(&copy, text.as_bytes())?;
-        }
-        Ok(())
+        self.set_kept_locked(&self.record_paths(model)?, record)
     }
 
     /// Changes the record of a model while no other process can. Nothing is written if `change` changes nothing.
@@ -304,14 +277,24 @@ impl Store {
     /// # Errors
     /// As for [`Store::record`] and [`Store::set_record`].
     pub fn update_record(&self, model: &str, change: impl FnOnce(&mut Record)) -> Result<Record, DepotError> {
-        let _lock = Lock::exclusive(&self.lock_path())?;
-        let before = self.record_locked(model)?;
-        let mut record = before.clone();
-        change(&mut record);
-        if record != before {
-            self.set_record_locked(model, &record)?;
-        }
-        Ok(record)
+        self.update_kept(&self.record_paths(model)?, change)
+    }
+
+    /// What this gateway is configured by, beside its own file.
+    ///
+    /// # Errors
+    /// [`DepotError::Store`] with the file if it and its copy are damaged; [`DepotError::Io`] if they cannot be read.
+    pub fn configured(&self) -> Result<Configured, DepotError> {
+        self.kept(&self.configured_paths())
+    }
+
+    /// Changes that while no other process can; returns when it is safe from a power cut.
+    ///
+    /// # Errors
+    /// As for [`Store::configured`]; [`DepotError::Full`] or [`DepotError::Io`] if it cannot be written: the old one
+    /// stands then.
+    pub fn update_configured(&self, change: impl FnOnce(&mut Configured)) -> Result<Configured, DepotError> {
+        self.update_kept(&self.configured_paths(), change)
     }
 
     /// The records of all models by name. One that cannot be read keeps no other from serving.
@@ -390,8 +373,8 @@ impl Store {
 
     /// Needs the exclusive lock: a file that somebody is writing has a temporary name too.
     fn remove_temporary(&self) -> Result<(), DepotError> {
-        for folder in self.folders()? {
-            for path in files::temporary(&folder)? {
+        for folder in self.folders()?.iter().map(PathBuf::as_path).chain([self.folder()]) {
+            for path in files::temporary(folder)? {
                 files::remove(&path)?;
             }
         }
@@ -430,6 +413,10 @@ impl Store {
         Ok(self.indexes().join(index_name(model, version)))
     }
 
+    fn configured_paths(&self) -> [PathBuf; 2] {
+        ["configuration.json", "configuration.copy"].map(|name| self.folder().join(name))
+    }
+
     /// The record and its copy.
     fn record_paths(&self, model: &str) -> Result<[PathBuf; 2], DepotError> {
         check_name(model)
@@ -442,11 +429,6 @@ impl Store {
 fn recorded_model(path: &Path) -> Option<&str> {
     let (model, extension) = files::name(path).split_once('.')?;
     (matches!(extension, "json" | "copy") && check_name(model).is_ok()).then_some(model)
-}
-
-fn read_record(path: &Path) -> Result<Option<Record>, DepotError> {
-    let Some(bytes) = files::read(path, RECORD_MAX)? else { return Ok(None) };
-    Record::from_text(&bytes).map(Some).map_err(|reason| DepotError::store(path, reason))
 }
 
 /// What came from elsewhere, fit for a sentence.

@@ -27,6 +27,8 @@
 //! there are none, when they differ by no more than the other version's values spread around their means, or by a
 //! twentieth of their size where they hardly move at all.
 
+mod configuration;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -38,6 +40,8 @@ use crate::decision::Decider;
 use crate::golden::{Golden, Tensor};
 use crate::manifest::InputKind;
 use crate::package::Package;
+
+pub use configuration::{Activity, ConfigurationTrial, Heard, Judge, STARTS_MAX, Seen, Stand};
 
 /// Standard deviations of a bound that a verdict rests on. It is asked again at every window, and so has to be wide.
 const SURE: f64 = 3.0;

@@ -63,6 +63,50 @@ pub struct Models {
     pub clock: Clock,
     /// One entry a model, ordered by name.
     pub models: Vec<ModelState>,
+    /// The signed configuration that is in effect or was tried last; left out where there never was one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub configuration: Option<ConfigurationState>,
+}
+
+/// The signed configuration of a gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigurationState {
+    /// The target that it is, such as `config.press-07`, or `file` for the gateway's own file alone.
+    pub name: String,
+    /// SHA-256 of its text in hexadecimal digits; empty for the file.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub sha256: String,
+    /// What becomes of it.
+    pub state: ConfigurationPhase,
+    /// What is wrong with it, and what is in effect instead.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub failure: Option<String>,
+}
+
+/// What becomes of a signed configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConfigurationPhase {
+    /// It is fetched, checked, and waits for what it needs.
+    Waiting,
+    /// It is in effect, and watched.
+    Trial,
+    /// It is in effect.
+    Active,
+    /// It was rejected or taken back.
+    Failed,
+}
+
+impl ConfigurationPhase {
+    /// How it is written.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Trial => "trial",
+            Self::Active => "active",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 impl Message for Models {

@@ -6,9 +6,7 @@
 use limpet_wire::name::check_name;
 
 use super::PublishError;
-
-/// Largest configuration, in bytes.
-pub const TEXT_MAX: usize = 256 * 1024;
+use crate::store::CONFIGURATION_MAX;
 
 /// Tables that a signed configuration may have: arrays of tables, and one table.
 const ARRAYS: [&str; 2] = ["source", "pipeline"];
@@ -64,8 +62,8 @@ impl Addressee {
 /// [`PublishError::Refused`] with the line or the key.
 pub fn check(file: &str, text: &str) -> Result<(), PublishError> {
     let wrong = |reason: String| Err(PublishError::Refused(format!("{file}: {reason}")));
-    if text.len() > TEXT_MAX {
-        return wrong(format!("has {} bytes; expected at most {TEXT_MAX}", text.len()));
+    if text.len() > CONFIGURATION_MAX {
+        return wrong(format!("has {} bytes; expected at most {CONFIGURATION_MAX}", text.len()));
     }
     let table: toml::Table = match toml::from_str(text) {
         Ok(table) => table,

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use limpet_wire::depot::{Hex, Index, MESSAGE_MAX, Sha256, index_name, parse_hex};
 
 use super::files::{self, Lock};
-use super::{Record, Store, read_record, recorded_model};
+use super::kept::read as read_kept;
+use super::{Configured, Record, Store, recorded_model};
 use crate::DepotError;
 use crate::package::Digest;
 
@@ -166,13 +167,19 @@ impl Store {
         for path in files::list(&self.models())? {
             if recorded_model(&path).is_none() {
                 checked.stray.push(path);
-            } else if let Err(error) = read_record(&path) {
+            } else if let Err(error) = read_kept::<Record>(&path) {
+                checked.damaged.push(Damaged { path, reason: error.to_string() });
+            }
+        }
+        for path in self.configured_paths() {
+            if let Err(error) = read_kept::<Configured>(&path) {
                 checked.damaged.push(Damaged { path, reason: error.to_string() });
             }
         }
         for model in self.recorded()? {
             let [main, copy] = self.record_paths(&model)?;
-            let record = read_record(&main).ok().flatten().or_else(|| read_record(&copy).ok().flatten());
+            let read = |path: &Path| read_kept::<Record>(path).ok().flatten();
+            let record = read(&main).or_else(|| read(&copy));
             for installed in record.iter().flat_map(|record| record.active.iter().chain(&record.previous)) {
                 if !indexed.contains(&(model.clone(), installed.version.clone())) {
                     let version = installed.version.clone();
@@ -204,7 +211,9 @@ impl Store {
         let _lock = Lock::exclusive(&self.lock_path())?;
         self.remove_temporary()?;
         for Damaged { path, .. } in &checked.damaged {
-            if let Some(model) = recorded_model(path) {
+            if self.configured_paths().contains(path) {
+                self.repair_configured()?;
+            } else if let Some(model) = recorded_model(path) {
                 match self.record_locked(model) {
                     Ok(record) => self.set_record_locked(model, &record)?,
                     Err(_) => {
@@ -229,6 +238,15 @@ impl Store {
             }
         }
         self.remove_empty_folders()
+    }
+
+    /// From the copy; where both are lost they go, and the gateway's own file takes effect.
+    fn repair_configured(&self) -> Result<(), DepotError> {
+        let paths = self.configured_paths();
+        match self.kept_locked::<Configured>(&paths) {
+            Ok(configured) => self.set_kept_locked(&paths, &configured),
+            Err(_) => paths.iter().try_for_each(|path| files::remove(path).map(|_| ())),
+        }
     }
 
     /// Every file under `chunks/`, with the digest that it should have; none if its name is no digest or its folder is

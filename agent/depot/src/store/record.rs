@@ -1,10 +1,8 @@
 //! The record of a model: which versions of it this device has, and which one serves.
 //!
-//! `models/<model>.json` is one JSON object, `{"sha256": …, "v": 1, …}`. Replacing it is what activates a version, so it
-//! must never be half of anything; and since no version serves without it, a flipped bit must neither go unnoticed nor
-//! leave the model without a version. The first key is the SHA-256 of the object without that key. `models/<model>.copy`
-//! is the same file again, written after the first whenever more than the progress of a trial has changed, and read where
-//! the first is not whole.
+//! Replacing `models/<model>.json` is what activates a version, so it must never be half of anything; and since no version
+//! serves without it, a flipped bit must neither go unnoticed nor leave the model without a version. So it is kept twice
+//! ([`super::kept`]).
 
 use std::collections::BTreeMap;
 
@@ -13,15 +11,12 @@ use limpet_wire::depot::parse_hex;
 use serde::{Deserialize, Serialize};
 
 use super::check_version;
-use crate::package::{Digest, Package};
+use super::kept::{Kept, bound_rejections};
+use crate::package::Package;
 use crate::trial::Progress;
 
-/// Newest version of the file.
-const VERSION: u64 = 1;
 /// Most versions that are remembered as rejected; the oldest are forgotten.
 pub const REJECTED_MAX: usize = 64;
-/// Longest reason that is kept, in bytes.
-const REASON_MAX: usize = 1000;
 
 /// Which versions of a model this device has, and which one serves.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -104,50 +99,17 @@ impl Record {
         let installed = self.active.iter().chain(&self.previous).any(|installed| installed.version == version);
         installed || self.trial.as_ref().is_some_and(|trial| trial.package == package)
     }
+}
 
-    /// As the file holds it, bounded: too long a reason is cut, and of too many rejections the oldest go.
-    pub(super) fn to_text(&self) -> String {
-        let mut record = self.clone();
-        while record.rejected.len() > REJECTED_MAX {
-            let oldest = record.rejected.iter().min_by_key(|(_, rejection)| rejection.at).map(|(key, _)| key.clone());
-            record.rejected.remove(&oldest.expect("there are more than none"));
-        }
-        for rejection in record.rejected.values_mut() {
-            let end = rejection.reason.floor_char_boundary(REASON_MAX);
-            rejection.reason.truncate(end);
-        }
-        let json = serde_json::to_string(&record).expect("plain values are always JSON");
-        let json = format!("{{\"v\":{VERSION},{}", &json[1..]);
-        format!("{{\"sha256\":\"{}\",{}\n", Digest::of(json.as_bytes()), &json[1..])
-    }
+impl Kept for Record {
+    const WHAT: &'static str = "record of a model";
+    const VERSION: u64 = 1;
+    const BYTES_MAX: usize = 1 << 20;
+    const LOST: &'static str = "which version served is not known: put the files back from a backup, or remove both, and the \
+                                model is fetched and proved again";
 
-    /// Reads the file; the error says what was found and expected.
-    pub(super) fn from_text(bytes: &[u8]) -> Result<Self, String> {
-        let no_record = || "is no record of a model".to_owned();
-        let text = std::str::from_utf8(bytes).map_err(|_| no_record())?;
-        let rest = text.strip_prefix("{\"sha256\":\"").ok_or_else(no_record)?;
-        let (sha256, rest) = rest.split_once("\",").ok_or_else(no_record)?;
-        let json = format!("{{{}", rest.trim_end());
-        let found = Digest::of(json.as_bytes()).to_string();
-        if found != sha256 {
-            return Err(format!("is damaged, or was changed by hand: its SHA-256 is {found}; expected {sha256}"));
-        }
-        #[derive(Deserialize)]
-        struct Version {
-            v: u64,
-        }
-        // The version before the rest, which may look different in another.
-        let Version { v } = serde_json::from_str(&json).map_err(|error| format!("{}: {error}", no_record()))?;
-        if v > VERSION {
-            return Err(format!("has version {v}; the newest that this program knows is {VERSION}"));
-        }
-        let record: Self = serde_json::from_str(&json).map_err(|error| format!("{}: {error}", no_record()))?;
-        record.check()?;
-        Ok(record)
-    }
-
-    /// Whether every version in it can be one: they become parts of paths.
-    pub(super) fn check(&self) -> Result<(), String> {
+    /// Versions become parts of paths.
+    fn check(&self) -> Result<(), String> {
         for installed in self.active.iter().chain(&self.previous) {
             check_version(&installed.version)?;
             if parse_hex(&installed.package).is_none() {
@@ -158,8 +120,12 @@ impl Record {
         Ok(())
     }
 
-    /// Whether the copy may stay as it is: a trial that begins a little earlier again is no loss, a version is.
-    pub(super) fn differs_by_progress_alone(&self, other: &Self) -> bool {
+    fn bound(&mut self) {
+        bound_rejections(&mut self.rejected);
+    }
+
+    /// A trial that begins a little earlier again is no loss, a version is.
+    fn differs_by_progress_alone(&self, other: &Self) -> bool {
         let without = |record: &Self| Self { trial: None, ..record.clone() };
         let trial = |record: &Self| record.trial.as_ref().map(|trial| trial.package.clone());
         without(self) == without(other) && self.trial.is_some() == other.trial.is_some() && trial(self) == trial(other)

@@ -7,16 +7,17 @@ use serde_json::json;
 use crate::trial::{Before, Mode, Progress};
 use tar::{Builder, EntryType, Header};
 
+use super::kept::Kept as _;
 use super::*;
 use crate::chunk::tests::{noise, package};
 use crate::chunk::{Cut, cut};
 
-struct Home {
-    state: tempfile::TempDir,
-    store: Store,
+pub(super) struct Home {
+    pub(super) state: tempfile::TempDir,
+    pub(super) store: Store,
 }
 
-fn home() -> Home {
+pub(super) fn home() -> Home {
     let state = tempfile::tempdir().unwrap();
     let store = Store::open(state.path()).unwrap();
     Home { state, store }

@@ -1,0 +1,183 @@
+//! Which signed configuration this device runs with.
+//!
+//! `configuration.json` and its copy ([`super::kept`]) hold the very texts: replacing the file is what activates one, and
+//! no other file must agree with it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::kept::{Kept, bound_rejections};
+use super::record::Rejection;
+use crate::package::Digest;
+use crate::trial::ConfigurationTrial;
+
+/// Largest signed configuration, in bytes.
+pub const CONFIGURATION_MAX: usize = 256 << 10;
+
+/// A signed configuration: tables that take the place of those of the gateway's own file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configuration {
+    /// The target that it is, such as `config.press-07` or `config.line=3`.
+    pub target: String,
+    /// Its text.
+    pub text: String,
+}
+
+impl Configuration {
+    /// SHA-256 of its text.
+    pub fn digest(&self) -> Digest {
+        Digest::of(self.text.as_bytes())
+    }
+}
+
+/// What a gateway is configured by, beside its own file.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Configured {
+    /// What takes the place of tables of the file; the file alone where there is none.
+    #[serde(default)]
+    pub active: Option<Configuration>,
+    /// The trial that is going on, with what to go back to.
+    #[serde(default)]
+    pub trial: Option<ConfigurationTrial>,
+    /// What was fetched and verified, and is not taken up yet.
+    #[serde(default)]
+    pub staged: Option<Configuration>,
+    /// What is not tried again, by the digest of its text; the file alone is [`Configured::FILE`].
+    #[serde(default)]
+    pub rejected: BTreeMap<String, Rejection>,
+}
+
+impl Configured {
+    /// What the file alone is called among the rejected.
+    pub const FILE: &'static str = "file";
+
+    /// What a configuration, or the file alone, is called among the rejected.
+    pub fn key(configuration: Option<&Configuration>) -> String {
+        configuration.map_or_else(|| Self::FILE.to_owned(), |configuration| configuration.digest().to_string())
+    }
+
+    /// Lets a configuration, or the file alone, take effect. With a trial, what was in effect can come back; what was still
+    /// on trial itself never showed that one can go back to it, so what was before that can.
+    pub fn activate(&mut self, configuration: Option<Configuration>, trial: Option<ConfigurationTrial>) {
+        self.rejected.remove(&Self::key(configuration.as_ref()));
+        let replaced = std::mem::replace(&mut self.active, configuration);
+        let previous = self.trial.take().map_or(replaced, |trial| trial.previous);
+        self.trial = trial.map(|trial| ConfigurationTrial { previous, ..trial });
+        self.staged = None;
+    }
+
+    /// Rejects what is in effect, and goes back to what was before, or, where no trial is going on, to the file alone.
+    pub fn go_back(&mut self, rejection: Rejection) {
+        self.rejected.insert(Self::key(self.active.as_ref()), rejection);
+        self.active = self.trial.take().and_then(|trial| trial.previous);
+    }
+}
+
+impl Kept for Configured {
+    const WHAT: &'static str = "record of signed configurations";
+    const VERSION: u64 = 1;
+    // Three texts, which JSON makes twice as long at most, and the rejections.
+    const BYTES_MAX: usize = 8 * CONFIGURATION_MAX;
+    const LOST: &'static str = "which signed configuration was in effect is not known: put the files back from a backup, \
+                                or remove both, and the file of this gateway takes effect until it is fetched again";
+
+    fn check(&self) -> Result<(), String> {
+        let previous = self.trial.iter().filter_map(|trial| trial.previous.as_ref());
+        for one in self.active.iter().chain(&self.staged).chain(previous) {
+            if one.text.len() > CONFIGURATION_MAX {
+                let length = one.text.len();
+                return Err(format!("holds a configuration of {length} bytes; expected at most {CONFIGURATION_MAX}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn bound(&mut self) {
+        bound_rejections(&mut self.rejected);
+    }
+
+    fn differs_by_progress_alone(&self, other: &Self) -> bool {
+        let without = |record: &Self| Self { trial: None, staged: None, ..record.clone() };
+        let back = |record: &Self| record.trial.as_ref().map(|trial| trial.previous.clone());
+        without(self) == without(other) && back(self) == back(other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::home;
+    use super::*;
+
+    fn one(text: &str) -> Configuration {
+        Configuration { target: "config.press-07".into(), text: text.into() }
+    }
+
+    fn rejection() -> Rejection {
+        Rejection { version: "config.press-07".into(), reason: "wrong".into(), at: None, under: None }
+    }
+
+    #[test]
+    fn what_is_taken_back_gives_way_to_what_was_before_and_is_remembered() {
+        let mut configured = Configured::default();
+        configured.activate(Some(one("a")), None);
+        configured.activate(Some(one("b")), Some(ConfigurationTrial::default()));
+        configured.go_back(rejection());
+        assert_eq!((configured.active.as_ref(), configured.trial.as_ref()), (Some(&one("a")), None));
+        assert!(configured.rejected.contains_key(&one("b").digest().to_string()));
+        // Without a trial, the file alone is what is left.
+        configured.go_back(rejection());
+        assert_eq!(configured.active, None);
+        configured.activate(Some(one("b")), None);
+        assert!(!configured.rejected.contains_key(&one("b").digest().to_string()), "it was put in effect after all");
+    }
+
+    #[test]
+    fn one_that_was_still_on_trial_is_nothing_to_go_back_to() {
+        let mut configured = Configured::default();
+        configured.activate(Some(one("a")), None);
+        configured.activate(Some(one("b")), Some(ConfigurationTrial::default()));
+        configured.activate(Some(one("c")), Some(ConfigurationTrial::default()));
+        configured.go_back(rejection());
+        assert_eq!(configured.active, Some(one("a")));
+    }
+
+    #[test]
+    fn the_record_survives_a_flipped_bit_in_either_file_and_is_never_taken_for_an_empty_one() {
+        let home = home();
+        let set = |configured: &mut Configured| configured.activate(Some(one("[budget]\n")), None);
+        let configured = home.store.update_configured(set).unwrap();
+        let [main, copy] = home.store.configured_paths();
+        for path in [&main, &copy] {
+            let mut bytes = std::fs::read(path).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            std::fs::write(path, bytes).unwrap();
+            assert_eq!(home.store.check(false).unwrap().damaged.len(), 1);
+            assert_eq!(home.store.configured().unwrap(), configured);
+            home.store.check(true).unwrap();
+            assert!(home.store.check(false).unwrap().is_whole(), "{}", path.display());
+        }
+        std::fs::write(&main, "{").unwrap();
+        std::fs::write(&copy, "{").unwrap();
+        let error = home.store.configured().unwrap_err().to_string();
+        assert!(error.contains("configuration.json") && error.contains("remove both"), "{error}");
+        home.store.check(true).unwrap();
+        assert_eq!(home.store.configured().unwrap(), Configured::default());
+    }
+
+    #[test]
+    fn a_text_that_is_too_long_is_not_kept() {
+        let home = home();
+        let long = one(&"#".repeat(CONFIGURATION_MAX + 1));
+        let error = home.store.update_configured(|configured| configured.staged = Some(long)).unwrap_err().to_string();
+        assert!(error.contains("expected at most 262144"), "{error}");
+        let longest = one(&"\n".repeat(CONFIGURATION_MAX));
+        let set = |configured: &mut Configured| {
+            configured.activate(Some(longest.clone()), None);
+            configured.staged = Some(longest.clone());
+        };
+        let configured = home.store.update_configured(set).unwrap();
+        assert_eq!(home.store.configured().unwrap(), configured);
+    }
+}

@@ -1,0 +1,151 @@
+//! Small files that must neither be half of anything nor lost to a flipped bit, kept twice.
+//!
+//! Each is one JSON object, `{"sha256": …, "v": 1, …}`: the first key is the SHA-256 of the object without that key. Its
+//! copy is the same file again, written after the first whenever more than progress has changed, and read where the first
+//! is not whole.
+
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::files::{self, Lock};
+use super::record::{REJECTED_MAX, Rejection};
+use super::{Store, shown};
+use crate::DepotError;
+use crate::package::Digest;
+
+/// Longest reason that is kept, in bytes.
+const REASON_MAX: usize = 1000;
+
+/// What such a file holds.
+pub(super) trait Kept: Clone + Default + PartialEq + Serialize + DeserializeOwned {
+    /// What it is called in messages.
+    const WHAT: &'static str;
+    /// Newest version of the file.
+    const VERSION: u64;
+    /// Largest file, in bytes.
+    const BYTES_MAX: usize;
+    /// What to do where the file and its copy are both lost.
+    const LOST: &'static str;
+
+    /// Whether everything in it can be so; else what was found and expected.
+    fn check(&self) -> Result<(), String>;
+    /// What may not grow for ever, made short.
+    fn bound(&mut self);
+    /// Whether the copy may stay as it is, since what changed is no loss.
+    fn differs_by_progress_alone(&self, other: &Self) -> bool;
+
+    /// As the file holds it, bounded.
+    fn to_text(&self) -> String {
+        let mut bounded = self.clone();
+        bounded.bound();
+        let json = serde_json::to_string(&bounded).expect("plain values are always JSON");
+        let json = format!("{{\"v\":{},{}", Self::VERSION, &json[1..]);
+        format!("{{\"sha256\":\"{}\",{}\n", Digest::of(json.as_bytes()), &json[1..])
+    }
+
+    /// Reads the file; the error says what was found and expected.
+    fn from_text(bytes: &[u8]) -> Result<Self, String> {
+        let none = || format!("is no {}", Self::WHAT);
+        let text = std::str::from_utf8(bytes).map_err(|_| none())?;
+        let rest = text.strip_prefix("{\"sha256\":\"").ok_or_else(none)?;
+        let (sha256, rest) = rest.split_once("\",").ok_or_else(none)?;
+        let json = format!("{{{}", rest.trim_end());
+        let found = Digest::of(json.as_bytes()).to_string();
+        if found != sha256 {
+            let expected = shown(sha256);
+            return Err(format!("is damaged, or was changed by hand: its SHA-256 is {found}; expected {expected}"));
+        }
+        #[derive(Deserialize)]
+        struct Version {
+            v: u64,
+        }
+        // The version before the rest, which may look different in another.
+        let Version { v } = serde_json::from_str(&json).map_err(|error| format!("{}: {error}", none()))?;
+        if v > Self::VERSION {
+            return Err(format!("has version {v}; the newest that this program knows is {}", Self::VERSION));
+        }
+        let kept: Self = serde_json::from_str(&json).map_err(|error| format!("{}: {error}", none()))?;
+        kept.check()?;
+        Ok(kept)
+    }
+}
+
+/// Of too many rejections the oldest go, and too long reasons are cut.
+pub(super) fn bound_rejections(rejected: &mut std::collections::BTreeMap<String, Rejection>) {
+    while rejected.len() > REJECTED_MAX {
+        let oldest = rejected.iter().min_by_key(|(_, rejection)| rejection.at).map(|(key, _)| key.clone());
+        rejected.remove(&oldest.expect("there are more than none"));
+    }
+    for rejection in rejected.values_mut() {
+        let end = rejection.reason.floor_char_boundary(REASON_MAX);
+        rejection.reason.truncate(end);
+    }
+}
+
+/// The file, or none if it is not there.
+pub(super) fn read<K: Kept>(path: &Path) -> Result<Option<K>, DepotError> {
+    let Some(bytes) = files::read(path, K::BYTES_MAX)? else { return Ok(None) };
+    K::from_text(&bytes).map(Some).map_err(|reason| DepotError::store(path, reason))
+}
+
+impl Store {
+    /// What the file or its copy holds; nothing, if neither was ever written. What is not whole is put right from the
+    /// copy, and told of in [`Store::notices`].
+    pub(super) fn kept<K: Kept>(&self, paths: &[PathBuf; 2]) -> Result<K, DepotError> {
+        let [main, copy] = paths;
+        match read(main) {
+            Ok(Some(kept)) => return Ok(kept),
+            Ok(None) if !copy.exists() => return Ok(K::default()),
+            _ => {}
+        }
+        let _lock = Lock::exclusive(&self.lock_path())?;
+        self.kept_locked(paths)
+    }
+
+    /// The same under the exclusive lock, which putting it right needs.
+    pub(super) fn kept_locked<K: Kept>(&self, [main, copy]: &[PathBuf; 2]) -> Result<K, DepotError> {
+        let damage = match (read(main), copy.exists()) {
+            (Ok(Some(kept)), _) => return Ok(kept),
+            (Ok(None), false) => return Ok(K::default()),
+            (Ok(None), true) => DepotError::store(main, "is not there, but its copy is"),
+            (Err(error), _) => error,
+        };
+        let Ok(Some(kept)) = read::<K>(copy) else {
+            let reason = format!("{damage}; its copy {} does not help; {}", copy.display(), K::LOST);
+            return Err(DepotError::store(main, reason));
+        };
+        self.replace(main, kept.to_text().as_bytes())?;
+        self.notice(format!("{damage}; its copy took its place"));
+        Ok(kept)
+    }
+
+    /// Writes both. The old ones stand where that fails.
+    pub(super) fn set_kept_locked<K: Kept>(&self, [main, copy]: &[PathBuf; 2], kept: &K) -> Result<(), DepotError> {
+        kept.check().map_err(|reason| DepotError::store(main, format!("is not written: {reason}")))?;
+        let text = kept.to_text();
+        self.replace(main, text.as_bytes())?;
+        let copied: Option<K> = read(copy).ok().flatten();
+        if copied.is_none_or(|copied| !copied.differs_by_progress_alone(kept)) {
+            self.replace(copy, text.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Changes it while no other process can. Nothing is written if `change` changes nothing.
+    pub(super) fn update_kept<K: Kept>(
+        &self,
+        paths: &[PathBuf; 2],
+        change: impl FnOnce(&mut K),
+    ) -> Result<K, DepotError> {
+        let _lock = Lock::exclusive(&self.lock_path())?;
+        let before: K = self.kept_locked(paths)?;
+        let mut kept = before.clone();
+        change(&mut kept);
+        if kept != before {
+            self.set_kept_locked(paths, &kept)?;
+        }
+        Ok(kept)
+    }
+}
