@@ -151,6 +151,7 @@ impl Backend for LocalBackend {
                 })
                 .collect(),
             models: models.collect(),
+            configuration: self.board.configuration(),
             sources: self.plan.sources.iter().map(|s| (s.name().to_owned(), s.ledger.figures())).collect(),
             pipelines: self
                 .plan

@@ -1,5 +1,6 @@
 //! What a person does with delivered models on the gateway: `limpet depot import` and `limpet store check`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -7,13 +8,13 @@ use anyhow::Context as _;
 use limpet_depot::Store;
 use limpet_depot::fetch::{self, Bounds, Progress};
 use limpet_depot::remote::{Folder, Remote};
-use limpet_depot::select::{self, Choice};
-use limpet_depot::store::Missing;
-use limpet_depot::trust::{Trust, Update};
+use limpet_depot::select::{self, Choice, Gateway};
+use limpet_depot::store::{Configuration, Missing};
+use limpet_depot::trust::{Trust, Trusted, Update};
 
 use crate::cli::{ImportArgs, StoreCheckArgs};
-use crate::config::{self, Config, Depot};
-use crate::{CliError, api, console, delivery, wall};
+use crate::config::{self, Config, Depot, Loaded};
+use crate::{CliError, api, configured, console, delivery, wall};
 
 /// Nothing slows a folder down.
 const RATE: u64 = u64::MAX;
@@ -23,11 +24,13 @@ const RATE: u64 = u64::MAX;
 /// # Errors
 /// What is wrong with the configuration, the folder, or what is signed in it. What runs goes on.
 pub fn import(args: &ImportArgs) -> Result<(), CliError> {
-    let config = config::read(&args.config.config)?.config;
-    let depot = depot(&config)?;
-    let store = Store::open(&config.gateway.state).map_err(refuse)?;
+    let path = &args.config.config;
+    let file = config::read(path)?;
+    let depot = depot(&file.config)?;
+    let store = Store::open(&file.config.gateway.state).map_err(refuse)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio does not start")?;
-    runtime.block_on(bring(&config, &depot, &store, &args.folder))?;
+    runtime.block_on(bring(path, &file, &depot, &store, &args.folder))?;
+    let config = file.config;
     let told = if api::client::reload(&config.gateway.run)? {
         "the agent that runs takes it up now"
     } else {
@@ -37,7 +40,8 @@ pub fn import(args: &ImportArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-async fn bring(config: &Config, depot: &Depot, store: &Store, folder: &Path) -> Result<(), CliError> {
+async fn bring(path: &Path, file: &Loaded, depot: &Depot, store: &Store, folder: &Path) -> Result<(), CliError> {
+    let config = &file.config;
     let mut trust = Trust::open(&config.gateway.state, &depot.root, wall::built()).map_err(refuse)?;
     trust.warnings().iter().for_each(console::tell);
     let remote: Arc<dyn Remote> = Arc::new(Folder::new(folder));
@@ -49,7 +53,14 @@ async fn bring(config: &Config, depot: &Depot, store: &Store, folder: &Path) -> 
     let Some(trusted) = trust.trusted() else { return Ok(()) };
     let time = trust.judge(clock).time;
     let gateway = delivery::gateway(config, depot);
-    let models = delivery::wanted(config);
+    let configurations = configurations(trusted, &gateway, store, remote.as_ref()).await?;
+    let mut models = BTreeMap::new();
+    for configuration in &configurations {
+        match configured::apply(path, file, configuration.as_ref()) {
+            Ok(loaded) => models.extend(delivery::wanted(&loaded.config)),
+            Err(error) => say(&format!("{}: {error}", configured::name(configuration.as_ref())))?,
+        }
+    }
     if models.is_empty() {
         say("no pipeline names a model of the depot, so nothing is fetched")?;
     }
@@ -72,6 +83,35 @@ async fn bring(config: &Config, depot: &Depot, store: &Store, folder: &Path) -> 
         }
     }
     Ok(())
+}
+
+/// The configurations whose models may be needed: the one in effect, and the one that is signed for this gateway, which is
+/// brought.
+async fn configurations(
+    trusted: &Trusted,
+    gateway: &Gateway,
+    store: &Store,
+    remote: &dyn Remote,
+) -> Result<Vec<Option<Configuration>>, CliError> {
+    let configured = store.configured().map_err(refuse)?;
+    let mut all = vec![configured.active.clone()];
+    let Some(target) = select::configuration(trusted, gateway).map_err(refuse)? else { return Ok(all) };
+    let same = |one: &&Configuration| one.digest().0 == trusted.targets[target].sha256;
+    if configured.active.as_ref().is_some_and(|active| same(&active)) {
+        return Ok(all);
+    }
+    let staged = match configured.staged.filter(|staged| same(&staged)) {
+        Some(staged) => staged,
+        None => {
+            let fetched = fetch::configuration(trusted, remote, target).await.map_err(refuse)?;
+            let keep = fetched.clone();
+            store.update_configured(|configured| configured.staged = Some(keep)).map_err(refuse)?;
+            fetched
+        }
+    };
+    say(&format!("{target}: is here; it takes effect when it was checked and admitted"))?;
+    all.push(Some(staged));
+    Ok(all)
 }
 
 /// Reads the whole store, and says what is damaged, missing or not needed.

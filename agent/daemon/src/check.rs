@@ -9,21 +9,21 @@ use limpet_runtime::admission::Refusal;
 
 use crate::admission::{Candidate, Estimate, Seen, Trial, introduce, sums, terms};
 use crate::cli::CheckArgs;
-use crate::config::{self, Config, Loaded};
+use crate::config::{self, Loaded};
+use crate::fit::Fitted;
 use crate::library::Library;
-use crate::pipeline::plan::Plan;
 use crate::serve::open;
-use crate::{CliError, console, fit, threads};
+use crate::{CliError, configured, console, fit, threads};
 
 /// Prints the effective configuration and every term of the admission.
 ///
 /// # Errors
 /// Everything that is wrong with the configuration and the packages it names, and every pipeline that would be refused.
 pub fn check(args: &CheckArgs) -> Result<(), CliError> {
-    let loaded = config::read(&args.config.config)?;
+    let file = config::read(&args.config.config)?;
+    let library = Library::read_only(&file.config).map_err(|error| CliError::configuration(vec![error.to_string()]))?;
+    let loaded = configured::in_effect(&args.config.config, file, &library)?;
     console::print(config::effective(&loaded).as_bytes())?;
-    let library =
-        Library::read_only(&loaded.config).map_err(|error| CliError::configuration(vec![error.to_string()]))?;
     let fitted = fit::fit(&loaded, &library)?;
     if let Some(depot) = &loaded.config.depot {
         let files = [("root", Some(&depot.root)), ("ca_file", depot.ca_file.as_ref())];
@@ -39,22 +39,42 @@ pub fn check(args: &CheckArgs) -> Result<(), CliError> {
         let text = format!("# pipeline {} waits for {}: {}\n", waiting.pipeline, waiting.model, waiting.why);
         console::print(text.as_bytes())?;
     }
-    let (plan, packages) = (&fitted.plan, &fitted.packages);
     threads::check_affinity(&loaded.config.runtime.affinity).map_err(|why| CliError::configuration(vec![why]))?;
-    let engines = limpet_engine::engines();
     // Whoever checks need not be who runs the agent, nor may write where it does.
+    let engines = limpet_engine::engines();
     let state = &loaded.config.gateway.state;
     let store = if state.is_dir() || args.prove { ProofStore::new(state, &engines).ok() } else { None };
+    let (candidates, unproved) = candidates(&fitted, store.as_ref(), &engines, args.prove)?;
+    for model in unproved {
+        let text = format!("# admission: the model {model} has no proof on this device; --prove makes one\n");
+        console::print(text.as_bytes())?;
+    }
+    let admission = admit(&loaded, &fitted, &candidates);
+    console::print(admission.text.as_bytes())?;
+    if admission.refused.is_empty() { Ok(()) } else { Err(CliError::configuration(admission.refused)) }
+}
+
+/// What each pipeline would run, by its proof; and the packages that have none. `make`: prove those now.
+///
+/// # Errors
+/// What a proof says against a package, and what does not fit together.
+pub fn candidates(
+    fitted: &Fitted,
+    store: Option<&ProofStore>,
+    engines: &[Box<dyn Engine>],
+    make: bool,
+) -> Result<(Vec<Option<Candidate>>, Vec<String>), CliError> {
+    let (plan, packages) = (&fitted.plan, &fitted.packages);
     let mut candidates = vec![None; plan.pipelines.len()];
     let (mut unproved, mut number) = (Vec::new(), 0);
     for (model, opened) in packages {
         let package = &opened.package;
         let options = plan.proof_options(model);
-        let Some(proved) = proof(store.as_ref(), package, &engines, &options, args.prove)? else {
+        let Some(proved) = proof(store, package, engines, &options, make)? else {
             unproved.push(format!("{} {}", package.manifest().name, package.manifest().version));
             continue;
         };
-        let facts = open::look_at_all(package, &proved, plan.batch_of(model), &engines, &mut number)?;
+        let facts = open::look_at_all(package, &proved, plan.batch_of(model), engines, &mut number)?;
         open::versions(&fitted.config, plan, model, package, &facts)
             .map_err(|why| CliError::configuration(vec![format!("{model}: {why}")]))?;
         for index in plan.uses_of(model) {
@@ -66,11 +86,7 @@ pub fn check(args: &CheckArgs) -> Result<(), CliError> {
             });
         }
     }
-    for model in unproved {
-        let text = format!("# admission: the model {model} has no proof on this device; --prove makes one\n");
-        console::print(text.as_bytes())?;
-    }
-    fits(&loaded, &fitted.config, plan, &candidates)
+    Ok((candidates, unproved))
 }
 
 fn proof(
@@ -91,20 +107,30 @@ fn proof(
     }
 }
 
-/// Admits as the agent does: all together, or one after the other, and says which are refused.
-fn fits(loaded: &Loaded, config: &Config, plan: &Plan, candidates: &[Option<Candidate>]) -> Result<(), CliError> {
+/// What admission says.
+#[derive(Debug, Default)]
+pub struct Admission {
+    /// Every term of it, for people.
+    pub text: String,
+    /// A sentence for each pipeline that is refused, with the arithmetic.
+    pub refused: Vec<String>,
+}
+
+/// Admits as the agent does: all together, or one after the other.
+pub fn admit(loaded: &Loaded, fitted: &Fitted, candidates: &[Option<Candidate>]) -> Admission {
+    let (config, plan) = (&fitted.config, &fitted.plan);
     let wanted: BTreeMap<usize, Candidate> =
         candidates.iter().enumerate().filter_map(|(index, candidate)| Some((index, candidate.clone()?))).collect();
     if wanted.is_empty() {
-        return Ok(());
+        return Admission::default();
     }
     let seen = vec![Seen::default(); plan.sources.len()];
     let trial = || Trial { config, plan, seen: &seen, placed: vec![None; plan.sources.len()] };
-    console::print(terms(&trial(), candidates).as_bytes())?;
+    let mut text = terms(&trial(), candidates);
     let (serving, admitted, refused) = introduce(trial(), &vec![None; candidates.len()], wanted);
     if let Some(admitted) = admitted {
         let bytes = trial().memory(&serving, &admitted).unwrap_or_default();
-        console::print(sums(config, plan, &admitted, &bytes).as_bytes())?;
+        text += &sums(config, plan, &admitted, &bytes);
     }
     let problem = |(index, refusal): (usize, Refusal)| {
         let key = if matches!(refusal, Refusal::Deadline { .. }) { "deadline" } else { "name" };
@@ -112,6 +138,5 @@ fn fits(loaded: &Loaded, config: &Config, plan: &Plan, candidates: &[Option<Cand
         let index = loaded.config.pipelines.iter().position(|pipeline| pipeline.name == *name).unwrap_or(index);
         loaded.problem("pipeline", index, key, format!("refused: {refusal}")).to_string()
     };
-    let problems: Vec<String> = refused.into_iter().map(problem).collect();
-    if problems.is_empty() { Ok(()) } else { Err(CliError::configuration(problems)) }
+    Admission { text, refused: refused.into_iter().map(problem).collect() }
 }

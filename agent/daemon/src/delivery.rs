@@ -5,10 +5,13 @@
 //! a folder, and every `refresh`, it brings its trust up to date, chooses a version of each model that pipelines name,
 //! fetches what is missing and hands it over. What it cannot do now it tries again later; nothing that runs depends on it.
 
+mod configuration;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant as StdInstant};
 
 use jiff::Timestamp;
 use limpet_depot::ask::{Fetcher, Missing, desk};
@@ -25,11 +28,12 @@ use semver::VersionReq;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
-use crate::config::{self, Config, ModelRef};
+use crate::config::{self, Config, Loaded, ModelRef};
 use crate::library::{self, Library, Opened, Place};
 use crate::link;
+use crate::pipeline::plan::Plan;
 use crate::report::Reporter;
-use crate::serve::{Board, Request, Requests};
+use crate::serve::{Board, Request, Requests, Settled};
 use crate::threads;
 use crate::wall;
 
@@ -40,6 +44,14 @@ const AGAIN: Duration = Duration::from_secs(15);
 pub struct Tools {
     /// The whole configuration, with what waits.
     pub config: Config,
+    /// Where the gateway's own file is, and what it says alone.
+    pub path: PathBuf,
+    /// See `path`.
+    pub file: Loaded,
+    /// What runs.
+    pub plan: Arc<Plan>,
+    /// When the agent started.
+    pub started: StdInstant,
     /// Where packages are.
     pub library: Library,
     /// Where states are shown.
@@ -48,6 +60,8 @@ pub struct Tools {
     pub reporter: Arc<Reporter>,
     /// The loader.
     pub requests: Requests,
+    /// How the agent begins again.
+    pub settled: UnboundedSender<Settled>,
 }
 
 /// Something that makes it look again.
@@ -204,7 +218,7 @@ impl Delivery {
         }
         let time = trust.judge(clock).time;
         let Some(trusted) = trust.trusted() else { return true };
-        let mut good = true;
+        let mut good = self.configuration(trusted, time).await;
         for (model, (reference, range)) in self.wanted.clone() {
             good &= self.model(trusted, time, &model, &reference, &range).await;
         }
@@ -229,10 +243,7 @@ impl Delivery {
                 }
             };
             let active = record.active.as_ref().map(|active| active.version.as_str());
-            let index_of = |version: &str| trusted.targets.get(&index_name(model, version)).map(|t| t.sha256);
-            let rejected = |version: &str| {
-                index_of(version).is_some_and(|index| self.rejected.contains(&(model.to_owned(), index)))
-            };
+            let rejected = |version: &str| self.is_rejected(trusted, model, version);
             let version = match select::choose(trusted, &self.gateway, model, range, active, &rejected, time) {
                 Choice::Stay(why) => {
                     tracing::debug!(model, why, "nothing to deliver");
@@ -262,14 +273,10 @@ impl Delivery {
                     return true;
                 }
                 // It was rejected before; perhaps another will do.
-                Ok(None) => {
-                    let Some(index) = index_of(&version) else { return true };
-                    self.rejected.insert((model.to_owned(), index));
-                }
+                Ok(None) => self.reject(trusted, model, &version),
                 Err(error @ FetchError::Unfit { .. }) => {
                     self.complain(model, "model-rejected", &error.to_string());
-                    let Some(index) = index_of(&version) else { return true };
-                    self.rejected.insert((model.to_owned(), index));
+                    self.reject(trusted, model, &version);
                 }
                 Err(error) => {
                     let why = error.to_string();
@@ -279,6 +286,19 @@ impl Delivery {
                 }
             }
         }
+    }
+
+    /// Whether a version was rejected since the start.
+    fn is_rejected(&self, trusted: &Trusted, model: &str, version: &str) -> bool {
+        let index = trusted.targets.get(&index_name(model, version)).map(|target| target.sha256);
+        index.is_some_and(|index| self.rejected.contains(&(model.to_owned(), index)))
+    }
+
+    /// Chooses a version no more, until it is published with another content.
+    fn reject(&mut self, trusted: &Trusted, model: &str, version: &str) {
+        let index = trusted.targets.get(&index_name(model, version)).map(|target| target.sha256);
+        // The targets that it was chosen from list it.
+        self.rejected.extend(index.map(|index| (model.to_owned(), index)));
     }
 
     /// Fetches what is missing or damaged of the versions that are installed. Says whether it went well.

@@ -140,22 +140,19 @@ fn problem(loaded: &Loaded, config: &Config, misfit: &Misfit) -> String {
     loaded.problem(misfit.list, index.unwrap_or(misfit.index), misfit.key, misfit.text.clone()).to_string()
 }
 
-/// Whether a version of a model would let the pipelines run that name it.
+/// Whether a version of a model would let the pipelines run that name it: what would run then.
 ///
 /// # Errors
 /// What does not fit.
-pub fn would_run(loaded: &Loaded, library: &Library, opened: &Opened) -> Result<(), String> {
-    let said = |error: CliError| match error {
-        CliError::Configuration(faults) => faults.join("; "),
-        other => format!("{other:?}"),
-    };
+pub fn would_run(loaded: &Loaded, library: &Library, opened: &Opened) -> Result<Fitted, String> {
+    let said = |error: CliError| error.to_string();
     let mut waiting = BTreeMap::new();
     let mut packages = open(loaded, library, &mut waiting).map_err(said)?;
     packages.insert(opened.model.clone(), opened.clone());
     waiting.retain(|name, _| !loaded.config.pipelines.iter().any(|p| p.name == *name && p.model == opened.model));
     let fitted = fit_packages(loaded, packages, waiting).map_err(said)?;
-    match fitted.waiting.into_iter().find(|waiting| waiting.model == opened.model) {
+    match fitted.waiting.iter().find(|waiting| waiting.model == opened.model) {
         Some(waiting) => Err(format!("pipeline {}: {}", waiting.pipeline, waiting.why)),
-        None => Ok(()),
+        None => Ok(fitted),
     }
 }

@@ -15,6 +15,7 @@ mod check;
 mod cli;
 mod codec;
 mod config;
+mod configured;
 mod console;
 mod crash;
 mod delivery;
@@ -36,6 +37,7 @@ mod threads;
 mod topic;
 mod wall;
 
+use std::fmt;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -50,7 +52,7 @@ const UNAVAILABLE: u8 = 69;
 /// Exit code for a wrong configuration or package.
 const CONFIGURATION: u8 = 78;
 
-/// Why a command did not do what it was asked.
+/// Why a command did not do what it was asked. As text it is one line.
 #[derive(Debug)]
 pub enum CliError {
     /// The configuration or a package is wrong: one sentence for each problem.
@@ -69,6 +71,17 @@ impl CliError {
     /// Problems with the configuration.
     pub fn configuration(problems: Vec<String>) -> Self {
         Self::Configuration(problems)
+    }
+}
+
+impl fmt::Display for CliError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Configuration(problems) => f.write_str(&problems.join("; ")),
+            Self::Usage(why) | Self::Unavailable(why) => f.write_str(why),
+            Self::No => f.write_str("the answer is no"),
+            Self::Other(error) => write!(f, "{error:#}"),
+        }
     }
 }
 
@@ -93,7 +106,7 @@ fn main() -> ExitCode {
     let outcome = match &cli.command {
         Command::Run(args) => config::read(&args.config).and_then(|loaded| {
             logging::start(loaded.config.log);
-            run::run(&loaded)
+            run::run(&args.config, loaded)
         }),
         Command::Check(args) => check::check(args),
         Command::Prove(args) => prove::prove(args),

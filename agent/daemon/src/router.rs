@@ -24,6 +24,9 @@ use crate::topic::Filters;
 /// Messages of one stream that may wait for their worker, and their bytes.
 const WAITING: LanePolicy = LanePolicy { depth: 256, weight: 4 * 1024 * 1024, overflow: Overflow::Refuse };
 
+/// Why a message is refused that comes before any model of its source serves.
+pub const NO_MODEL: &str = "no_model";
+
 /// Hands messages to workers.
 pub struct Router<S: Sink + 'static> {
     plan: Arc<Plan>,
@@ -145,7 +148,7 @@ impl<S: Sink + 'static> Router<S> {
                 });
             }
             let Some(route) = self.place(state, index, name, message.topic, arrived) else {
-                return refuse("no_model", &|| {
+                return refuse(NO_MODEL, &|| {
                     "no model of this source serves: it is still being proved, or was refused; see limpet status".into()
                 });
             };

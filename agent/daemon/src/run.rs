@@ -23,6 +23,7 @@ use tokio::task::LocalSet;
 use crate::api::socket::Socket;
 use crate::backend::LocalBackend;
 use crate::config::{Config, Loaded};
+use crate::configured::{Begun, Watch};
 use crate::crash::{Crashes, Markers};
 use crate::delivery::{self, Nudge};
 use crate::fit::{self, Fitted, Waiting};
@@ -37,7 +38,7 @@ use crate::router::Router;
 use crate::serve::{Board, Loader, Places, Request, Requests, Settled, Tools};
 use crate::sink::{LinkSink, Outputs, Running};
 use crate::threads::Placement;
-use crate::{CliError, api, config, crash, report, threads, wall};
+use crate::{CliError, api, config, configured, crash, report, threads, wall};
 
 /// How long a stop may take: half for the windows that wait, half for the results.
 const STOP: Duration = Duration::from_secs(8);
@@ -54,18 +55,13 @@ const SWEEP: Duration = Duration::from_secs(10);
 /// After how long without any message a source is called silent.
 const SILENT: Duration = Duration::from_secs(60);
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT. `file` is what stands at `path`.
 ///
 /// # Errors
 /// What is wrong with the configuration, the packages or the folders; never that a broker cannot be reached.
-pub fn run(loaded: &Loaded) -> Result<(), CliError> {
-    let config = &loaded.config;
-    if config.depot.is_some() {
-        prepare_state(&config.gateway.state)?;
-    }
-    let library = Library::new(config).map_err(|error| CliError::configuration(vec![error.to_string()]))?;
-    let fitted = fit::fit(loaded, &library)?;
-    prepare_state(&config.gateway.state)?;
+pub fn run(path: &Path, file: Loaded) -> Result<(), CliError> {
+    prepare_state(&file.config.gateway.state)?;
+    let library = Library::new(&file.config).map_err(|error| CliError::configuration(vec![error.to_string()]))?;
     // A worker that panics leaves its streams deaf; a process that ends is started again.
     let default_hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -74,7 +70,7 @@ pub fn run(loaded: &Loaded) -> Result<(), CliError> {
         std::process::abort();
     }));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio does not start")?;
-    let outcome = runtime.block_on(LocalSet::new().run_until(serve(loaded, library, fitted)));
+    let outcome = runtime.block_on(LocalSet::new().run_until(serve(path, file, library)));
     // Dropping it would wait for what blocks: the resolver of a network that is gone, a sensor on a slow bus.
     runtime.shutdown_background();
     match outcome? {
@@ -152,7 +148,7 @@ impl limpet_runtime::Watch for Watcher {
     }
 }
 
-async fn serve(loaded: &Loaded, library: Library, fitted: Fitted) -> Result<End, CliError> {
+async fn serve(path: &Path, file: Loaded, library: Library) -> Result<End, CliError> {
     let started = Instant::now();
     // Before anything runs that a signal should stop in good order.
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be caught")?;
@@ -160,12 +156,14 @@ async fn serve(loaded: &Loaded, library: Library, fitted: Fitted) -> Result<End,
     let mut hangup = signal(SignalKind::hangup()).context("SIGHUP cannot be caught")?;
     // A second agent on this run directory ends here, before it touches anything there.
     let socket =
-        Socket::bind(&loaded.config.gateway.run).map_err(|error| CliError::configuration(vec![error.to_string()]))?;
+        Socket::bind(&file.config.gateway.run).map_err(|error| CliError::configuration(vec![error.to_string()]))?;
     // What the last process left, and what tells of the end of this one.
-    let crashes = Crashes::take(&loaded.config.gateway.run, &loaded.config.gateway.state);
+    let crashes = Crashes::take(&file.config.gateway.run, &file.config.gateway.state);
+    let Begun { loaded, fitted, trial, active, state, taken_back: configurations } =
+        configured::begin(path, file.clone(), &library)?;
     let taken_back =
         library.take_back(&fitted.packages, |package| Some(crashes.blamed(&package.digest())?.to_string()));
-    let fitted = if taken_back.is_empty() { fitted } else { fit::fit(loaded, &library)? };
+    let fitted = if taken_back.is_empty() { fitted } else { fit::fit(&loaded, &library)? };
     let Fitted { config, plan, packages, waiting } = fitted;
     let config = &config;
     let markers = Markers::create(&config.gateway.run, config.budget.workers())
@@ -181,6 +179,7 @@ async fn serve(loaded: &Loaded, library: Library, fitted: Fitted) -> Result<End,
     if let Some(death) = crashes.last() {
         reporter.crashed(death);
     }
+    configurations.iter().for_each(|story| reporter.event("configuration-rolled-back", story, &[]));
     taken_back.iter().for_each(|taken| reporter.event("rolled-back", &taken.story, &[("model", &taken.model)]));
     let links = Arc::new(links);
     let outputs = Outputs::new(Arc::clone(&uplink), Arc::clone(&links), Arc::clone(&reporter));
@@ -205,13 +204,31 @@ async fn serve(loaded: &Loaded, library: Library, fitted: Fitted) -> Result<End,
         .map_err(|error| CliError::configuration(vec![error.to_string()]))?;
     let pipelines = plan.pipelines.len();
     let board = Arc::new(Board::new(config.gateway.labels.clone(), topics.models(), Arc::clone(&uplink), pipelines));
+    _ = state.map(|state| board.set_configuration(state));
+    if let (Some(trial), Some(store)) = (&trial, library.store()) {
+        let watch = Watch {
+            path: path.to_owned(),
+            store: store.clone(),
+            active,
+            plan: Arc::clone(&plan),
+            waiting: waiting.iter().map(|waiting| waiting.pipeline.to_string()).collect(),
+            board: Arc::clone(&board),
+            links: Arc::clone(&links),
+            reporter: Arc::clone(&reporter),
+            settled: settled.clone(),
+            started,
+        };
+        // Where its pipelines want none any more, it has passed at the first look.
+        let long = configured::trial_of(&loaded.config).unwrap_or_default();
+        watch.start(long, trial).context("the system gives no thread for the configuration's trial")?;
+    }
     let places = Arc::new(Places::new(plan.sources.len()));
     let loader = Loader::new(
         config,
         Tools {
             plan: Arc::clone(&plan),
             loaded: loaded.clone(),
-            settled,
+            settled: settled.clone(),
             library: library.clone(),
             workers: pool.workers().to_vec(),
             board: Arc::clone(&board),
@@ -230,6 +247,11 @@ async fn serve(loaded: &Loaded, library: Library, fitted: Fitted) -> Result<End,
         Some(_) => {
             let tools = delivery::Tools {
                 config: loaded.config.clone(),
+                path: path.to_owned(),
+                file,
+                plan: Arc::clone(&plan),
+                started,
+                settled,
                 library,
                 board: Arc::clone(&board),
                 reporter: Arc::clone(&reporter),
@@ -245,7 +267,7 @@ async fn serve(loaded: &Loaded, library: Library, fitted: Fitted) -> Result<End,
     let backend = Arc::new(LocalBackend {
         config: config.clone(),
         plan: Arc::clone(&plan),
-        waiting: waits(loaded, waiting),
+        waiting: waits(&loaded, waiting),
         board: Arc::clone(&board),
         workers: pool.workers().to_vec(),
         running,

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use limpet_depot::Manifest;
 use limpet_depot::trial::Verdict;
-use limpet_wire::message::{Message, ModelPhase, ModelState, Models};
+use limpet_wire::message::{ConfigurationState, Message, ModelPhase, ModelState, Models};
 
 use crate::library::Opened;
 use crate::link::outgoing::Outgoing;
@@ -55,6 +55,7 @@ pub struct Board {
     topic: String,
     uplink: Arc<Outgoing>,
     models: Mutex<BTreeMap<String, ModelState>>,
+    configuration: Mutex<Option<ConfigurationState>>,
     pipelines: Mutex<Vec<PipelineState>>,
     tally: Mutex<Arc<Tally>>,
 }
@@ -97,6 +98,7 @@ impl Board {
             topic,
             uplink,
             models: Mutex::default(),
+            configuration: Mutex::default(),
             pipelines: Mutex::new(vec![PipelineState::Loading; pipelines]),
             tally: Mutex::default(),
         };
@@ -113,6 +115,7 @@ impl Board {
             labels: self.labels.clone(),
             clock: Wall::now().state(),
             models: models.values().cloned().collect(),
+            configuration: self.configuration(),
         };
         drop(models);
         self.uplink.offer_retained(self.topic.clone(), message.to_json());
@@ -200,6 +203,24 @@ impl Board {
         self.pipelines.lock().unwrap_or_else(PoisonError::into_inner)[pipeline] = state;
     }
 
+    /// Shows what became of a signed configuration.
+    pub fn set_configuration(&self, state: ConfigurationState) {
+        let shown = Some(state);
+        {
+            let mut configuration = self.configuration.lock().unwrap_or_else(PoisonError::into_inner);
+            if *configuration == shown {
+                return;
+            }
+            *configuration = shown;
+        }
+        self.change(|_| {});
+    }
+
+    /// What became of the signed configuration, if there ever was one.
+    pub fn configuration(&self) -> Option<ConfigurationState> {
+        self.configuration.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// What the models are doing, ordered by name and version.
     pub fn models(&self) -> Vec<ModelState> {
         self.models.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
@@ -276,7 +297,8 @@ impl Places {
 pub enum Settled {
     /// What is known of this model has changed.
     Model(String),
-    /// A pipeline that waited can run now: the agent has to begin again.
+    /// Another plan is to run, because a pipeline that waited can, or by another configuration: the agent has to begin
+    /// again.
     Again(String),
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use limpet_wire::message::{Message, ModelPhase, PipelineFigures, SourceFigures};
+use limpet_wire::message::{ConfigurationState, Message, ModelPhase, PipelineFigures, SourceFigures};
 use limpet_wire::result::Clock;
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +28,9 @@ pub struct StatusReport {
     pub workers: Vec<WorkerStatus>,
     /// One entry a model, ordered by name.
     pub models: Vec<ModelStatus>,
+    /// The signed configuration that is in effect or was tried last; none where there never was one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub configuration: Option<ConfigurationState>,
     /// What each source received and refused, by its name.
     #[serde(default)]
     pub sources: BTreeMap<String, SourceFigures>,

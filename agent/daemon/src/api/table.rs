@@ -54,12 +54,18 @@ fn head(report: &StatusReport) -> String {
             format!("{} {state}", plain(&link.broker))
         })
         .collect();
+    let configuration = report.configuration.as_ref().map_or_else(String::new, |configuration| {
+        let digest = configuration.sha256.get(..12).unwrap_or_default();
+        let what = format!("{} {digest}", plain(&configuration.name));
+        format!("config    {}, {}\n", what.trim_end(), configuration.state.word())
+    });
     format!(
         "limpet {} on {}, up {}, clock {clock}\n\
          cpu       {:.2} of {:.2} cores admitted{workers}\n\
          memory    {} of {} MiB admitted, {} loaded\n\
          pressure  {}\n\
-         links     {}\n",
+         links     {}\n\
+         {configuration}",
         plain(&report.agent),
         plain(&report.gateway),
         uptime(report.uptime_s),
@@ -185,6 +191,10 @@ fn troubles(report: &StatusReport) -> String {
             PipelineState::Waiting => "waits",
         };
         text += &sentence(&format!("pipeline {} {state}", pipeline.name), pipeline.refusal.as_deref());
+    }
+    if let Some(configuration) = report.configuration.as_ref().filter(|configuration| configuration.failure.is_some()) {
+        let what = format!("signed configuration {} ({})", configuration.name, configuration.state.word());
+        text += &sentence(&what, configuration.failure.as_deref());
     }
     for model in report.models.iter().filter(|model| model.failure.is_some()) {
         text += &sentence(&format!("model {} {}", model.name, model.version), model.failure.as_deref());

@@ -99,6 +99,7 @@ pub fn report() -> StatusReport {
                 failure: Some("nmae 0.61 is over 0.25".into()),
             },
         ],
+        configuration: None,
         sources: BTreeMap::new(),
         pipelines: vec![
             PipelineStatus {

@@ -37,6 +37,15 @@ struct Gateway {
     models: Option<Models>,
 }
 
+/// What a gateway said, fit for a cell.
+fn shown(text: &str) -> String {
+    let mut shown: String = text.chars().filter(|c| !c.is_control()).take(FAILURE_SHOWN).collect();
+    if text.chars().count() > FAILURE_SHOWN {
+        shown.push('…');
+    }
+    shown
+}
+
 /// All gateways, by id.
 #[derive(Default)]
 struct Fleet(BTreeMap<String, Gateway>);
@@ -102,11 +111,7 @@ impl Fleet {
                 continue;
             }
             for model in models {
-                let failure = model.failure.as_deref().unwrap_or_default();
-                let mut shown: String = failure.chars().filter(|c| !c.is_control()).take(FAILURE_SHOWN).collect();
-                if failure.chars().count() > FAILURE_SHOWN {
-                    shown.push('…');
-                }
+                let failure = shown(model.failure.as_deref().unwrap_or_default());
                 let done = model.progress.map_or(String::new(), |p| format!("{:.0} %", p * 100.0));
                 lines.push(vec![
                     id.clone(),
@@ -114,7 +119,7 @@ impl Fleet {
                     model.version.clone(),
                     phase(model.state),
                     done,
-                    shown,
+                    failure,
                 ]);
             }
         }
@@ -123,6 +128,14 @@ impl Fleet {
         }
         let mut text = table(&lines);
         text.push('\n');
+        for (id, gateway) in &self.0 {
+            let Some(configuration) = gateway.models.as_ref().and_then(|models| models.configuration.as_ref()) else {
+                continue;
+            };
+            let failure = configuration.failure.as_ref().map_or_else(String::new, |why| format!(": {}", shown(why)));
+            let (name, word) = (&configuration.name, configuration.state.word());
+            text.push_str(&format!("{id}: configuration {name} {word}{failure}\n"));
+        }
         for ((model, version), (active, failed, of)) in self.shares() {
             let share = 100.0 * active as f64 / of.max(1) as f64;
             text.push_str(&format!(
@@ -141,7 +154,8 @@ impl Fleet {
                 (
                     id.as_str(),
                     json!({"presence": gateway.presence, "agent": models.map(|m| &m.agent),
-                    "labels": models.map(|m| &m.labels), "models": models.map_or(&[][..], |m| &m.models)}),
+                    "labels": models.map(|m| &m.labels), "models": models.map_or(&[][..], |m| &m.models),
+                    "configuration": models.map(|m| &m.configuration)}),
                 )
             })
             .collect();

@@ -1,0 +1,313 @@
+//! Signed configurations: what takes the place of `[[source]]`, `[[pipeline]]` and `[budget]` in this gateway's own file.
+//!
+//! The [record](limpet_depot::store::Configured) in the store says which one is in effect. A start applies it
+//! ([`begin`]); the thread of deliveries finds, checks and activates another one, and the agent begins again with it. From
+//! then on it is on [trial](limpet_depot::trial::Judge): what breaks on it is taken back, and the agent begins again with
+//! what was in effect before. One that does not even start is taken back by the start itself.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use limpet_depot::store::{Configuration, Configured, Rejection};
+use limpet_depot::trial::{Activity, ConfigurationTrial, Heard, Judge, STARTS_MAX, Seen, Stand, Verdict};
+use limpet_depot::{Digest, Store};
+use limpet_wire::message::{ConfigurationPhase, ConfigurationState};
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::CliError;
+use crate::config::{self, Config, Loaded, Overlay};
+use crate::fit::{self, Fitted};
+use crate::library::{Library, this_agent};
+use crate::link::outgoing::Outgoing;
+use crate::pipeline::plan::Plan;
+use crate::pipeline::shadow::before;
+use crate::report::Reporter;
+use crate::router::NO_MODEL;
+use crate::serve::{Board, PipelineState, Settled};
+
+/// How often one on trial is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// After so long it has started well, and how far the trial is, is kept as often: flash wears.
+const KEEP_EVERY: Duration = Duration::from_secs(60);
+
+/// The configuration that an agent starts with.
+pub struct Begun {
+    /// What is in effect.
+    pub loaded: Loaded,
+    /// What of it can run.
+    pub fitted: Fitted,
+    /// The trial that it is on.
+    pub trial: Option<ConfigurationTrial>,
+    /// What takes the place of tables of the file.
+    pub active: Option<Configuration>,
+    /// What it is called, to be shown.
+    pub state: Option<ConfigurationState>,
+    /// What was taken back on the way: sentences.
+    pub taken_back: Vec<String>,
+}
+
+/// Applies the configuration that is in effect. What does not fit the gateway's file, or the packages that are here, is
+/// taken back, and what was before it takes effect.
+///
+/// # Errors
+/// What is wrong with the gateway's own file.
+pub fn begin(path: &Path, file: Loaded, library: &Library) -> Result<Begun, CliError> {
+    let Some(store) = library.store() else {
+        let fitted = fit::fit(&file, library)?;
+        return Ok(Begun { loaded: file, fitted, trial: None, active: None, state: None, taken_back: Vec::new() });
+    };
+    let mut taken_back = Vec::new();
+    let mut configured = store.configured().unwrap_or_else(|error| {
+        taken_back.push(format!("no signed configuration is in effect, the file alone is: {error}"));
+        Configured::default()
+    });
+    loop {
+        let active = configured.active.clone();
+        let starts = configured.trial.as_ref().map(|trial| trial.starts);
+        let outcome = match starts.filter(|starts| *starts >= STARTS_MAX) {
+            Some(starts) => {
+                let why = format!("the agent started {starts} times under it, and never ran for a minute");
+                Err(CliError::Configuration(vec![why]))
+            }
+            None => apply(path, &file, active.as_ref())
+                .and_then(|loaded| fit::fit(&loaded, library).map(|fitted| (loaded, fitted))),
+        };
+        match outcome {
+            Ok((loaded, fitted)) => {
+                change(store, &mut configured, |configured| {
+                    _ = configured.trial.as_mut().map(|trial| trial.starts += 1);
+                });
+                let (state, trial) = (state(&configured), configured.trial);
+                return Ok(Begun { loaded, fitted, trial, active, state, taken_back });
+            }
+            // Nothing is left to go back to.
+            Err(error) if active.is_none() && starts.is_none() => return Err(error),
+            Err(error) => {
+                let why = error.to_string();
+                change(store, &mut configured, |configured| go_back(configured, path, active.as_ref(), &why));
+                let story = story(active.as_ref(), &configured, &why);
+                tracing::error!("{story}");
+                taken_back.push(story);
+            }
+        }
+    }
+}
+
+/// Changes the record. An agent runs by it even if it cannot be written.
+fn change(store: &Store, configured: &mut Configured, change: impl Fn(&mut Configured)) {
+    match store.update_configured(&change) {
+        Ok(now) => *configured = now,
+        Err(error) => {
+            tracing::error!(%error, "what became of the signed configuration could not be put on record");
+            change(configured);
+        }
+    }
+}
+
+/// The configuration in effect, for whoever only looks.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn in_effect(path: &Path, file: Loaded, library: &Library) -> Result<Loaded, CliError> {
+    let Some(store) = library.store() else { return Ok(file) };
+    let configured = store.configured().map_err(|error| CliError::configuration(vec![error.to_string()]))?;
+    apply(path, &file, configured.active.as_ref())
+}
+
+/// A configuration over the file, or the file alone.
+///
+/// # Errors
+/// What is wrong with it, with its lines.
+pub fn apply(path: &Path, file: &Loaded, configuration: Option<&Configuration>) -> Result<Loaded, CliError> {
+    let Some(Configuration { target, text }) = configuration else { return Ok(file.clone()) };
+    config::read_with(path, Some(Overlay { name: target, text }))
+}
+
+/// What a configuration is called.
+pub fn name(configuration: Option<&Configuration>) -> &str {
+    configuration.map_or("the file alone", |configuration| &configuration.target)
+}
+
+/// Why one is not tried again, until the agent or the gateway's file is another.
+pub fn rejection(path: &Path, configuration: Option<&Configuration>, reason: &str) -> Rejection {
+    let (version, at) = (name(configuration).to_owned(), Some(Timestamp::now()));
+    Rejection { version, reason: reason.to_owned(), at, under: Some(under(path)) }
+}
+
+/// What a configuration is judged under.
+fn under(path: &Path) -> String {
+    let file = std::fs::read(path).map(|bytes| Digest::of(&bytes).to_string()).unwrap_or_default();
+    format!("{}, file {file}", this_agent())
+}
+
+/// Whether a configuration, or the file alone, was rejected and that still counts: why.
+pub fn rejected<'c>(configured: &'c Configured, key: &str, path: &Path) -> Option<&'c Rejection> {
+    configured.rejected.get(key).filter(|rejection| rejection.under.as_deref() == Some(&*under(path)))
+}
+
+/// Takes back what is in effect, if that is `of`.
+fn go_back(configured: &mut Configured, path: &Path, of: Option<&Configuration>, why: &str) {
+    if configured.active.as_ref() == of {
+        configured.go_back(rejection(path, of, why));
+    }
+}
+
+/// That `of` was taken back.
+fn story(of: Option<&Configuration>, configured: &Configured, why: &str) -> String {
+    format!("{} was taken back, {} is in effect again: {why}", name(of), name(configured.active.as_ref()))
+}
+
+/// What is shown of what is in effect; of a gateway that never had a signed configuration, nothing. What was rejected
+/// last is shown with it.
+pub fn state(configured: &Configured) -> Option<ConfigurationState> {
+    let Configured { active, trial, rejected, .. } = configured;
+    if active.is_none() && trial.is_none() && rejected.is_empty() {
+        return None;
+    }
+    let last = rejected.values().max_by_key(|rejection| rejection.at);
+    Some(ConfigurationState {
+        name: active.as_ref().map_or_else(|| Configured::FILE.to_owned(), |active| active.target.clone()),
+        sha256: active.as_ref().map(|active| active.digest().to_string()).unwrap_or_default(),
+        state: if trial.is_some() { ConfigurationPhase::Trial } else { ConfigurationPhase::Active },
+        failure: last.map(|rejection| format!("{}: {}", rejection.version, rejection.reason)),
+    })
+}
+
+/// How long a configuration is on trial: as long as the longest trial of its pipelines; none if no pipeline wants one.
+pub fn trial_of(config: &Config) -> Option<Duration> {
+    let trials = config.pipelines.iter().map(|pipeline| &pipeline.trial).filter(|trial| trial.windows > 0);
+    trials.map(|trial| trial.time.0).max()
+}
+
+/// What the gateway did since its agent started.
+pub fn activity(plan: &Plan, started: Instant) -> Activity {
+    let heard = |source: &Arc<crate::pipeline::plan::SourcePlan>| {
+        let figures = source.ledger.figures();
+        // What came before there was a model says nothing of the source.
+        let refused = figures.refused.iter().filter(|(reason, _)| *reason != NO_MODEL);
+        let most = refused.clone().max_by_key(|(_, count)| **count).map(|(reason, _)| reason.clone());
+        let refused = refused.map(|(_, count)| count).sum();
+        (source.name().to_owned(), Heard { messages: figures.messages, refused, reason: most.unwrap_or_default() })
+    };
+    Activity {
+        time: started.elapsed(),
+        pipelines: plan.pipelines.iter().map(|plan| (plan.name.to_string(), before(&plan.ledger))).collect(),
+        sources: plan.sources.iter().map(heard).collect(),
+    }
+}
+
+/// What watches a configuration on trial.
+pub struct Watch {
+    /// Where the configuration comes from.
+    pub path: std::path::PathBuf,
+    /// The store with its record.
+    pub store: Store,
+    /// What is on trial. Another one may take its place on record before this process ends.
+    pub active: Option<Configuration>,
+    /// What runs.
+    pub plan: Arc<Plan>,
+    /// Pipelines whose model is on its way.
+    pub waiting: Vec<String>,
+    /// Where pipelines stand.
+    pub board: Arc<Board>,
+    /// Links by broker.
+    pub links: Arc<BTreeMap<Arc<str>, Arc<Outgoing>>>,
+    /// Who hears of what happens.
+    pub reporter: Arc<Reporter>,
+    /// How the agent begins again.
+    pub settled: UnboundedSender<Settled>,
+    /// When the agent started.
+    pub started: Instant,
+}
+
+impl Watch {
+    /// Watches on a thread of its own until the verdict. The process may end at any time.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub fn start(self, long: Duration, trial: &ConfigurationTrial) -> std::io::Result<()> {
+        let mut judge = Judge::new(long, trial);
+        let watch = move || {
+            let mut kept = Instant::now();
+            loop {
+                std::thread::sleep(LOOK);
+                match judge.look(&self.seen()) {
+                    Verdict::Going => {}
+                    verdict => return self.end(verdict),
+                }
+                if kept.elapsed() >= KEEP_EVERY {
+                    kept = Instant::now();
+                    self.keep(judge.served());
+                }
+            }
+        };
+        std::thread::Builder::new().name("on-trial".into()).spawn(watch).map(|_| ())
+    }
+
+    fn seen(&self) -> Seen {
+        let stand = |state| match state {
+            PipelineState::Serving => Stand::Serving,
+            PipelineState::Loading => Stand::Coming,
+            PipelineState::Refused(why) => Stand::Refused(why),
+        };
+        let pipelines = self.plan.pipelines.iter().map(|pipeline| pipeline.name.to_string());
+        let stands = pipelines.zip(self.board.pipelines().into_iter().map(stand));
+        let sources = &self.plan.sources;
+        Seen {
+            activity: activity(&self.plan, self.started),
+            stands: stands.chain(self.waiting.iter().map(|name| (name.clone(), Stand::Coming))).collect(),
+            connected: sources.iter().all(|source| self.links[&*source.config.broker].is_connected()),
+        }
+    }
+
+    /// How far the trial is; and that the agent stays up.
+    fn keep(&self, served: Duration) {
+        let kept = self.store.update_configured(|configured| {
+            if let Some(trial) = configured.trial.as_mut().filter(|_| configured.active == self.active) {
+                (trial.starts, trial.served) = (0, served);
+            }
+        });
+        if let Err(error) = kept {
+            tracing::warn!(%error, "the progress of the configuration's trial could not be kept");
+        }
+    }
+
+    fn end(self, verdict: Verdict) {
+        if let Verdict::Breach(why) = verdict {
+            let active = self.active.as_ref();
+            let back = self.store.update_configured(|configured| go_back(configured, &self.path, active, &why));
+            let story = match back {
+                Ok(configured) => story(active, &configured, &why),
+                Err(error) => {
+                    // Beginning again would begin with the same.
+                    let story =
+                        format!("{} should be taken back, which is not possible ({error}): {why}", name(active));
+                    tracing::error!("{story}");
+                    return self.reporter.event("configuration-rolled-back", &story, &[]);
+                }
+            };
+            tracing::error!("{story}");
+            self.reporter.event("configuration-rolled-back", &story, &[]);
+            // Nobody listens after the stop.
+            let _ = self.settled.send(Settled::Again(story));
+            return;
+        }
+        let passed = |configured: &mut Configured| {
+            if configured.active == self.active {
+                configured.trial = None;
+            }
+        };
+        match self.store.update_configured(passed) {
+            Ok(configured) => {
+                let story = format!("{} passed its trial", name(self.active.as_ref()));
+                tracing::info!("{story}");
+                self.reporter.event("configuration-passed", &story, &[]);
+                _ = state(&configured).map(|state| self.board.set_configuration(state));
+            }
+            Err(error) => tracing::error!(%error, "the end of a trial could not be put on record; it begins again"),
+        }
+    }
+}
