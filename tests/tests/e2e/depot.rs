@@ -1,9 +1,11 @@
 //! Models over the air: published by `limpet-lab depot`, fetched, proved, swapped in, watched and taken back.
 
-use limpet_tests::agent::Home;
+use limpet_tests::agent::{GATEWAY, Home};
 use limpet_tests::package::HOP;
 use limpet_tests::{Agent, Broker, Client, Depot, Message, Package, program};
 use serde_json::Value;
+
+mod configured;
 
 use crate::swap::Flow;
 use crate::{Bench, assert_says, event, local, named, samples, sound, uplink};

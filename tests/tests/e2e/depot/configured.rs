@@ -1,0 +1,216 @@
+//! Signed configurations: checked, admitted, put in effect, watched and taken back.
+
+use std::time::Duration;
+
+use super::*;
+
+/// The name of the target for this gateway.
+const OWN: &str = "config.gw";
+
+/// Sources and pipelines alone: the pipeline `name` hears `plant/{stream}/NAME`.
+fn text(name: &str, model: &str, pipeline: &str) -> String {
+    let any = Package::loudness();
+    let text = sound(&any, "").replace(&any.display(), model);
+    let text = text.replace("\"sound\"", &format!("\"{name}\"")).replace("/level\"", &format!("/{name}\""));
+    format!("{text}{pipeline}")
+}
+
+/// Signs a configuration for the gateway of the tests.
+#[track_caller]
+fn configure(depot: &Depot, text: &str) {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let path = folder.path().join("line.toml");
+    std::fs::write(&path, text).expect("the disk has room");
+    depot.run(&["configure", program::text_of(&path), "--gateway", GATEWAY]).expect_code(0);
+}
+
+/// The next event of a kind, and what it says.
+#[track_caller]
+fn said(bench: &mut Bench, kind: &str) -> String {
+    let topic = uplink("event");
+    let of_kind = |message: &Message| message.topic == topic && message.json()["kind"] == kind;
+    let event = bench.client.wait_for(kind, of_kind).json();
+    event["message"].as_str().expect("every event says something").to_owned()
+}
+
+/// Sends windows to the topic of a pipeline until it has answered: the agent may begin again meanwhile.
+#[track_caller]
+fn answers(bench: &mut Bench, name: &str) {
+    let (topic, result) =
+        (format!("plant/a/{}", if name == "sound" { "level" } else { name }), uplink(&format!("result/{name}/a")));
+    for sequence in 0..1000 {
+        bench.client.send(&topic, samples(sequence, &[0.1; HOP]));
+        if bench.client.try_wait_for(Duration::from_millis(50), |message| message.topic == result).is_some() {
+            return;
+        }
+    }
+    panic!("{name} does not answer");
+}
+
+fn shown(bench: &Bench) -> Value {
+    bench.agent.wait_for_status("the configuration", |status| {
+        let shown = status["configuration"].clone();
+        (!shown.is_null()).then_some(shown)
+    })
+}
+
+#[test]
+fn a_signed_configuration_takes_the_place_of_the_files_pipelines_without_another_process() {
+    let (depot, mut bench) = delivered(SHORT);
+    let pid = bench.agent.pid();
+    configure(&depot, &text("noise", "loudness@*", "trial = { windows = 1, time = \"1s\" }\n"));
+    assert_says(&said(&mut bench, "configuration-activated").into(), &[OWN, "checked and admitted"]);
+    answers(&mut bench, "noise");
+    assert_says(&said(&mut bench, "configuration-passed").into(), &[OWN, "passed its trial"]);
+    assert_eq!(bench.agent.pid(), pid);
+    let state = shown(&bench);
+    assert_eq!((&state["name"], &state["state"]), (&OWN.into(), &"active".into()));
+    // Whoever checks sees what is in effect, and where it comes from.
+    let config = bench.agent.home().path().join("limpet.toml");
+    let checked = program::run("limpet", &["check", "--config", program::text_of(&config)]).expect_code(0);
+    assert!(checked.stdout.contains("config.gw:") && checked.stdout.contains("noise"), "{}", checked.stdout);
+    // After a power cut it is in effect at once, without a broker's word.
+    let home = bench.agent.kill();
+    bench.agent = Agent::start_in(home, &format!("{}{}", local(&bench.broker), config_of(&depot)));
+    answers(&mut bench, "noise");
+    // And the file is in effect again when its publisher takes it away.
+    depot.run(&["configure", "--remove", "--gateway", GATEWAY]).expect_code(0);
+    assert_says(&said(&mut bench, "configuration-activated").into(), &["the file alone"]);
+    answers(&mut bench, "sound");
+}
+
+fn config_of(depot: &Depot) -> String {
+    super::config(depot, SHORT)
+}
+
+#[test]
+fn a_configuration_that_cannot_work_is_rejected_once_with_its_line_and_the_one_before_stays() {
+    let (depot, mut bench) = delivered(SHORT);
+    for (wrong, words) in [
+        (text("noise", "loudness@*", "dedline = \"1s\"\n"), &["config.gw:15", "dedline", "deadline"][..]),
+        (text("noise", "loudness@*", "deadline = \"1ns\"\n").replacen("deadline = \"30s\"\n", "", 1), &["noise"]),
+        (
+            text("noise", "loudness@*", "").replace("\"local\"", "\"nowhere\""),
+            &["source.level.broker", "nowhere", "local"],
+        ),
+    ] {
+        configure(&depot, &wrong);
+        let why = said(&mut bench, "configuration-rejected");
+        assert_says(&why.clone().into(), &[OWN, "is rejected, the file alone stays in effect"]);
+        assert_says(&why.into(), words);
+        answers(&mut bench, "sound");
+    }
+    assert_eq!(shown(&bench)["state"], "failed");
+    // Not examined again by the next process; one that is good is.
+    let (_, home, _) = bench.agent.stop();
+    bench.agent = Agent::start_in(home, &format!("{}{}", local(&bench.broker), config_of(&depot)));
+    answers(&mut bench, "sound");
+    configure(&depot, &text("noise", "loudness@*", SHORT));
+    said(&mut bench, "configuration-activated");
+    answers(&mut bench, "noise");
+    assert!(bench.agent.log_with(&["is rejected"]).is_empty());
+}
+
+#[test]
+fn a_configuration_waits_until_the_models_that_it_names_are_here_and_proved() {
+    let (depot, mut bench) = delivered(SHORT);
+    configure(&depot, &text("noise", "hum@^1", SHORT));
+    let why = said(&mut bench, "configuration-waits");
+    assert_says(&why.into(), &["config.gw waits, the file alone stays in effect", "hum", "no version of it is listed"]);
+    answers(&mut bench, "sound");
+    let hum = Package::loudness_of("1.0.0", 0.0);
+    hum.edit("name = \"loudness\"", "name = \"hum\"");
+    depot.publish(&hum);
+    said(&mut bench, "configuration-activated");
+    answers(&mut bench, "noise");
+    let record = bench.agent.home().record("hum").expect("it serves");
+    assert_eq!(record["active"]["version"], "1.0.0");
+}
+
+#[test]
+fn a_configuration_under_which_nothing_can_be_read_is_taken_back_and_not_tried_again() {
+    let (depot, mut bench) = delivered(SHORT);
+    let wrong = text("sound", "loudness@*", "trial = { windows = 1, time = \"10m\" }\n");
+    let wrong = wrong.replace("/sound\"", "/level\"").replace("codec = { raw", "codec = { json = {} }\n#");
+    configure(&depot, &wrong);
+    said(&mut bench, "configuration-activated");
+    bench.broker.wait_subscribed("plant/+/level");
+    let (topic, mut sequence) = (uplink("event"), 0);
+    let back = loop {
+        bench.client.send("plant/a/level", samples(sequence, &[0.1; HOP]));
+        sequence += 1;
+        assert!(sequence < 2000, "it is not taken back");
+        let back = |m: &Message| m.topic == topic && m.json()["kind"] == "configuration-rolled-back";
+        if let Some(back) = bench.client.try_wait_for(Duration::from_millis(20), back) {
+            break back.json()["message"].clone();
+        }
+    };
+    assert_says(&back, &["config.gw was taken back, the file alone is in effect again", "none of the", "source level"]);
+    answers(&mut bench, "sound");
+    let state = shown(&bench);
+    assert_eq!((&state["name"], &state["state"]), (&"file".into(), &"active".into()));
+    assert_says(&state["failure"], &[OWN, "could be read"]);
+    bench.agent.reload();
+    answers(&mut bench, "sound");
+    assert_eq!(shown(&bench)["name"], "file");
+}
+
+#[test]
+fn an_agent_that_does_not_stay_up_under_a_configuration_goes_back_to_the_one_before() {
+    let (depot, mut bench) = delivered(SHORT);
+    configure(&depot, &text("noise", "loudness@*", "trial = { windows = 1, time = \"1h\" }\n"));
+    said(&mut bench, "configuration-activated");
+    answers(&mut bench, "noise");
+    let file = format!("{}{}", local(&bench.broker), config_of(&depot));
+    for _ in 0..2 {
+        let home = bench.agent.kill();
+        bench.agent = Agent::start_in(home, &file);
+        answers(&mut bench, "noise");
+    }
+    let home = bench.agent.kill();
+    bench.agent = Agent::start_in(home, &file);
+    let back = said(&mut bench, "configuration-rolled-back");
+    assert_says(&back.into(), &["config.gw was taken back", "started 3 times", "never ran for a minute"]);
+    answers(&mut bench, "sound");
+}
+
+#[test]
+fn a_file_that_no_longer_goes_with_the_configuration_takes_effect_alone() {
+    let (depot, mut bench) = delivered(SHORT);
+    configure(&depot, &text("noise", "loudness@*", "trial = { windows = 0 }\n"));
+    said(&mut bench, "configuration-activated");
+    answers(&mut bench, "noise");
+    let (_, home, _) = bench.agent.stop();
+    let file = format!("{}{}", local(&bench.broker), config_of(&depot)).replace("\"local\"", "\"plant\"");
+    let file = file.replace("[broker.local]", "[broker.plant]");
+    bench.agent = Agent::start_in(home, &file);
+    let back = said(&mut bench, "configuration-rolled-back");
+    assert_says(&back.into(), &["config.gw was taken back, the file alone is in effect again", "local", "plant"]);
+    answers(&mut bench, "sound");
+}
+
+#[test]
+fn a_configuration_for_a_label_comes_from_a_folder_with_the_models_that_it_names() {
+    let depot = Depot::in_folder();
+    depot.publish(&Package::loudness());
+    let broker = Broker::start();
+    let mut client = Client::connect(&broker);
+    client.subscribe(&["limpet/1/gw/#"]);
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let path = folder.path().join("line.toml");
+    std::fs::write(&path, text("noise", "loudness@*", SHORT)).expect("the disk has room");
+    depot.run(&["configure", program::text_of(&path), "--label", "line=3"]).expect_code(0);
+    let home = Home::empty();
+    let trust = format!("[depot]\nroot = \"{}\"\njitter = \"0s\"\n", depot.root().display());
+    // A file without any pipeline: what the gateway does is its publisher's affair.
+    let file = format!("labels = {{ line = \"3\" }}\n{}{trust}", local(&broker));
+    let config = home.write(&file);
+    let content = depot.content();
+    let arguments = ["depot", "import", program::text_of(&content), "--config", program::text_of(&config)];
+    let said = program::run("limpet", &arguments).expect_code(0).stdout;
+    assert!(said.contains("config.line=3: is here") && said.contains("loudness 1.0.0:"), "{said}");
+    let agent = Agent::start_in(home, &file);
+    let mut bench = Bench { broker, client, agent };
+    answers(&mut bench, "noise");
+    assert_eq!(shown(&bench)["name"], "config.line=3");
+}
