@@ -107,6 +107,17 @@ fn change(store: &Store, configured: &mut Configured, change: impl Fn(&mut Confi
     }
 }
 
+/// Notes that the agent ends because it was told to: a start that is no sign of a configuration under which it does not stay
+/// up.
+pub fn ends_well(store: &Store) {
+    let noted = store.update_configured(|configured| {
+        _ = configured.trial.as_mut().map(|trial| trial.starts = 0);
+    });
+    if let Err(error) = noted {
+        tracing::warn!(%error, "a good end could not be noted for the configuration on trial");
+    }
+}
+
 /// The configuration in effect, for whoever only looks.
 ///
 /// # Errors

@@ -205,7 +205,8 @@ async fn serve(path: &Path, file: Loaded, library: Library) -> Result<End, CliEr
     let pipelines = plan.pipelines.len();
     let board = Arc::new(Board::new(config.gateway.labels.clone(), topics.models(), Arc::clone(&uplink), pipelines));
     _ = state.map(|state| board.set_configuration(state));
-    if let (Some(trial), Some(store)) = (&trial, library.store()) {
+    let on_trial = library.store().filter(|_| trial.is_some()).cloned();
+    if let (Some(trial), Some(store)) = (&trial, &on_trial) {
         let watch = Watch {
             path: path.to_owned(),
             store: store.clone(),
@@ -376,6 +377,7 @@ async fn serve(path: &Path, file: Loaded, library: Library) -> Result<End, CliEr
     };
 
     tracing::info!("stopping");
+    _ = on_trial.as_ref().map(configured::ends_well);
     let (done, kept) = std::sync::mpsc::channel();
     let _ = requests.send(Request::Keep(done));
     router.close();
