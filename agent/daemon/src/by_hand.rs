@@ -10,11 +10,11 @@ use limpet_depot::fetch::{self, Bounds, Progress};
 use limpet_depot::remote::{Folder, Remote};
 use limpet_depot::select::{self, Choice, Gateway};
 use limpet_depot::store::{Configuration, Missing};
-use limpet_depot::trust::{Trust, Trusted, Update};
+use limpet_depot::trust::{Trusted, Update};
 
 use crate::cli::{ImportArgs, StoreCheckArgs};
 use crate::config::{self, Config, Depot, Loaded};
-use crate::{CliError, api, configured, console, delivery, wall};
+use crate::{CliError, api, configured, console, delivery};
 
 /// Nothing slows a folder down.
 const RATE: u64 = u64::MAX;
@@ -42,7 +42,7 @@ pub fn import(args: &ImportArgs) -> Result<(), CliError> {
 
 async fn bring(path: &Path, file: &Loaded, depot: &Depot, store: &Store, folder: &Path) -> Result<(), CliError> {
     let config = &file.config;
-    let mut trust = Trust::open(&config.gateway.state, &depot.root, wall::built()).map_err(refuse)?;
+    let mut trust = delivery::trust(config, depot).map_err(refuse)?;
     trust.warnings().iter().for_each(console::tell);
     let remote: Arc<dyn Remote> = Arc::new(Folder::new(folder));
     let clock = delivery::clock();

@@ -196,7 +196,7 @@ impl Delivery {
 
     /// Brings trust up to date, if the depot is to be asked, and does what follows from it. Says whether all went well.
     async fn round(&mut self, ask: bool) -> bool {
-        let mut trust = match Trust::open(&self.tools.config.gateway.state, &self.depot.root, wall::built()) {
+        let mut trust = match trust(&self.tools.config, &self.depot) {
             Ok(trust) => trust,
             Err(error) => {
                 self.complain("trust", "depot-refused", &error.to_string());
@@ -398,6 +398,15 @@ impl Delivery {
             self.tools.reporter.event(kind, message, &[("about", about)]);
         }
     }
+}
+
+/// What this gateway trusts.
+///
+/// # Errors
+/// As [`Trust::open`].
+pub fn trust(config: &Config, depot: &config::Depot) -> Result<Trust, TrustError> {
+    let trust = Trust::open(&config.gateway.state, &depot.root, wall::built())?;
+    Ok(trust.with_scratch(config.gateway.run.join("trust")))
 }
 
 /// Who asks the depot.

@@ -9,6 +9,7 @@
 mod error;
 mod fetch;
 mod file;
+mod scratch;
 mod set;
 
 use std::collections::BTreeMap;
@@ -26,9 +27,10 @@ use url::Url;
 
 pub use self::error::TrustError;
 use self::fetch::Files;
-use self::file::{Found, Kept};
+use self::file::{Found, Kept, Known};
+use self::scratch::Scratch;
 use self::set::{Contents, Fault, Set, chain, digest_of, fault, read_root, same_keys};
-use crate::clock::{Clock, Judged};
+use crate::clock::{By, Clock, Judged};
 use crate::package::Digest;
 use crate::remote::{Remote, object};
 
@@ -43,11 +45,13 @@ const STATE_MAX: u64 = 4 << 20;
 const VERSION_MAX: u64 = 1 << 35;
 /// How far the time of signing may be ahead of a clock that is right.
 const AHEAD: SignedDuration = SignedDuration::from_hours(24);
+/// Folder beside what is trusted, for the time of an update.
+const SCRATCH: &str = "scratch";
 /// The one target that is delegated.
 const STATE: &str = "rollout/state.json";
 
 /// What is trusted.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Trusted {
     /// Versions of the metadata.
     pub versions: Versions,
@@ -99,9 +103,13 @@ pub enum Update {
 pub struct Trust {
     /// `<state>/depot`.
     folder: PathBuf,
+    /// Where files may be for the time of an update.
+    scratch: PathBuf,
     /// The root that the chain goes on from.
     root: String,
     kept: Kept,
+    /// What of it is on disk.
+    known: Known,
     contents: Option<Contents>,
     built: Timestamp,
     warnings: Vec<String>,
@@ -125,9 +133,13 @@ impl Trust {
         let folder = state.join("depot");
         let fresh = || Kept { installed: of_installed.clone(), root: None, issued: None, disowned: false, set: None };
         let mut warnings = Vec::new();
+        let mut known = Known::default();
         let mut kept = match file::read(&folder)? {
             Found::Nothing => fresh(),
-            Found::Kept(kept) => *kept,
+            Found::Kept(kept) => {
+                known = Known::of(&kept);
+                *kept
+            }
             Found::Damaged(reason) => {
                 let aside = file::put_aside(&folder)?;
                 warnings.push(format!(
@@ -160,7 +172,18 @@ impl Trust {
             }
             None => None,
         };
-        Ok(Self { folder, root: start.unwrap_or(installed), kept, contents, built, warnings })
+        let scratch = folder.join(SCRATCH);
+        scratch::sweep(&scratch);
+        Ok(Self { folder, scratch, root: start.unwrap_or(installed), kept, known, contents, built, warnings })
+    }
+
+    /// Puts the files that an update needs for its own time into a folder, such as one in memory: nothing in them is worth
+    /// writing to flash. It is emptied now of what a process that was killed left there. Where no such folder can be
+    /// made, they are beside what is trusted, as they are without this.
+    pub fn with_scratch(mut self, folder: PathBuf) -> Self {
+        scratch::sweep(&folder);
+        self.scratch = folder;
+        self
     }
 
     /// What is trusted, if anything is yet. It may have expired since: that stops what is new, not what runs.
@@ -193,7 +216,7 @@ impl Trust {
         if let Some((_, text)) = roots.last_key_value() {
             // Before anything else (TUF 5.3.8): whoever was dismissed by it has no say any more, whatever follows.
             let kept = Kept { root: Some(text.clone()), ..self.kept.clone() };
-            file::write(&self.folder, &kept)?;
+            self.known = file::write(&self.folder, &kept, &self.known)?;
             (self.root, self.kept) = (text.clone(), kept);
         }
         let timestamp = object(remote.as_ref(), &Name::Timestamp, TIMESTAMP_MAX).await?;
@@ -213,7 +236,7 @@ impl Trust {
         }
         let installed = self.kept.installed.clone();
         let kept = Kept { installed, root: None, issued, disowned: false, set: Some(set) };
-        file::write(&self.folder, &kept)?;
+        self.known = file::write(&self.folder, &kept, &self.known)?;
         (self.kept, self.contents) = (kept, Some(contents));
         Ok(Update::New)
     }
@@ -253,11 +276,8 @@ impl Trust {
         timestamp: Vec<u8>,
         clock: Clock,
     ) -> Result<(Set, Contents, Option<Timestamp>), TrustError> {
-        let scratch = scratch().map_err(|source| TrustError::Io {
-            path: std::env::temp_dir(),
-            doing: "used as a scratch folder",
-            source,
-        })?;
+        let scratch = Scratch::new([&self.scratch, &self.folder.join(SCRATCH)])
+            .map_err(|(path, source)| TrustError::Io { path, doing: "used as a scratch folder", source })?;
         self.seed(scratch.path(), root)?;
         let known = self.kept.set.iter().flat_map(|set| {
             [&set.snapshot, &set.targets, &set.rollout, &set.state].map(|text| Bytes::from(text.clone().into_bytes()))
@@ -295,16 +315,29 @@ impl Trust {
         };
         let contents = set.read().map_err(faulty)?;
         let said = contents.trusted.issued;
-        let ahead = |issued: Timestamp| clock.right && issued.duration_since(clock.now) > AHEAD;
-        if said.is_some_and(|issued| issued > contents.trusted.expires || ahead(issued)) {
-            let reason = "it says that it was issued after it expires, or more than a day from now; is its publisher's clock right?";
-            return Err(faulty(fault("timestamp", reason)));
-        }
         // Other keys, another clock: a publisher whose clock was wrong must not lock its gateways out for ever.
         let before = if self.same_signer(root, RoleType::Timestamp) { self.kept.issued } else { None };
+        let floor = |issued: Option<Timestamp>| issued.map_or(self.built, |issued| issued.max(self.built));
+        // Only a clock that is believed can say that something is from the future: one that shows less than what is known
+        // to be past says nothing.
+        let known = clock.judge(floor(before));
+        let ahead = |issued: Timestamp| known.by == By::Clock && issued.duration_since(known.time) > AHEAD;
+        let [_, (_, end), ..] = contents.ends;
+        if let Some(issued) = said.filter(|issued| *issued > end) {
+            let reason = format!(
+                "it says that it was issued at {issued}, after its end at {end}; is its publisher's clock right?"
+            );
+            return Err(faulty(fault("timestamp", reason)));
+        }
+        if let Some(issued) = said.filter(|issued| ahead(*issued)) {
+            let reason = format!(
+                "it says that it was issued at {issued}, more than a day from now, {known}; is its publisher's clock right, \
+                 and this one?"
+            );
+            return Err(faulty(fault("timestamp", reason)));
+        }
         let issued = said.into_iter().chain(before).max();
-        let floor = issued.map_or(self.built, |issued| issued.max(self.built));
-        expire(place, &contents, clock.judge(floor))?;
+        expire(place, &contents, clock.judge(floor(issued)))?;
         Ok((set, contents, issued))
     }
 
@@ -358,15 +391,6 @@ async fn state(remote: &dyn Remote, place: &str, files: &Files, rollout: &str) -
         }
     };
     String::from_utf8(bytes).map_err(|_| said(place, fault("rollout.json", "it is no UTF-8")))
-}
-
-/// A folder in memory where there is one: nothing in it is worth writing to flash.
-fn scratch() -> std::io::Result<tempfile::TempDir> {
-    let memory = Path::new("/dev/shm");
-    match tempfile::Builder::new().prefix("limpet-trust-").tempdir_in(memory) {
-        Ok(folder) => Ok(folder),
-        Err(_) => tempfile::Builder::new().prefix("limpet-trust-").tempdir(),
-    }
 }
 
 fn expire(place: &str, contents: &Contents, judged: Judged) -> Result<(), TrustError> {

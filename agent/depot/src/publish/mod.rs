@@ -24,6 +24,7 @@ use crate::remote::RemoteError;
 
 pub mod config;
 pub mod editor;
+pub mod forge;
 pub mod home;
 pub mod keys;
 pub mod publisher;

@@ -62,6 +62,15 @@ impl Place {
         self.open(&self.shelf, now())
     }
 
+    pub fn ring(&self) -> &KeyRing {
+        &self.ring
+    }
+
+    /// What the publisher has signed.
+    pub fn set(&self) -> Set {
+        Set::load(&Home::open(self.ring.folder()).unwrap()).unwrap()
+    }
+
     fn online_only(&self) -> KeyRing {
         KeyRing::new(self.ring.folder(), None, Box::new(no_passphrase))
     }
@@ -69,7 +78,7 @@ impl Place {
     /// What the client library says of the depot, starting with the first root.
     async fn loads(&self) {
         let files = tempfile::tempdir().unwrap();
-        let set = Set::load(&Home::open(self.ring.folder()).unwrap()).unwrap();
+        let set = self.set();
         let put = |name: String, bytes: &[u8]| std::fs::write(files.path().join(name), bytes).unwrap();
         let get = |name: Name| async move { object(&self.shelf, &name, 1 << 20).await.unwrap() };
         let roots: Vec<serde_json::Value> = serde_json::from_slice(&get(Name::Roots).await).unwrap();

@@ -30,6 +30,15 @@ pub enum TrustError {
         /// Why it failed.
         source: io::Error,
     },
+    /// Another process has taken over metadata since this one read what is trusted.
+    #[error(
+        "{path}: another process has just taken over metadata, such as `limpet depot import`; nothing was changed by this \
+         one, try again; what runs goes on"
+    )]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
     /// An object could not be had, was too large or fell apart.
     #[error("{0}; nothing new is trusted, what runs goes on")]
     Remote(#[from] RemoteError),

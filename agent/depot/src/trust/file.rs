@@ -54,6 +54,16 @@ pub(super) enum Found {
     Damaged(String),
 }
 
+/// Tells one file from another; that there is none, or none that can be read, from any.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Known(Option<String>);
+
+impl Known {
+    pub(super) fn of(kept: &Kept) -> Self {
+        Self(Some(seal(kept)))
+    }
+}
+
 fn seal(kept: &Kept) -> String {
     let bytes = serde_json::to_vec(kept).expect("writing plain values into memory cannot fail");
     Digest::of(&bytes).to_string()
@@ -92,10 +102,21 @@ pub(super) fn read(folder: &Path) -> Result<Found, TrustError> {
     })
 }
 
-/// Replaces what is kept, at once or not at all, and after that for good.
-pub(super) fn write(folder: &Path, kept: &Kept) -> Result<(), TrustError> {
+/// Replaces what is kept, at once or not at all, and after that for good, unless it is no longer what was `read`: an
+/// older set must never replace a newer one, whoever brings it. Gives what is to be known of it for the next time.
+pub(super) fn write(folder: &Path, kept: &Kept, known: &Known) -> Result<Known, TrustError> {
     fs::create_dir_all(folder).map_err(failed(folder, "made"))?;
     let path = path(folder);
+    // Held until the new one has its name.
+    let writing = File::open(folder).map_err(failed(folder, "opened"))?;
+    writing.lock().map_err(failed(folder, "locked"))?;
+    let now = match read(folder)? {
+        Found::Kept(kept) => Known::of(&kept),
+        Found::Nothing | Found::Damaged(_) => Known::default(),
+    };
+    if now != *known {
+        return Err(TrustError::Changed { path });
+    }
     // Always the same name: however often the power fails, one file at most lies about.
     let temporary = folder.join("trust.json.new");
     let envelope = Envelope { v: VERSION, r#type: "trust".into(), seal: seal(kept), kept: kept.clone() };
@@ -107,7 +128,8 @@ pub(super) fn write(folder: &Path, kept: &Kept) -> Result<(), TrustError> {
         fs::rename(&temporary, &path)?;
         File::open(folder)?.sync_all()
     };
-    put().map_err(failed(&path, "written"))
+    put().map_err(failed(&path, "written"))?;
+    Ok(Known::of(kept))
 }
 
 /// Puts a damaged file aside, for whoever wants to know what happened.

@@ -31,7 +31,7 @@ pub(super) struct Set {
 #[derive(Debug, Clone)]
 pub(super) struct Contents {
     pub trusted: Trusted,
-    /// When each role expires.
+    /// When each role expires: root, timestamp, snapshot, targets, rollout.
     pub ends: [(&'static str, Timestamp); 5],
 }
 
@@ -79,6 +79,21 @@ impl Set {
         }
 
         let signed = &targets.signed;
+        let versions = Versions {
+            root: root.version.get(),
+            timestamp: timestamp.signed.version.get(),
+            snapshot: snapshot.signed.version.get(),
+            targets: signed.version.get(),
+            rollout: rollout.signed.version.get(),
+        };
+        for (role, version) in [
+            ("timestamp", versions.timestamp),
+            ("snapshot", versions.snapshot),
+            ("targets", versions.targets),
+            ("rollout", versions.rollout),
+        ] {
+            bounded(role, version)?;
+        }
         let issued = extra("timestamp", &timestamp.signed._extra)?.issued;
         let time = |text: String| {
             let none = |error| fault("timestamp", format!("`issued` is {text:?}, which is no RFC 3339 time: {error}"));
@@ -92,13 +107,7 @@ impl Set {
             ("rollout", rollout.signed.expires),
         ];
         let trusted = Trusted {
-            versions: Versions {
-                root: root.version.get(),
-                timestamp: timestamp.signed.version.get(),
-                snapshot: snapshot.signed.version.get(),
-                targets: signed.version.get(),
-                rollout: rollout.signed.version.get(),
-            },
+            versions,
             expires: ends.iter().map(|(_, end)| *end).min().expect("there are five"),
             issued: issued.map(time).transpose()?,
             targets: signed.targets.iter().map(|(name, target)| info(name.raw(), target)).collect::<Result<_, _>>()?,
@@ -141,9 +150,7 @@ pub(super) fn read_root(text: &str) -> Result<Root, Fault> {
     let root: Signed<Root> = parse("root", text)?;
     root.signed.verify_role(&root).map_err(unsigned("root"))?;
     let root = root.signed;
-    if root.version.get() > VERSION_MAX {
-        return Err(fault("root", format!("it has version {}; expected at most {VERSION_MAX}", root.version)));
-    }
+    bounded("root", root.version.get())?;
     if !root.consistent_snapshot {
         return Err(fault("root", "`consistent_snapshot` is false; a depot names its metadata by version"));
     }
@@ -153,6 +160,14 @@ pub(super) fn read_root(text: &str) -> Result<Root, Fault> {
     match missing {
         Some(role) => Err(fault("root", format!("it names no keys for {role}"))),
         None => Ok(root),
+    }
+}
+
+/// A version that leaves room to go on.
+fn bounded(object: &'static str, version: u64) -> Result<(), Fault> {
+    match version {
+        ..=VERSION_MAX => Ok(()),
+        _ => Err(fault(object, format!("it has version {version}; expected at most {VERSION_MAX}"))),
     }
 }
 
