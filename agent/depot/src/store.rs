@@ -261,8 +261,9 @@ impl Store {
     /// Replaces the record of a model at once; returns when it is safe from a power cut.
     ///
     /// # Errors
-    /// [`DepotError::Store`] if a name, version or digest in it cannot be one, [`DepotError::Full`] or [`DepotError::Io`]
-    /// if it cannot be written; the old record stands then.
+    /// [`DepotError::Store`] if a name, version or digest in it cannot be one, and then the old record stands;
+    /// [`DepotError::Full`] or [`DepotError::Io`] if it cannot be written: then either stands, whole, and
+    /// [`record`](Self::record) tells which.
     pub fn set_record(&self, model: &str, record: &Record) -> Result<(), DepotError> {
         let _lock = Lock::exclusive(&self.lock_path())?;
         self.set_record_locked(model, record)

@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use crate::DepotError;
+use crate::replace::fault;
 
 /// What the names of files begin with that are not whole yet.
 const TEMPORARY: &str = ".part-";
@@ -25,12 +26,13 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<u64, DepotError> {
 
 /// Makes what was renamed, made or removed in a folder last.
 pub(super) fn sync_folder(folder: &Path) -> Result<(), DepotError> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| writing(folder, error))
+    let sync = || fault::step().and_then(|()| File::open(folder)?.sync_all());
+    sync().map_err(|error| writing(folder, error))
 }
 
 /// Makes a folder for this user alone. Gives whether it was made; no other may lie over it.
 pub(super) fn make_folder(folder: &Path) -> Result<bool, DepotError> {
-    match fs::DirBuilder::new().mode(0o700).create(folder) {
+    match fault::step().and_then(|()| fs::DirBuilder::new().mode(0o700).create(folder)) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::AlreadyExists && folder.is_dir() => Ok(false),
         Err(error) => Err(writing(folder, error)),
@@ -69,7 +71,7 @@ pub(super) fn read(path: &Path, most: usize) -> Result<Option<Vec<u8>>, DepotErr
 /// Removes a file. Gives what it took on the disk, or nothing if it was gone.
 pub(super) fn remove(path: &Path) -> Result<Option<u64>, DepotError> {
     let length = fs::symlink_metadata(path).map_or(0, |metadata| metadata.len());
-    match fs::remove_file(path) {
+    match fault::step().and_then(|()| fs::remove_file(path)) {
         Ok(()) => Ok(Some(on_disk(length))),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(DepotError::io(path, "removed")(error)),

@@ -1,3 +1,5 @@
+mod faults;
+
 use std::io::Write as _;
 use std::process::Command;
 
