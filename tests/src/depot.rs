@@ -64,10 +64,11 @@ impl Depot {
         program::run("limpet-lab", &all)
     }
 
-    /// Publishes a package on the channel `stable`, and gives what the command printed.
+    /// Publishes a package on the channel `stable`, and gives what the command printed. Its graphs are not run before:
+    /// what is wrong is for the gateway to find.
     #[track_caller]
     pub fn publish(&self, package: &Package) -> Outcome {
-        self.run(&["publish", text(package.path()), "--channel", "stable"]).expect_code(0)
+        self.run(&["publish", text(package.path()), "--channel", "stable", "--no-prove"]).expect_code(0)
     }
 }
 

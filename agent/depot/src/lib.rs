@@ -40,5 +40,5 @@ pub use manifest::Manifest;
 pub use package::{Digest, Package};
 pub use proof::child::{run_if_proof_child, run_if_proof_child_with};
 pub use proof::store::{ProofStore, Proved, ProvedVariant, Tuning};
-pub use proof::{BatchCost, Batches, Choice, IngestCost, Options, Report, Row, Subject, prove};
+pub use proof::{BatchCost, Batches, Choice, IngestCost, Options, Ran, Report, Row, Subject, prove, run_graphs};
 pub use store::Store;

@@ -243,20 +243,15 @@ impl Package {
         temporary.persist(out).map_err(|error| failed()(error.error))?;
         Ok(())
     }
-}
 
-/// Makes a `.limpet` file of a folder, and refuses golden vectors that prove nothing as far as that shows without
-/// running the graphs; [`prove`](crate::prove) shows the rest.
-///
-/// # Errors
-/// [`DepotError`].
-pub fn pack(folder: &Path, out: &Path) -> Result<Package, DepotError> {
-    let package = Package::open(folder)?;
-    for variant in &package.manifest.variants {
-        crate::golden::check_package(&package, variant)?;
+    /// Refuses golden vectors that prove nothing, as far as that shows without running the graphs;
+    /// [`run_graphs`](crate::run_graphs) shows the rest.
+    ///
+    /// # Errors
+    /// [`DepotError::Golden`].
+    pub fn check_golden(&self) -> Result<(), DepotError> {
+        self.manifest.variants.iter().try_for_each(|variant| crate::golden::check_package(self, variant).map(|_| ()))
     }
-    package.write(out)?;
-    Ok(package)
 }
 
 /// Every file that may belong to a package with this manifest.

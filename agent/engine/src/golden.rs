@@ -95,7 +95,7 @@ fn elements(out: &[f32], golden: &[f32], vectors: usize) -> usize {
 }
 
 /// Index of the one greatest value, or none if it is shared or a value is not a number.
-fn best(vector: &[f32]) -> Option<usize> {
+pub fn best(vector: &[f32]) -> Option<usize> {
     if vector.iter().any(|value| value.is_nan()) {
         return None;
     }

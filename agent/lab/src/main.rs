@@ -39,7 +39,7 @@ struct Cli {
 enum Command {
     /// Shows the main job: a broker, a virtual motor and the real agent, with a live view
     Demo(demo::DemoArgs),
-    /// Makes a package of a folder, and refuses one whose golden vectors prove nothing
+    /// Makes a package of a folder; refuses one whose graphs do not give their golden outputs, or that any graph would pass
     Pack(pack::PackArgs),
     /// Publishes models and configurations for gateways, and watches what they do with them
     Depot(depot::DepotArgs),

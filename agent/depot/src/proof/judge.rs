@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use limpet_engine::golden::{is_judgeable, mean_abs_error, nmae, top1_agreement};
+use limpet_engine::golden::{best, is_judgeable, mean_abs_error, nmae, top1_agreement};
 use limpet_engine::{ElementType, Quantization, Session, TensorMut, TensorRef, TensorSpec, write_real};
 use limpet_signal::FrontEnd;
 
@@ -336,7 +336,7 @@ impl<'a> Case<'a> {
     }
 
     fn compare(&self, expected: &Expected<'_>, real: &[f32], judged: &mut Judged) {
-        let vectors = self.golden.vectors();
+        let (vectors, before) = (self.golden.vectors(), judged.faults.len());
         if let Some(at) = real.iter().position(|value| !value.is_finite()) {
             let vector = at / (real.len() / vectors);
             judged.faults.push(format!("\"{}\" is {} in vector {vector}: not finite", expected.name, real[at]));
@@ -356,6 +356,9 @@ impl<'a> Case<'a> {
         if error > self.limits.nmae {
             let name = if self.outputs.len() == 1 { String::new() } else { format!(" of \"{}\"", expected.name) };
             judged.faults.push(format!("NMAE {error:.3}{name} is above {}", self.limits.nmae));
+        }
+        if judged.faults.len() > before {
+            judged.faults.extend(example(expected, real, vectors));
         }
     }
 
@@ -423,6 +426,32 @@ impl<'a> Case<'a> {
             false => Ok(()),
         }
     }
+}
+
+/// The vector that is furthest from what it should give, with the element of it that is: where to begin to look. Of
+/// vectors that give another class, if there are any, for people look at those first.
+fn example(expected: &Expected<'_>, real: &[f32], vectors: usize) -> Option<String> {
+    let per_vector = real.len().checked_div(vectors).filter(|elements| *elements > 0)?;
+    let pairs = || real.chunks_exact(per_vector).zip(expected.real.chunks_exact(per_vector));
+    let other_class = |(found, golden): &(&[f32], &[f32])| expected.classes.any() && best(found) != best(golden);
+    let some_other = pairs().any(|pair| other_class(&pair));
+    // What is not a number is further away than anything.
+    let off = |found: f32, golden: f32| if found.is_finite() { (found - golden).abs() } else { f32::INFINITY };
+    let distance = |(found, golden): (&[f32], &[f32])| -> f32 {
+        found.iter().zip(golden).map(|(found, golden)| off(*found, *golden)).sum()
+    };
+    let candidates = pairs().enumerate().filter(|(_, pair)| !some_other || other_class(pair));
+    let (vector, (found, golden)) = candidates.max_by(|a, b| distance(a.1).total_cmp(&distance(b.1)))?;
+    let element = (0..per_vector).max_by(|a, b| off(found[*a], golden[*a]).total_cmp(&off(found[*b], golden[*b])))?;
+    let name = expected.name;
+    let (is, should) = (found[element], golden[element]);
+    let class =
+        |values: &[f32]| best(values).map_or_else(|| "no one class".to_owned(), |class| format!("class {class}"));
+    let classes = some_other.then(|| format!("gives {} where {} is expected: ", class(found), class(golden)));
+    Some(format!(
+        "vector {vector} {}element {element} of \"{name}\" is {is} and should be {should}",
+        classes.unwrap_or_else(|| "is the furthest: ".to_owned())
+    ))
 }
 
 /// The first elements of a tensor.

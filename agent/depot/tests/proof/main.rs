@@ -12,7 +12,8 @@ use limpet_depot::golden::Golden;
 use limpet_depot::manifest::Limits;
 use limpet_depot::proof::Verdict;
 use limpet_depot::{
-    Batches, Choice, DepotError, Options, Package, ProofStore, Proved, Report, Row, Subject, Tuning, prove,
+    Batches, Choice, DepotError, Options, Package, ProofStore, Proved, Ran, Report, Row, Subject, Tuning, prove,
+    run_graphs,
 };
 use limpet_engine::{Engine, LoadOptions};
 use toy::Toy;
@@ -42,6 +43,8 @@ fn main() {
         a_graph_that_ignores_its_input_cannot_be_proved,
         shapes_that_do_not_fit_are_refused_with_both_numbers,
         a_budget_that_is_too_small_fails,
+        a_package_goes_out_if_an_engine_gives_its_golden_outputs_whatever_the_budget,
+        a_package_whose_golden_outputs_are_wrong_does_not_go_out,
         a_bare_graph_is_judged_by_its_golden_file,
         outputs_are_written_as_the_graph_gives_them,
         a_proof_is_kept_and_found_again,
@@ -177,9 +180,8 @@ fn golden_vectors_that_prove_nothing_are_refused() {
         Verdict::Refused,
         "proves nothing: the same answer to every vector would pass",
     );
-    let out = folder.path().join("a.limpet");
-    let error = limpet_depot::package::pack(folder.path(), &out).unwrap_err().to_string();
-    assert!(error.contains("proves nothing") && !out.exists(), "{error}");
+    let error = Package::open(folder.path()).unwrap().check_golden().unwrap_err().to_string();
+    assert!(error.contains("proves nothing"), "{error}");
 }
 
 fn a_graph_that_ignores_its_input_cannot_be_proved() {
@@ -192,6 +194,8 @@ fn a_graph_that_ignores_its_input_cannot_be_proved() {
     values.extend(vec![[1.0, 1.0, 1.0]; 9]);
     folder.golden(&[("input", flat(&values)), ("output", flat(&values))]);
     assert_row(&report(&folder).rows[0], Verdict::Refused, "an input of shuffled values would pass too");
+    let error = run_graphs(&Package::open(folder.path()).unwrap(), &toy()).unwrap_err().to_string();
+    assert!(error.contains("a.onnx refused on toy: ") && error.contains("would pass too"), "{error}");
 }
 
 fn shapes_that_do_not_fit_are_refused_with_both_numbers() {
@@ -222,6 +226,56 @@ fn prove_graph(folder: &Path, graph: &[u8], tensors: &[(&str, Vec<f32>)], option
     write_golden(&golden, tensors);
     let subject = Subject::Graph { path: &path, golden: &golden, limits: Limits::GRAPH };
     prove(subject, &toy(), options).unwrap().rows.remove(0)
+}
+
+fn a_package_goes_out_if_an_engine_gives_its_golden_outputs_whatever_the_budget() {
+    let folder = Folder::echo(&[("a.onnx", b"right")]);
+    folder.edit("model.toml", |manifest| manifest + "[budget]\nlatency_p99 = \"1ns\"\nmemory = \"1KiB\"\n");
+    let package = Package::open(folder.path()).unwrap();
+    assert_row(
+        &prove(Subject::Package(&package), &toy(), &quick()).unwrap().rows[0],
+        Verdict::Failed,
+        "is above the budget's",
+    );
+    let right = Ran { right: vec!["a.onnx".to_owned()], ..Ran::default() };
+    assert_eq!(run_graphs(&package, &toy()).unwrap(), right);
+    // To tract these bytes are no graph. One engine is enough, and the publisher is told of the other.
+    let both: Vec<Box<dyn Engine>> = toy().into_iter().chain(limpet_engine::engines()).collect();
+    let ran = run_graphs(&package, &both).unwrap();
+    assert_eq!((&ran.right, ran.doubts.len()), (&right.right, 1));
+    assert!(ran.doubts[0].starts_with("a.onnx refused on tract: "), "{ran:?}");
+    let unread = vec!["a.onnx: no engine of this build reads .onnx files".to_owned()];
+    assert_eq!(run_graphs(&package, &[]).unwrap(), Ran { unread, ..Ran::default() });
+}
+
+fn a_package_whose_golden_outputs_are_wrong_does_not_go_out() {
+    let folder = Folder::echo(&[("a.onnx", b"right"), ("b.onnx", b"right")]);
+    let mut output = flat(&SCORES);
+    // Vector 4 is of another class than the graph says.
+    output.swap(4 * 3, 4 * 3 + 1);
+    let (is, should) = (SCORES[4], &output[12..15]);
+    folder.golden(&[("input", flat(&SCORES)), ("output", output.clone())]);
+    let package = Package::open(folder.path()).unwrap();
+    package.check_golden().unwrap();
+    let error = run_graphs(&package, &toy()).unwrap_err().to_string();
+    assert!(error.starts_with(&folder.path().display().to_string()), "{error}");
+    for variant in ["a.onnx failed on toy: ", "b.onnx failed on toy: "] {
+        assert!(error.contains(variant), "{error}");
+    }
+    let best = |values: &[f32]| (0..3).max_by(|a, b| values[*a].total_cmp(&values[*b])).unwrap();
+    let classes = format!("vector 4 gives class {} where class {} is expected: ", best(&is), best(should));
+    let elements = [0, 1].map(|at| format!("element {at} of \"output\" is {} and should be {}", is[at], should[at]));
+    assert!(error.contains(&classes) && elements.iter().any(|text| error.contains(text)), "{error}");
+    // One variant that is wrong is enough.
+    let folder = Folder::echo(&[("a.onnx", b"right"), ("b.onnx", b"wrong")]);
+    let error = run_graphs(&Package::open(folder.path()).unwrap(), &toy()).unwrap_err().to_string();
+    assert!(
+        error.contains("b.onnx failed on toy: top-1 agreement 0.000") && !error.contains("a.onnx failed"),
+        "{error}"
+    );
+    let folder = Folder::echo(&[("a.onnx", b"not finite")]);
+    let error = run_graphs(&Package::open(folder.path()).unwrap(), &toy()).unwrap_err().to_string();
+    assert!(error.contains("is NaN in vector 0") && error.contains("is NaN and should be"), "{error}");
 }
 
 fn a_bare_graph_is_judged_by_its_golden_file() {
@@ -502,13 +556,14 @@ fn folder_and_file_are_one_package() {
     let folder = Folder::echo(&[("a.onnx", b"right")]);
     folder.write("train.py", b"print('not part of the model')");
     let out = folder.path().join("echo.limpet");
-    let packed = limpet_depot::package::pack(folder.path(), &out).unwrap();
+    let packed = Package::open(folder.path()).unwrap();
+    packed.write(&out).unwrap();
     let opened = Package::open(&out).unwrap();
     assert_eq!(opened.digest(), packed.digest());
     assert_eq!(opened.manifest(), packed.manifest());
     assert_eq!(opened.labels(), packed.labels());
     let again = folder.path().join("again.limpet");
-    limpet_depot::package::pack(folder.path(), &again).unwrap();
+    packed.write(&again).unwrap();
     assert_eq!(std::fs::read(&out).unwrap(), std::fs::read(&again).unwrap(), "the same bytes every time");
     let mut damaged = std::fs::read(&out).unwrap();
     let middle = damaged.len() / 2;

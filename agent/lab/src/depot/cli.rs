@@ -8,6 +8,7 @@ use limpet_depot::publish::Role;
 use limpet_wire::topic::DEFAULT_PREFIX;
 
 use crate::mqtt::BrokerUrl;
+use crate::pack::ProveArgs;
 
 /// Arguments of `limpet-lab depot`.
 #[derive(Args)]
@@ -160,6 +161,8 @@ pub struct PublishArgs {
     pub packages: Vec<PathBuf>,
     #[command(flatten)]
     pub who: WhoArgs,
+    #[command(flatten)]
+    pub prove: ProveArgs,
     /// Print what was sent as one JSON object: sent_chunks, chunks, sent_bytes, bytes, metadata_bytes
     #[arg(long)]
     pub json: bool,
