@@ -5,6 +5,10 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
+use jiff::Timestamp;
+use limpet_depot::publish::forge::Forge;
+use limpet_depot::publish::{Home, KeyRing, PublishError, Publisher, ReleaseChange, Role, Set, init};
+use limpet_depot::remote::Folder;
 use limpet_depot::{Package, chunk};
 use limpet_wire::depot::{Name, Parts};
 
@@ -24,8 +28,8 @@ fn main() -> ExitCode {
 }
 
 fn write(package: &Path, out: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    let package = Package::open(package)?;
-    let (index, cuts) = chunk::cut(&package, &HashMap::new())?;
+    let package = &Package::open(package)?;
+    let (index, cuts) = chunk::cut(package, &HashMap::new())?;
     let seed = |target: &str, name: &str, bytes: &[u8]| -> io::Result<()> {
         let folder = out.join(target);
         std::fs::create_dir_all(&folder)?;
@@ -54,10 +58,38 @@ fn write(package: &Path, out: &Path) -> Result<(), Box<dyn std::error::Error>> {
     }
 
     let small = out.join("package");
-    shorten(&package, &small)?;
+    shorten(package, &small)?;
     seed("archive", "tar", &Package::open(&small)?.tar())?;
     seed("archive", "manifest", package.manifest_text().as_bytes())?;
+
+    let forge = published(package, &out.join("depot"))?;
+    let whole = forge.depot();
+    for (number, role) in (0u8..).zip(Role::ALL) {
+        let bytes = whole.name_of(role).map(|name| whole.objects[&name].clone()).unwrap_or_default();
+        seed("metadata", &format!("{}-raw", role.name()), &[&[number], &bytes[..]].concat())?;
+        let signed = forge.signed.get(&role).unwrap_or(&forge.roots[0]["signed"]).to_string();
+        // As it is signed; for root that is the next version.
+        let signed = if role == Role::Root { signed.replace("\"version\":1", "\"version\":2") } else { signed };
+        seed("metadata", &format!("{}-signed", role.name()), &[&[0xc0 | number], signed.as_bytes()].concat())?;
+    }
+    seed("metadata", "state", &[&[5], &forge.state[..]].concat())?;
     Ok(())
+}
+
+/// What a publisher signs that has published a package.
+fn published(package: &Package, folder: &Path) -> Result<Forge, Box<dyn std::error::Error>> {
+    let depot = folder.join("content");
+    std::fs::create_dir_all(&depot)?;
+    let none = |path: &Path| Err(PublishError::Refused(format!("{}: no passphrase", path.display())));
+    let ring = KeyRing::new(&folder.join("keys"), None, Box::new(none));
+    let now: Timestamp = "2026-12-01T00:00:00Z".parse()?;
+    init(&ring, &Default::default(), None, None, now)?;
+    let shelf = Folder::new(&depot);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut publisher = Publisher::open(&shelf, &ring, now, std::time::Duration::from_secs(5), &())?;
+    runtime.block_on(publisher.publish(std::slice::from_ref(package), &ReleaseChange::default()))?;
+    drop(publisher);
+    Ok(Forge::of(&Set::load(&Home::open(ring.folder())?)?, &ring)?)
 }
 
 /// The same package with the beginning of every file alone, but for those that are read as text: an archive's form does
