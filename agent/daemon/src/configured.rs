@@ -137,14 +137,15 @@ pub fn apply(path: &Path, file: &Loaded, configuration: Option<&Configuration>) 
     config::read_with(path, Some(Overlay { name: target, text }))
 }
 
-/// What a configuration is called.
-pub fn name(configuration: Option<&Configuration>) -> &str {
-    configuration.map_or("the file alone", |configuration| &configuration.target)
+/// What a configuration is called: its target and the first digits of its digest, or that there is none.
+pub fn name(configuration: Option<&Configuration>) -> String {
+    let signed = |one: &Configuration| format!("{} ({})", one.target, &one.digest().to_string()[..12]);
+    configuration.map_or_else(|| "the file alone".to_owned(), signed)
 }
 
 /// Why one is not tried again, until the agent or the gateway's file is another.
 pub fn rejection(path: &Path, configuration: Option<&Configuration>, reason: &str) -> Rejection {
-    let (version, at) = (name(configuration).to_owned(), Some(Timestamp::now()));
+    let (version, at) = (name(configuration), Some(Timestamp::now()));
     Rejection { version, reason: reason.to_owned(), at, under: Some(under(path)) }
 }
 
@@ -171,19 +172,15 @@ fn story(of: Option<&Configuration>, configured: &Configured, why: &str) -> Stri
     format!("{} was taken back, {} is in effect again: {why}", name(of), name(configured.active.as_ref()))
 }
 
-/// What is shown of what is in effect; of a gateway that never had a signed configuration, nothing. What was rejected
-/// last is shown with it.
+/// What is shown of what is in effect; of a gateway that never had a signed configuration, nothing.
 pub fn state(configured: &Configured) -> Option<ConfigurationState> {
-    let Configured { active, trial, rejected, .. } = configured;
-    if active.is_none() && trial.is_none() && rejected.is_empty() {
-        return None;
-    }
-    let last = rejected.values().max_by_key(|rejection| rejection.at);
-    Some(ConfigurationState {
+    let Configured { active, trial, failure, rejected, .. } = configured;
+    let never = active.is_none() && trial.is_none() && failure.is_none() && rejected.is_empty();
+    (!never).then(|| ConfigurationState {
         name: active.as_ref().map_or_else(|| Configured::FILE.to_owned(), |active| active.target.clone()),
         sha256: active.as_ref().map(|active| active.digest().to_string()).unwrap_or_default(),
         state: if trial.is_some() { ConfigurationPhase::Trial } else { ConfigurationPhase::Active },
-        failure: last.map(|rejection| format!("{}: {}", rejection.version, rejection.reason)),
+        failure: failure.clone(),
     })
 }
 

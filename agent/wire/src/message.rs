@@ -63,7 +63,7 @@ pub struct Models {
     pub clock: Clock,
     /// One entry a model, ordered by name.
     pub models: Vec<ModelState>,
-    /// The signed configuration that is in effect or was tried last; left out where there never was one.
+    /// What is in effect of signed configurations; left out where there never was one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub configuration: Option<ConfigurationState>,
 }
@@ -76,35 +76,29 @@ pub struct ConfigurationState {
     /// SHA-256 of its text in hexadecimal digits; empty for the file.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub sha256: String,
-    /// What becomes of it.
+    /// How it is in effect.
     pub state: ConfigurationPhase,
-    /// What is wrong with it, and what is in effect instead.
+    /// Which other one waits, was rejected or taken back since, and why.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub failure: Option<String>,
 }
 
-/// What becomes of a signed configuration.
+/// How a signed configuration is in effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ConfigurationPhase {
-    /// It is fetched, checked, and waits for what it needs.
-    Waiting,
-    /// It is in effect, and watched.
+    /// It is watched.
     Trial,
-    /// It is in effect.
+    /// It passed.
     Active,
-    /// It was rejected or taken back.
-    Failed,
 }
 
 impl ConfigurationPhase {
     /// How it is written.
     pub fn word(self) -> &'static str {
         match self {
-            Self::Waiting => "waiting",
             Self::Trial => "trial",
             Self::Active => "active",
-            Self::Failed => "failed",
         }
     }
 }

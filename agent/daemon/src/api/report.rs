@@ -28,7 +28,7 @@ pub struct StatusReport {
     pub workers: Vec<WorkerStatus>,
     /// One entry a model, ordered by name.
     pub models: Vec<ModelStatus>,
-    /// The signed configuration that is in effect or was tried last; none where there never was one.
+    /// What is in effect of signed configurations; none where there never was one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub configuration: Option<ConfigurationState>,
     /// What each source received and refused, by its name.

@@ -192,9 +192,8 @@ fn troubles(report: &StatusReport) -> String {
         };
         text += &sentence(&format!("pipeline {} {state}", pipeline.name), pipeline.refusal.as_deref());
     }
-    if let Some(configuration) = report.configuration.as_ref().filter(|configuration| configuration.failure.is_some()) {
-        let what = format!("signed configuration {} ({})", configuration.name, configuration.state.word());
-        text += &sentence(&what, configuration.failure.as_deref());
+    if let Some(failure) = report.configuration.as_ref().and_then(|configuration| configuration.failure.as_deref()) {
+        text += &sentence("signed configuration", Some(failure));
     }
     for model in report.models.iter().filter(|model| model.failure.is_some()) {
         text += &sentence(&format!("model {} {}", model.name, model.version), model.failure.as_deref());

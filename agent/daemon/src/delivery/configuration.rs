@@ -12,7 +12,6 @@ use limpet_depot::store::{Configuration, Configured, Installed, Record, Rejectio
 use limpet_depot::trial::ConfigurationTrial;
 use limpet_depot::trust::Trusted;
 use limpet_wire::depot::Hex;
-use limpet_wire::message::{ConfigurationPhase, ConfigurationState};
 
 use super::{Delivery, wanted};
 use crate::config::Loaded;
@@ -57,12 +56,6 @@ impl Delivery {
         let examined = self.examine(trusted, time, candidate.as_ref()).await;
         let name = configured::name(candidate.as_ref());
         let runs = configured::name(configured.active.as_ref());
-        let state = |state, failure| ConfigurationState {
-            name: candidate.as_ref().map_or(Configured::FILE, |candidate| &candidate.target).to_owned(),
-            sha256: candidate.as_ref().map(|candidate| candidate.digest().to_string()).unwrap_or_default(),
-            state,
-            failure,
-        };
         match examined {
             Ok(loaded) => {
                 self.told.remove("configuration");
@@ -70,27 +63,28 @@ impl Delivery {
                 true
             }
             Err(Not::Yet(why)) => {
-                self.tools.board.set_configuration(state(ConfigurationPhase::Waiting, Some(why.clone())));
+                let failure = Some(format!("{name} waits: {why}"));
+                self.show(&Configured { failure, ..configured });
                 let message = format!("{name} waits, {runs} stays in effect: {why}");
                 self.complain("configuration", "configuration-waits", &message);
                 false
             }
             Err(Not::Ever(why)) => {
                 let message = format!("{name} is rejected, {runs} stays in effect: {why}");
-                self.tools.board.set_configuration(state(ConfigurationPhase::Failed, Some(why.clone())));
                 self.complain("configuration", "configuration-rejected", &message);
                 let rejection = configured::rejection(&self.tools.path, candidate.as_ref(), &why);
-                let key = Configured::key(candidate.as_ref());
-                let kept = self.store.update_configured(|configured| {
-                    configured.staged = None;
-                    configured.rejected.insert(key, rejection);
-                });
-                if let Err(error) = kept {
-                    tracing::error!(%error, "a rejection could not be put on record; it is tried again");
+                let reject = |configured: &mut Configured| configured.reject(candidate.as_ref(), rejection);
+                match self.store.update_configured(reject) {
+                    Ok(configured) => self.show(&configured),
+                    Err(error) => tracing::error!(%error, "a rejection could not be put on record; it is tried again"),
                 }
                 true
             }
         }
+    }
+
+    fn show(&self, configured: &Configured) {
+        _ = configured::state(configured).map(|state| self.tools.board.set_configuration(state));
     }
 
     /// What should take the place of what is in effect, fetched and verified; with what is in effect. None if nothing
@@ -195,7 +189,7 @@ impl Delivery {
     /// Puts a configuration on record as the one in effect, and lets the agent begin again with it.
     fn put_in_effect(&mut self, loaded: &Loaded, candidate: Option<Configuration>) {
         let tools = &self.tools;
-        let name = configured::name(candidate.as_ref()).to_owned();
+        let name = configured::name(candidate.as_ref());
         let before = configured::activity(&tools.plan, tools.started);
         let trial = configured::trial_of(&loaded.config).map(|_| ConfigurationTrial { before, ..Default::default() });
         match self.store.update_configured(|configured| configured.activate(candidate, trial)) {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::kept::{Kept, bound_rejections};
+use super::kept::{Kept, REASON_MAX, bound_rejections};
 use super::record::Rejection;
 use crate::package::Digest;
 use crate::trial::ConfigurationTrial;
@@ -46,6 +46,9 @@ pub struct Configured {
     /// What is not tried again, by the digest of its text; the file alone is [`Configured::FILE`].
     #[serde(default)]
     pub rejected: BTreeMap<String, Rejection>,
+    /// What was rejected or taken back since the last one took effect, and why.
+    #[serde(default)]
+    pub failure: Option<String>,
 }
 
 impl Configured {
@@ -64,12 +67,20 @@ impl Configured {
         let replaced = std::mem::replace(&mut self.active, configuration);
         let previous = self.trial.take().map_or(replaced, |trial| trial.previous);
         self.trial = trial.map(|trial| ConfigurationTrial { previous, ..trial });
+        (self.staged, self.failure) = (None, None);
+    }
+
+    /// Rejects what is not in effect.
+    pub fn reject(&mut self, configuration: Option<&Configuration>, rejection: Rejection) {
+        self.failure = Some(format!("{}: {}", rejection.version, rejection.reason));
+        self.rejected.insert(Self::key(configuration), rejection);
         self.staged = None;
     }
 
     /// Rejects what is in effect, and goes back to what was before, or, where no trial is going on, to the file alone.
     pub fn go_back(&mut self, rejection: Rejection) {
-        self.rejected.insert(Self::key(self.active.as_ref()), rejection);
+        let active = self.active.take();
+        self.reject(active.as_ref(), rejection);
         self.active = self.trial.take().and_then(|trial| trial.previous);
     }
 }
@@ -95,6 +106,9 @@ impl Kept for Configured {
 
     fn bound(&mut self) {
         bound_rejections(&mut self.rejected);
+        if let Some(failure) = &mut self.failure {
+            failure.truncate(failure.floor_char_boundary(REASON_MAX));
+        }
     }
 
     fn differs_by_progress_alone(&self, other: &Self) -> bool {
@@ -128,7 +142,9 @@ mod tests {
         // Without a trial, the file alone is what is left.
         configured.go_back(rejection());
         assert_eq!(configured.active, None);
+        assert_eq!(configured.failure.as_deref(), Some("config.press-07: wrong"));
         configured.activate(Some(one("b")), None);
+        assert_eq!(configured.failure, None);
         assert!(!configured.rejected.contains_key(&one("b").digest().to_string()), "it was put in effect after all");
     }
 

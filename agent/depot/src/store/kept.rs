@@ -16,7 +16,7 @@ use crate::DepotError;
 use crate::package::Digest;
 
 /// Longest reason that is kept, in bytes.
-const REASON_MAX: usize = 1000;
+pub(super) const REASON_MAX: usize = 1000;
 
 /// What such a file holds.
 pub(super) trait Kept: Clone + Default + PartialEq + Serialize + DeserializeOwned {

@@ -100,7 +100,9 @@ fn a_configuration_that_cannot_work_is_rejected_once_with_its_line_and_the_one_b
         assert_says(&why.into(), words);
         answers(&mut bench, "sound");
     }
-    assert_eq!(shown(&bench)["state"], "failed");
+    let state = shown(&bench);
+    assert_eq!(state["name"], "file");
+    assert_says(&state["failure"], &[OWN, "nowhere"]);
     // Not examined again by the next process; one that is good is.
     let (_, home, _) = bench.agent.stop();
     bench.agent = Agent::start_in(home, &format!("{}{}", local(&bench.broker), config_of(&depot)));
@@ -116,7 +118,10 @@ fn a_configuration_waits_until_the_models_that_it_names_are_here_and_proved() {
     let (depot, mut bench) = delivered(SHORT);
     configure(&depot, &text("noise", "hum@^1", SHORT));
     let why = said(&mut bench, "configuration-waits");
-    assert_says(&why.into(), &["config.gw waits, the file alone stays in effect", "hum", "no version of it is listed"]);
+    assert_says(
+        &why.into(),
+        &["config.gw (", "waits, the file alone stays in effect", "hum", "no version of it is listed"],
+    );
     answers(&mut bench, "sound");
     let hum = Package::loudness_of("1.0.0", 0.0);
     hum.edit("name = \"loudness\"", "name = \"hum\"");
@@ -145,7 +150,10 @@ fn a_configuration_under_which_nothing_can_be_read_is_taken_back_and_not_tried_a
             break back.json()["message"].clone();
         }
     };
-    assert_says(&back, &["config.gw was taken back, the file alone is in effect again", "none of the", "source level"]);
+    assert_says(
+        &back,
+        &["config.gw (", "was taken back, the file alone is in effect again", "none of the", "source level"],
+    );
     answers(&mut bench, "sound");
     let state = shown(&bench);
     assert_eq!((&state["name"], &state["state"]), (&"file".into(), &"active".into()));
@@ -170,7 +178,7 @@ fn an_agent_that_does_not_stay_up_under_a_configuration_goes_back_to_the_one_bef
     let home = bench.agent.kill();
     bench.agent = Agent::start_in(home, &file);
     let back = said(&mut bench, "configuration-rolled-back");
-    assert_says(&back.into(), &["config.gw was taken back", "started 3 times", "never ran for a minute"]);
+    assert_says(&back.into(), &["config.gw (", "was taken back", "started 3 times", "never ran for a minute"]);
     answers(&mut bench, "sound");
 }
 
@@ -185,7 +193,7 @@ fn a_file_that_no_longer_goes_with_the_configuration_takes_effect_alone() {
     let file = file.replace("[broker.local]", "[broker.plant]");
     bench.agent = Agent::start_in(home, &file);
     let back = said(&mut bench, "configuration-rolled-back");
-    assert_says(&back.into(), &["config.gw was taken back, the file alone is in effect again", "local", "plant"]);
+    assert_says(&back.into(), &["config.gw (", "was taken back, the file alone is in effect again", "local", "plant"]);
     answers(&mut bench, "sound");
 }
 
