@@ -292,6 +292,17 @@ impl<S: Sink + 'static> Worker<S> {
         self.tell_news();
     }
 
+    /// A pipeline serves this from now on, and is watched. Both at once: in between, a model that one of the two versions
+    /// needs, and needs in another part from now on, would be released.
+    pub fn serve_watched(&mut self, serve: Arc<Serve>, watch: Arc<Watch>, context: &mut Context<'_, Self>) {
+        let pipeline = serve.pipeline;
+        self.streams.values_mut().for_each(|stream| stream.stop_watching(pipeline, context));
+        self.watched[pipeline] = Some(Watched::new(watch, self.policy.clock.now()));
+        self.watching = true;
+        self.serve(serve, context);
+        self.tell_news();
+    }
+
     /// A pipeline's version is not on trial any more. Models that only the companion needed are released.
     pub fn stop_watching(&mut self, pipeline: usize, context: &mut Context<'_, Self>) {
         self.streams.values_mut().for_each(|stream| stream.stop_watching(pipeline, context));

@@ -19,7 +19,7 @@ use limpet_depot::{DepotError, Manifest};
 use limpet_wire::message::ModelPhase;
 
 use super::loader::{Loader, Prepared};
-use super::{Proved, Settled};
+use super::{PipelineState, Proved, Settled};
 use crate::admission::Candidate;
 use crate::config;
 use crate::fit;
@@ -86,6 +86,12 @@ struct Watched {
     open: BTreeMap<usize, Arc<Watch>>,
     /// When its progress was written last.
     kept: Instant,
+}
+
+impl Watched {
+    fn pipelines(&self) -> Vec<usize> {
+        self.own.candidates.keys().copied().collect()
+    }
 }
 
 /// Under what a version was rejected.
@@ -196,7 +202,7 @@ impl<S: Sink + 'static> Loader<S> {
             self.delivered.entry(name.clone()).or_default().serving = Some(ready.clone());
             if let Some(progress) = progress {
                 let other = self.previous_ready(&name, &made.opened, &serving);
-                self.watch(Mode::Trial, ready, other, &progress);
+                self.watch(Mode::Trial, ready, other, &progress, &[]);
             }
         }
     }
@@ -226,7 +232,7 @@ impl<S: Sink + 'static> Loader<S> {
             ready.candidates.keys().map(|p| (*p, before(&self.plan.pipelines[*p].ledger))).collect();
         let (with, admitted) = self.make_ready(&ready.candidates)?;
         // What was on trial and is replaced never showed that one can go back to it: the one before it did.
-        let old = match self.stop_watching(&name) {
+        let old = match self.take_watched(&name) {
             Some(watched) if on_trial => watched.other,
             _ => old,
         };
@@ -244,22 +250,32 @@ impl<S: Sink + 'static> Loader<S> {
         });
         let (keep, installed) = (self.keep(), ready.installed.clone());
         let kept = progress.clone();
-        self.on_record(&name, |record| {
+        let pipelines: Vec<usize> = ready.candidates.keys().copied().collect();
+        let recorded = self.on_record(&name, |record| {
             if on_trial {
                 record.active = record.previous.first().cloned();
             }
             record.activate(installed, keep);
             record.trial = kept;
-        })?;
+        });
+        if let Err(why) = recorded {
+            self.unwatch(&pipelines);
+            return Err(why);
+        }
         self.settle(with, &admitted);
-        ready.candidates.keys().for_each(|pipeline| self.serve(*pipeline));
+        let serves: Vec<_> = pipelines.iter().filter_map(|pipeline| self.about_to_serve(*pipeline)).collect();
         self.delivered.entry(name.clone()).or_default().serving = Some(ready.clone());
         let phase = if trial { ModelPhase::Trial } else { ModelPhase::Active };
         self.board.set(&ready.manifest, phase, Some(&ready.proved), None);
-        self.reporter.model_activated(&ready.manifest, &ready.proved);
-        if let Some(progress) = progress {
-            self.watch(Mode::Trial, ready, old, &progress);
+        let (manifest, proved) = (Arc::clone(&ready.manifest), Arc::clone(&ready.proved));
+        match progress {
+            Some(progress) => self.watch(Mode::Trial, ready, old, &progress, &serves),
+            None => {
+                serves.iter().for_each(|serve| self.hand_over(serve));
+                self.unwatch(&pipelines);
+            }
         }
+        self.reporter.model_activated(&manifest, &proved);
         self.tidy();
         Ok(())
     }
@@ -290,7 +306,7 @@ impl<S: Sink + 'static> Loader<S> {
         });
         let kept = progress.clone();
         self.on_record(&name, |record| record.trial = Some(kept))?;
-        self.watch(Mode::Shadow, ready, Some(serving), &progress);
+        self.watch(Mode::Shadow, ready, Some(serving), &progress, &[]);
         Ok(())
     }
 
@@ -324,11 +340,16 @@ impl<S: Sink + 'static> Loader<S> {
         pipelines.map(|pipeline| (*pipeline, rules(&self.config.pipelines[*pipeline].trial))).collect()
     }
 
-    /// Watches a version on all of its pipelines.
-    fn watch(&mut self, mode: Mode, own: Ready, other: Option<Ready>, progress: &Progress) {
+    /// Watches a version on all of its pipelines. `serves`: what their workers do not serve yet, and do from then on.
+    fn watch(&mut self, mode: Mode, own: Ready, other: Option<Ready>, progress: &Progress, serves: &[Arc<Serve>]) {
         let mut open = BTreeMap::new();
         for (pipeline, rules) in self.rules(&own) {
+            let new = serves.iter().find(|serve| serve.pipeline == pipeline);
             if rules.windows == 0 {
+                if let Some(serve) = new {
+                    self.hand_over(serve);
+                    self.unwatch(&[pipeline]);
+                }
                 continue;
             }
             let trial = Trial::new(rules, progress.clone());
@@ -347,7 +368,15 @@ impl<S: Sink + 'static> Loader<S> {
             let watch = Arc::new(Watch::new(trial, &serving, own.noise, companion));
             for worker in self.places_of(pipeline) {
                 let watch = Arc::clone(&watch);
-                self.workers[worker].change(move |worker, context| worker.watch(pipeline, watch, context));
+                match new.cloned() {
+                    Some(serve) => {
+                        self.workers[worker].change(move |worker, context| worker.serve_watched(serve, watch, context))
+                    }
+                    None => self.workers[worker].change(move |worker, context| worker.watch(pipeline, watch, context)),
+                }
+            }
+            if new.is_some() {
+                self.board.set_pipeline(pipeline, PipelineState::Serving);
             }
             open.insert(pipeline, watch);
         }
@@ -370,13 +399,24 @@ impl<S: Sink + 'static> Loader<S> {
 
     /// Ends the watch over a model, and gives what was watched.
     fn stop_watching(&mut self, name: &str) -> Option<Watched> {
-        let watched = self.delivered.get_mut(name)?.watched.take()?;
-        for pipeline in watched.own.candidates.keys().copied() {
+        let watched = self.take_watched(name)?;
+        self.unwatch(&watched.pipelines());
+        Some(watched)
+    }
+
+    /// What is watched of a model, which nobody judges any more. The version beside it stays loaded until
+    /// [`Loader::unwatch`], or another watch: it may be about to serve.
+    fn take_watched(&mut self, name: &str) -> Option<Watched> {
+        self.delivered.get_mut(name)?.watched.take()
+    }
+
+    /// Workers let go of what runs beside the version that serves.
+    fn unwatch(&self, pipelines: &[usize]) {
+        for pipeline in pipelines.iter().copied() {
             for worker in self.places_of(pipeline) {
                 self.workers[worker].change(move |worker, context| worker.stop_watching(pipeline, context));
             }
         }
-        Some(watched)
     }
 
     /// What is watched on a pipeline was judged.
@@ -402,7 +442,7 @@ impl<S: Sink + 'static> Loader<S> {
 
     /// A version did what it had to do.
     fn passed(&mut self, name: &str) {
-        let Some(watched) = self.stop_watching(name) else { return };
+        let Some(watched) = self.take_watched(name) else { return };
         let progress = watched.open.values().next().map(|watch| watch.progress()).unwrap_or_default();
         let version = &watched.own.installed.version;
         let agreed = progress.agreement().map(|share| {
@@ -439,6 +479,9 @@ impl<S: Sink + 'static> Loader<S> {
                 }
             }
         }
+        if self.delivered.get(name).is_none_or(|delivered| delivered.watched.is_none()) {
+            self.unwatch(&watched.pipelines());
+        }
         self.tidy();
         self.tell(Settled::Model(name.to_owned()));
     }
@@ -446,7 +489,8 @@ impl<S: Sink + 'static> Loader<S> {
     /// A version did what it must not.
     fn breached(&mut self, name: &str, pipeline: usize, why: &str) {
         let why = format!("pipeline {}: {why}", self.plan.pipelines[pipeline].name);
-        let Some(watched) = self.stop_watching(name) else { return };
+        let Some(watched) = self.take_watched(name) else { return };
+        let pipelines = watched.pipelines();
         match watched.mode {
             Mode::Shadow => {
                 if let Err(why) = self.on_record(name, |record| record.trial = None) {
@@ -456,6 +500,7 @@ impl<S: Sink + 'static> Loader<S> {
             }
             Mode::Trial => self.go_back(name, watched, Some(&why)),
         }
+        self.unwatch(&pipelines);
         self.tidy();
         self.tell(Settled::Model(name.to_owned()));
     }
@@ -544,7 +589,8 @@ impl<S: Sink + 'static> Loader<S> {
     /// What serves was withdrawn: the newest version before it that was not takes over, or it stays, and says so.
     pub(super) fn withdrawn(&mut self, name: &str, withdrawn: &[String]) {
         let Some(serving) = self.delivered.get(name).and_then(|delivered| delivered.serving.clone()) else { return };
-        let watched = self.stop_watching(name);
+        let watched = self.take_watched(name);
+        let pipelines = serving.candidates.keys().copied().collect::<Vec<_>>();
         let kept = self.on_record(name, |record| record.previous.retain(|p| !withdrawn.contains(&p.version)));
         if let Err(why) = kept {
             tracing::error!(model = name, why, "what may serve could not be put on record");
@@ -565,8 +611,9 @@ impl<S: Sink + 'static> Loader<S> {
             let watched =
                 Watched { mode: Mode::Trial, own: serving, other, open: BTreeMap::new(), kept: Instant::now() };
             self.go_back(name, watched, None);
-            self.tidy();
         }
+        self.unwatch(&pipelines);
+        self.tidy();
         self.tell(Settled::Model(name.to_owned()));
     }
 

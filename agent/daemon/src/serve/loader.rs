@@ -486,16 +486,28 @@ impl<S: Sink + 'static> Loader<S> {
 
     /// Serves a pipeline on its workers.
     pub(super) fn serve(&mut self, pipeline: usize) {
-        let Some(candidate) = self.serving[pipeline].clone() else { return };
+        if let Some(serve) = self.about_to_serve(pipeline) {
+            self.hand_over(&serve);
+        }
+    }
+
+    /// What a pipeline is to serve from now on; its workers do not know of it yet.
+    pub(super) fn about_to_serve(&mut self, pipeline: usize) -> Option<Arc<Serve>> {
+        let candidate = self.serving[pipeline].clone()?;
         let period = self.trial().period(pipeline, &candidate);
         let Candidate { version, full, reduced, .. } = candidate;
         let serve = Arc::new(Serve::new(pipeline, version, full, reduced, period));
-        for worker in self.places_of(pipeline) {
-            let serve = Arc::clone(&serve);
+        self.serves[pipeline] = Some(Arc::clone(&serve));
+        Some(serve)
+    }
+
+    /// Tells the workers of a pipeline what they serve from now on.
+    pub(super) fn hand_over(&mut self, serve: &Arc<Serve>) {
+        for worker in self.places_of(serve.pipeline) {
+            let serve = Arc::clone(serve);
             self.workers[worker].change(move |worker, context| worker.serve(serve, context));
         }
-        self.serves[pipeline] = Some(serve);
-        self.board.set_pipeline(pipeline, PipelineState::Serving);
+        self.board.set_pipeline(serve.pipeline, PipelineState::Serving);
     }
 
     /// A stream was measured: its source is admitted again with that.
