@@ -80,14 +80,17 @@ pub enum Nudge {
 pub fn start(tools: Tools) -> io::Result<(link::depot::Depot, UnboundedSender<Nudge>)> {
     let uplink = &tools.config.uplink;
     let (fetcher, pump) = desk(format!("{}/depot at {}", uplink.prefix, &*uplink.broker), link::random());
-    let reporter = Arc::clone(&tools.reporter);
+    let prefix = format!("{}/depot/", uplink.prefix);
+    let (reporter, topics) = (Arc::clone(&tools.reporter), prefix.clone());
     let missing = move |missing: &Missing| {
-        let message =
-            format!("{} of the depot does not come, asked {} times: {}", missing.name, missing.tries, missing.why);
+        let message = format!(
+            "{topics}{} does not come, asked {} times: {}; what runs goes on",
+            missing.name, missing.tries, missing.why
+        );
         tracing::warn!("{message}");
         reporter.event("missing-chunk", &message, &[("name", &missing.name.to_string())]);
     };
-    let depot = link::depot::Depot { prefix: format!("{}/depot/", uplink.prefix), pump, missing: Arc::new(missing) };
+    let depot = link::depot::Depot { prefix, pump, missing: Arc::new(missing) };
     let (nudges, nudged) = unbounded_channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     std::thread::Builder::new().name("delivery".into()).spawn(move || {
@@ -275,13 +278,17 @@ impl Delivery {
                 // It was rejected before; perhaps another will do.
                 Ok(None) => self.reject(trusted, model, &version),
                 Err(error @ FetchError::Unfit { .. }) => {
-                    self.complain(model, "model-rejected", &error.to_string());
+                    self.complain(model, "model-rejected", &format!("{error}; what runs goes on"));
                     self.reject(trusted, model, &version);
                 }
                 Err(error) => {
                     let why = error.to_string();
                     self.tools.board.set_fetching(model, &version, None, Some(why.clone()));
-                    self.complain(model, "depot-refused", &format!("{model} {version} is not delivered yet: {why}"));
+                    self.complain(
+                        model,
+                        "depot-refused",
+                        &format!("{model} {version} is not delivered yet, what runs goes on: {why}"),
+                    );
                     return false;
                 }
             }
@@ -320,7 +327,11 @@ impl Delivery {
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    self.complain(model, "depot-refused", &format!("{model} {version} is not whole: {error}"));
+                    self.complain(
+                        model,
+                        "depot-refused",
+                        &format!("{model} {version} is not whole, what runs goes on: {error}"),
+                    );
                     return false;
                 }
             }

@@ -90,7 +90,7 @@ pub async fn chunks(
         let (pace, done) = (&pace, &done);
         async move {
             pace.take(u64::from(chunk.stored_len)).await;
-            chunk_into(store, remote, &chunk).await?;
+            chunk_into(store, remote, index, &chunk).await?;
             let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
             *done += u64::from(chunk.stored_len);
             progress(Progress { done: *done, of });
@@ -159,12 +159,17 @@ async fn target_bytes(depot: &dyn Remote, target: &str, info: &TargetInfo) -> Re
 }
 
 /// Fetches one chunk, verifies it and keeps it.
-async fn chunk_into(store: &Store, chunks: &dyn Remote, chunk: &ChunkRef) -> Result<(), FetchError> {
+async fn chunk_into(store: &Store, chunks: &dyn Remote, index: &Index, chunk: &ChunkRef) -> Result<(), FetchError> {
     let name = Name::Chunk(chunk.stored);
     let mut pause = PAUSE;
     for tried in 1.. {
         let bytes = chunks.message(&name, chunk.stored_len as usize).await?;
         match store.put(chunk, &bytes) {
+            // It is what the signed index names, and will be the same however often it is asked for.
+            Err(DepotError::Chunk { reason, .. }) if Digest::of(&bytes).0 == chunk.stored => {
+                let what = format!("{} {}: {name}", index.model, index.version);
+                return Err(FetchError::Unfit { what, why: reason });
+            }
             Err(DepotError::Chunk { reason, .. }) if tried == TRIES => {
                 return Err(RemoteError::Damaged { place: chunks.place().to_owned(), name, reason }.into());
             }
