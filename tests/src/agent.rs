@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use crate::LIMIT;
 use crate::client::{Client, Message};
+use crate::clock::Clock;
 use crate::lines::Lines;
 use crate::local;
 use crate::package::Package;
@@ -181,9 +182,20 @@ impl Agent {
 
     /// Starts `limpet run` for a gateway of another name.
     pub fn start_as(gateway: &str, home: Home, config: &str) -> Self {
+        Self::start_with(gateway, home, config, &[])
+    }
+
+    /// Starts `limpet run` where an agent may have run before, with a wall clock of its own.
+    pub fn start_at(clock: Clock, home: Home, config: &str) -> Self {
+        Self::start_with(GATEWAY, home, config, &clock.environment())
+    }
+
+    /// Starts `limpet run` for a gateway with more environment.
+    pub fn start_with(gateway: &str, home: Home, config: &str, environment: &[(&str, String)]) -> Self {
         let path = home.write_as(gateway, config);
         let mut child = command("limpet")
             .args(["run", "--config", text_of(&path)])
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::null())
             .spawn()
             .expect("a built binary starts");

@@ -143,6 +143,17 @@ impl Broker {
         seen.unwrap_or_else(|why| panic!("no subscription to {filter}: {why}"));
     }
 
+    /// The filters that clients have subscribed to since the broker started.
+    pub fn subscribed(&self) -> Vec<String> {
+        let lines = self.running.as_ref().map(|(_, lines)| lines.all()).unwrap_or_default();
+        // `<time>: <client> <QoS> <filter>`
+        let filter = |line: &String| {
+            let (rest, filter) = line.rsplit_once(' ')?;
+            rest.ends_with([' ', '0', '1', '2']).then(|| filter.to_owned())
+        };
+        lines.iter().filter_map(filter).collect()
+    }
+
     /// Ends it as if the power went.
     pub fn kill(&mut self) {
         if let Some((mut child, _)) = self.running.take() {

@@ -26,6 +26,21 @@ impl Depot {
         Self::at(|_| vec!["--broker".into(), broker.url(), "--patience".into(), "1".into()])
     }
 
+    /// A new depot on a broker, by a user with a password.
+    ///
+    /// # Panics
+    /// If `limpet-lab depot init` fails.
+    #[track_caller]
+    pub fn on_as(broker: &Broker, user: &str, password: &str) -> Self {
+        Self::at(|folder| {
+            let file = folder.join("password");
+            std::fs::write(&file, password).expect("a temporary file can be written");
+            let login =
+                ["--broker", &broker.url(), "--patience", "1", "--username", user, "--password-file", text(&file)];
+            login.map(str::to_owned).to_vec()
+        })
+    }
+
     /// A new depot in a folder of its own.
     ///
     /// # Panics
@@ -40,6 +55,8 @@ impl Depot {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let depot = Self { place: place(folder.path()), folder };
         depot.run(&["init", "--no-passphrase"]).expect_code(0);
+        // A gateway has a copy: the publisher's file changes with its keys.
+        std::fs::copy(depot.keys().join("root.json"), depot.root()).expect("a temporary file can be copied");
         depot
     }
 
@@ -48,19 +65,23 @@ impl Depot {
         self.folder.path().join(CONTENT)
     }
 
-    /// The root metadata for gateways.
+    /// The root metadata that was installed on the gateways when the depot was made.
     pub fn root(&self) -> PathBuf {
-        self.folder.path().join("keys/root.json")
+        self.folder.path().join("root.json")
+    }
+
+    /// The folder of its keys.
+    pub fn keys(&self) -> PathBuf {
+        self.folder.path().join("keys")
     }
 
     /// Runs a command of the publisher.
     #[track_caller]
     pub fn run(&self, arguments: &[&str]) -> Outcome {
-        let keys = self.folder.path().join("keys");
         let mut all = vec!["depot".to_owned()];
         all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         all.extend(self.place.iter().cloned());
-        all.extend(["--keys".to_owned(), keys.display().to_string()]);
+        all.extend(["--keys".to_owned(), self.keys().display().to_string()]);
         program::run("limpet-lab", &all)
     }
 

@@ -97,6 +97,56 @@ pub fn gated(rows: usize, columns: usize, weights: &[f32], bias: &[f32], least: 
     model(&nodes, &tensors, rows, columns)
 }
 
+/// [`gemm`] whose first output falls by 100 for each unit by which the sum of the input is above `most`.
+///
+/// # Panics
+/// As [`gemm`].
+pub fn capped(rows: usize, columns: usize, weights: &[f32], bias: &[f32], most: f32) -> Vec<u8> {
+    assert_eq!((weights.len(), bias.len()), (rows * columns, columns));
+    // x · W + b − 100 · Relu(Σ x − most), the last term in the first column alone
+    let mut first = vec![0.0; columns];
+    first[0] = -100.0;
+    let nodes = [
+        node("Gemm", &["input", "sum", "most"], "beyond"),
+        node("Relu", &["beyond"], "above"),
+        node("MatMul", &["above", "first"], "fall"),
+        node("Gemm", &["input", "weights", "bias"], "open"),
+        node("Add", &["open", "fall"], "output"),
+    ];
+    let tensors = [
+        tensor("sum", &[rows, 1], &vec![1.0; rows]),
+        tensor("most", &[1], &[-most]),
+        tensor("first", &[1, columns], &first),
+        tensor("weights", &[rows, columns], weights),
+        tensor("bias", &[columns], bias),
+    ];
+    model(&nodes, &tensors, rows, columns)
+}
+
+/// [`gemm`], to a millionth, whose outputs are no numbers where the sum of the input is below `least`.
+///
+/// # Panics
+/// As [`gemm`].
+pub fn rooted(rows: usize, columns: usize, weights: &[f32], bias: &[f32], least: f32) -> Vec<u8> {
+    assert_eq!((weights.len(), bias.len()), (rows * columns, columns));
+    // x · W + b + √(Σ x − least) ÷ 10⁹
+    let nodes = [
+        node("Gemm", &["input", "sum", "least"], "above"),
+        node("Sqrt", &["above"], "root"),
+        node("MatMul", &["root", "spread"], "hint"),
+        node("Gemm", &["input", "weights", "bias"], "open"),
+        node("Add", &["open", "hint"], "output"),
+    ];
+    let tensors = [
+        tensor("sum", &[rows, 1], &vec![1.0; rows]),
+        tensor("least", &[1], &[-least]),
+        tensor("spread", &[1, columns], &vec![1e-9; columns]),
+        tensor("weights", &[rows, columns], weights),
+        tensor("bias", &[columns], bias),
+    ];
+    model(&nodes, &tensors, rows, columns)
+}
+
 /// A model of opset 13 from `input [1, rows]` to `output [1, columns]`.
 fn model(nodes: &[Vec<u8>], tensors: &[Vec<u8>], rows: usize, columns: usize) -> Vec<u8> {
     let mut graph: Vec<u8> = nodes.iter().flat_map(|node| bytes(1, node)).collect();

@@ -12,13 +12,17 @@
 pub mod agent;
 pub mod broker;
 pub mod client;
+pub mod clock;
 pub mod depot;
+pub mod forge;
 pub mod graph;
 mod lines;
 pub mod local;
+pub mod objects;
 pub mod package;
 pub mod program;
 pub mod proxy;
+pub mod web;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -26,7 +30,9 @@ use std::time::Duration;
 pub use agent::Agent;
 pub use broker::Broker;
 pub use client::{Client, Message};
+pub use clock::Clock;
 pub use depot::Depot;
+pub use objects::{Carrier, Objects};
 pub use package::Package;
 pub use proxy::Proxy;
 

@@ -187,6 +187,24 @@ trigger = {{ label = "loud", above = 0.8 }}
         package
     }
 
+    /// [`Package::loudness`] of another version, which gives its golden outputs and, on windows of loud samples all
+    /// through, calls them quiet.
+    pub fn deaf(version: &str) -> Self {
+        let package = Self::loudness_of(version, 0.0);
+        let most = 0.55 * WINDOW as f32;
+        package.put("f32.onnx", &graph::capped(WINDOW, 2, &loudness_weights(), &[0.0, 1.0], most));
+        package
+    }
+
+    /// [`Package::loudness`] of another version, which gives its golden outputs and, on windows of quiet samples all
+    /// through, no numbers.
+    pub fn undefined(version: &str) -> Self {
+        let package = Self::loudness_of(version, 0.0);
+        let least = 0.4 * WINDOW as f32;
+        package.put("f32.onnx", &graph::rooted(WINDOW, 2, &loudness_weights(), &[0.0, 1.0], least));
+        package
+    }
+
     /// Puts another package into the place of this one, as whoever installs a new version does.
     pub fn become_like(&self, other: &Self) {
         for entry in std::fs::read_dir(other.path()).expect("the folder is there").map_while(Result::ok) {

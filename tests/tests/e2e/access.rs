@@ -15,7 +15,7 @@ const USERS: [(&str, &str); 5] =
     [("press-07", "g"), ("press-08", "h"), ("sensors", "s"), ("publisher", "p"), ("operator", "o")];
 
 /// A broker as the project ships it, but for its port and its folders.
-fn shipped() -> Broker {
+pub fn shipped() -> Broker {
     let read = |name: &str| {
         let path = root().join("config").join(name);
         std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -33,13 +33,13 @@ fn shipped() -> Broker {
     Broker::start_from(&text, &[("passwd", &passwords(&USERS)), ("acl", &read("mosquitto.acl"))])
 }
 
-fn client(broker: &Broker, user: &str) -> Client {
+pub fn client(broker: &Broker, user: &str) -> Client {
     let password = USERS.iter().find(|(name, _)| *name == user).expect("a known user").1;
     Client::connect_as(broker, Some((user, password))).expect("the password is right")
 }
 
 /// Configuration of the gateway `press-07` under the shipped list.
-fn press(broker: &Broker, home: &Home, package: &Package) -> String {
+pub fn press(broker: &Broker, home: &Home, package: &Package) -> String {
     let password = home.path().join("password");
     std::fs::write(&password, "g\n").expect("a temporary file can be written");
     let alarm = "local = [{ broker = \"local\", topic = \"plant/{stream}/alarm\" }]";

@@ -13,7 +13,7 @@ const ENDS: Duration = Duration::from_secs(5);
 
 /// Sends windows until a session hangs for one of them; gives the event.
 #[track_caller]
-fn hang(client: &mut Client) -> Value {
+pub fn hang(client: &mut Client) -> Value {
     let topic = uplink("event");
     let until = Instant::now() + LIMIT;
     while Instant::now() < until {
