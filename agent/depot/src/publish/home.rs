@@ -72,10 +72,7 @@ impl Home {
             .map_err(PublishError::io(&path, "opened"))?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { folder, _lock: lock }),
-            Err(TryLockError::WouldBlock) => Err(PublishError::Refused(format!(
-                "{}: another publisher is at work with these keys; wait for it to end",
-                path.display()
-            ))),
+            Err(TryLockError::WouldBlock) => Err(PublishError::Busy(path)),
             Err(TryLockError::Error(error)) => Err(PublishError::io(&path, "locked")(error)),
         }
     }

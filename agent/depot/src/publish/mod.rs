@@ -61,6 +61,12 @@ pub enum PublishError {
         /// What is wrong, and what to do.
         reason: String,
     },
+    /// Another publisher is at work with the same keys; it ends some time.
+    #[error("{}: another publisher is at work with these keys; wait for it to end", .0.display())]
+    Busy(
+        /// The lock that it holds.
+        PathBuf,
+    ),
     /// Too few keys of a role are at hand.
     #[error(
         "{found} of the {threshold} keys that must sign as {role} are here; missing: {missing}. They are looked for in \

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use limpet_depot::publish::ReleaseChange;
+use limpet_depot::publish::{PublishError, ReleaseChange};
 use limpet_wire::message::{ModelPhase, Models, Presence, Status};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Filter, Packet, SubscribeReasonCode};
@@ -27,6 +27,8 @@ const QUIET: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Waits between tries.
 const AGAIN: Duration = Duration::from_millis(500);
+/// How long another publisher with the same keys is waited for, before a rollout is halted.
+const BUSY: Duration = Duration::from_secs(600);
 /// Most that a cell shows of a failure, in characters.
 const FAILURE_SHOWN: usize = 70;
 
@@ -302,7 +304,15 @@ async fn ready_to_halt(args: &StatusArgs, model: &str, version: &str) -> anyhow:
 
 async fn halt(open: &Open, model: &str, version: &str, failed: &BTreeSet<&str>) -> anyhow::Result<ExitCode> {
     let change = ReleaseChange { halted: Some(true), ..ReleaseChange::default() };
-    open.publisher()?.rollout(model, version, &change).await?;
+    let waits = Instant::now();
+    let mut publisher = loop {
+        match open.publisher() {
+            // A publisher that is at work must not keep a bad version going.
+            Err(PublishError::Busy(_)) if waits.elapsed() < BUSY => tokio::time::sleep(AGAIN).await,
+            publisher => break publisher?,
+        }
+    };
+    publisher.rollout(model, version, &change).await?;
     let gateways: Vec<&str> = failed.iter().copied().collect();
     eprintln!(
         "limpet-lab: {model} {version} failed on {} gateways ({}): its rollout is halted. `limpet-lab depot withdraw {model} \
