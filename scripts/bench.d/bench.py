@@ -6,20 +6,23 @@ import os
 from pathlib import Path
 
 import budget
+import delivery
 import machine
 import models
 import parts
 import wire
 from report import Report
 
-SECTIONS = ["models", "parts", "wire", "budget"]
+SECTIONS = ["models", "parts", "wire", "budget", "delivery"]
 BUDGET = 6  # times as long as the measurements through the broker: a rare miss needs time to happen
 
 
 def main():
     parser = argparse.ArgumentParser(prog="scripts/bench")
     parser.add_argument("--bin", type=Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--only", action="append", choices=SECTIONS + [f"budget-{part}" for part in budget.PARTS])
+    parts_of = {"budget": budget.PARTS, "delivery": delivery.PARTS}
+    choices = SECTIONS + [f"{section}-{part}" for section, parts in parts_of.items() for part in parts]
+    parser.add_argument("--only", action="append", choices=choices)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -30,7 +33,7 @@ def main():
     shared = Path(os.environ.get("LIMPET_SHARED", "../shared")).resolve()
     sections = options.only or SECTIONS
     if not (shared / "models" / "mlperf-tiny").is_dir():
-        print(f"skipped: models, wire and budget need {shared}/models/mlperf-tiny")
+        print(f"skipped: models, wire, budget and delivery need {shared}/models/mlperf-tiny")
         sections = [section for section in sections if section == "parts"]
 
     report = Report()
@@ -43,9 +46,12 @@ def main():
         parts.run(report, binaries, shared)
     if "wire" in sections:
         wire.run(report, binaries, shared, options.seconds)
-    of_budget = [part for part in budget.PARTS if "budget" in sections or f"budget-{part}" in sections]
-    if of_budget:
-        budget.run(report, binaries, shared, options.seconds * BUDGET, of_budget)
+    wanted = {section: [part for part in parts if section in sections or f"{section}-{part}" in sections]
+              for section, parts in parts_of.items()}
+    if wanted["budget"]:
+        budget.run(report, binaries, shared, options.seconds * BUDGET, wanted["budget"])
+    if wanted["delivery"]:
+        delivery.run(report, binaries, shared, options.seconds, wanted["delivery"])
     report.print()
     if options.json:
         options.json.write_text(json.dumps({**report.figures, "targets": report.claims}, indent=1) + "\n")

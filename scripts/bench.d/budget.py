@@ -102,6 +102,7 @@ class Budget:
         self.report, self.binaries, self.shared, self.folder, self.seconds = report, binaries, shared, folder, seconds
         self.lab = binaries / "limpet-lab"
         self.broker = wire.Broker(folder)
+        self.port = self.broker.port  # where agents connect
         self.state = folder / "state"
         self.run_folder = folder / "run"
         self.state.mkdir()
@@ -136,7 +137,7 @@ run = {json.dumps(str(self.run_folder))}
 cpu = {CPU}
 
 [broker.bench]
-url = "mqtt://127.0.0.1:{self.broker.port}"
+url = "mqtt://127.0.0.1:{self.port}"
 {body}""")
         return path
 
@@ -150,8 +151,8 @@ url = "mqtt://127.0.0.1:{self.broker.port}"
                 f"model = {json.dumps(str(self.packages[model]))}\n{keys}\n")
 
     @contextmanager
-    def agent(self, name, body, patience=120):
-        """The agent, once every pipeline of it serves."""
+    def agent(self, name, body, patience=120, states=("serving",)):
+        """The agent, once every pipeline of it serves, or is in another of these states."""
         log = self.folder / f"{name}.log"
         with wire.running([self.binaries / "limpet", "run", "--config", self.config(name, body)], log) as process:
             end = time.monotonic() + patience
@@ -165,7 +166,7 @@ url = "mqtt://127.0.0.1:{self.broker.port}"
                 refused = [pipeline["refusal"] for pipeline in pipelines if pipeline["state"] == "refused"]
                 if refused:
                     sys.exit(f"bench: {name}: a pipeline is refused: {refused[0]}")
-                if all(pipeline["state"] == "serving" for pipeline in pipelines):
+                if all(pipeline["state"] in states for pipeline in pipelines):
                     break
                 time.sleep(0.1)
             try:
@@ -454,37 +455,20 @@ codec = {{ raw = {{ type = "i16", channels = 3, header = [{{ tag = "u64le" }}] }
             after = self.settled()
             if process.poll() is not None:
                 sys.exit("bench: the agent ended during the swaps")
-        rows = []
+        figures = []
         for model, quiet, during in ((quantized, (quiet, later), swapped), (motor, (quiet_motor, later_motor), swapped_motor)):
-            windows, totals = during["windows"], during["latency_us"]["total"]
-            # Without swaps before and after; the lower counts, lest somebody else's work raises the bound.
-            tail = "p99" if min(load["windows"]["count"] for load in quiet) >= RUNS_FOR_P99 else "max"
-            p99 = min(load["latency_us"]["total"][tail] for load in quiet)
-            longest = max(load["latency_us"]["total"]["max"] for load in quiet)
-            limit = 5 * p99
-            without = sum(long["total_us"] > limit for load in quiet for long in load["longest"])
-            slow = [long for long in during["longest"] if long["total_us"] > limit]
-            machine = sum(stalls.explain(long["sent_ns"], long["sent_ns"] + long["total_us"] * 1e3,
-                                         max(long["total_us"] - limit, WAITS_US)) for long in slow)
-            within = sum(any(begin <= long["sent_ns"] <= end for begin, end in moments) for long in slow)
-            errors = sum(pipeline["outcomes"].get(outcome, 0) for pipeline in after["pipelines"]
-                         if pipeline["name"] == model for outcome in OUTCOMES if outcome != "result")
-            rows.append((model, windows["count"], len(during["versions"]), windows["missing"], windows["repeated"], errors,
-                         p99, longest, without, totals["p99"], totals["max"], len(slow), within, machine))
-            self.report.at_least(f"{model}: versions that answered in {SWAPS} swaps", len(during["versions"]), SWAPS + 1)
-            self.report.at_most(f"{model}: windows missing, repeated or without result", windows["missing"]
-                                + windows["repeated"] + errors, 0, note=f"of {windows['count']:,}")
-            name = "p99" if tail == "p99" else "longest (too few for a p99)"
+            found = swap_figures(model, quiet, during, moments, stalls, after)
+            figures.append(found)
+            self.report.at_least(f"{model}: versions that answered in {SWAPS} swaps", found["versions"], SWAPS + 1)
+            self.report.at_most(f"{model}: windows missing, repeated or without result", found["missing"]
+                                + found["repeated"] + found["errors"], 0, note=f"of {found['windows']:,}")
+            name = "p99" if found["tail"] == "p99" else "longest (too few for a p99)"
             self.report.at_most(f"{model}: windows above 5 × the {name} without swaps, beyond the machine's",
-                                len(slow) - machine, 0,
-                                note=f"5 × {p99:.0f} µs; {without} above it without swaps; longest {totals['max']:.0f} µs, without "
-                                     f"swaps {longest:.0f}; {stalls.longest()}")
-        table(f"{SWAPS} swaps under load, total latency in the agent in µs",
-              ["model", "windows", "versions", "missing", "repeated", "errors", "tail without", "max without", "slow without", "p99", "max",
-               "slow", "in a swap", "machine's"], rows)
-        self.report.figures["swaps"] = [dict(zip(("model", "windows", "versions", "missing", "repeated", "errors",
-                                                  "quiet_tail", "quiet_max", "quiet_slow", "p99", "max", "slow", "in_a_swap", "machine"), row))
-                                        for row in rows]
+                                found["slow"] - found["machine"], 0,
+                                note=f"5 × {found['quiet_tail']:.0f} µs; {found['quiet_slow']} above it without swaps; longest "
+                                     f"{found['max']:.0f} µs, without swaps {found['quiet_max']:.0f}; {stalls.longest()}")
+        swap_table(f"{SWAPS} swaps under load, total latency in the agent in µs", figures)
+        self.report.figures["swaps"] = figures
 
     def replace(self, model, version):
         """Puts a package with another version in the place of one, at once as `mv` would."""
@@ -596,6 +580,36 @@ def delta(before, after, name):
             "batches": {size: count for size, count in batches.items() if count}}
 
 
+def swap_figures(pipeline, quiet, during, moments, stalls, after):
+    """What became of the windows of one pipeline whose versions were swapped: `quiet` are loads before and after, without
+    swaps, `moments` the times of the swaps, `after` the agent's status at the end."""
+    windows, totals = during["windows"], during["latency_us"]["total"]
+    # Without swaps before and after; the lower counts, lest somebody else's work raises the bound.
+    tail = "p99" if min(load["windows"]["count"] for load in quiet) >= RUNS_FOR_P99 else "max"
+    quiet_tail = min(load["latency_us"]["total"][tail] for load in quiet)
+    limit = 5 * quiet_tail
+    slow = [long for long in during["longest"] if long["total_us"] > limit]
+    return {
+        "model": pipeline, "windows": windows["count"], "versions": len(during["versions"]), "missing": windows["missing"],
+        "repeated": windows["repeated"],
+        "errors": sum(other["outcomes"].get(outcome, 0) for other in after["pipelines"]
+                      if other["name"] == pipeline for outcome in OUTCOMES if outcome != "result"),
+        "tail": tail, "quiet_tail": quiet_tail, "quiet_max": max(load["latency_us"]["total"]["max"] for load in quiet),
+        "quiet_slow": sum(long["total_us"] > limit for load in quiet for long in load["longest"]),
+        "p99": totals["p99"], "max": totals["max"], "slow": len(slow),
+        "in_a_swap": sum(any(begin <= long["sent_ns"] <= end for begin, end in moments) for long in slow),
+        "machine": sum(stalls.explain(long["sent_ns"], long["sent_ns"] + long["total_us"] * 1e3,
+                                      max(long["total_us"] - limit, WAITS_US)) for long in slow),
+    }
+
+
+def swap_table(title, figures):
+    columns = {"model": "model", "windows": "windows", "versions": "versions", "missing": "missing", "repeated": "repeated",
+               "errors": "errors", "quiet_tail": "tail without", "quiet_max": "max without", "quiet_slow": "slow without",
+               "p99": "p99", "max": "max", "slow": "slow", "in_a_swap": "in a swap", "machine": "machine's"}
+    table(title, list(columns.values()), [[found[column] for column in columns] for found in figures])
+
+
 def brief(load):
     return {key: load[key] for key in ("sent", "received", "lost", "late", "trip_us", "latency_us", "missed")}
 
@@ -605,8 +619,8 @@ def cpu_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def resident(pid):
-    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS:"))
+def resident(pid, field="VmRSS"):
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024
 
 

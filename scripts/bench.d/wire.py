@@ -123,17 +123,39 @@ local = {outputs}
     return path
 
 
-class Broker:
-    """mosquitto on a free port. `wait_for(text)` gives the moment at which a line of its log with `text` was seen."""
+def interpreter(graph):
+    """LiteRT over the bytes of a graph."""
+    from ai_edge_litert.interpreter import Interpreter
+    made = Interpreter(model_content=graph, num_threads=1)
+    made.allocate_tensors()
+    return made
 
-    def __init__(self, folder):
+
+def outputs(graph, inputs):
+    """What LiteRT answers to each input."""
+    made = interpreter(graph)
+    source, sink = made.get_input_details()[0], made.get_output_details()[0]
+    found = []
+    for one in inputs:
+        made.set_tensor(source["index"], one.reshape(source["shape"]))
+        made.invoke()
+        found.append(made.get_tensor(sink["index"]).reshape(-1).copy())
+    return np.stack(found)
+
+
+class Broker:
+    """mosquitto on a free port, with its default limits. `wait_for(text)` gives the moment at which a line of its log with
+    `text` was seen."""
+
+    def __init__(self, folder, more=""):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         config = folder / "mosquitto.conf"
         config.write_text(
             f"listener {self.port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\npersistence false\n"
-            "log_dest stderr\nlog_type error\nlog_type warning\nlog_type notice\nlog_type information\nlog_type subscribe\n")
+            "log_dest stderr\nlog_type error\nlog_type warning\nlog_type notice\nlog_type information\nlog_type subscribe\n"
+            + more)
         self.lines, self.news = [], threading.Condition()
         self.process = subprocess.Popen(
             ["mosquitto", "-c", config], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

@@ -16,12 +16,11 @@ use std::time::{Duration, Instant as StdInstant};
 use jiff::Timestamp;
 use limpet_depot::ask::{Fetcher, Missing, desk};
 use limpet_depot::clock::Clock;
-use limpet_depot::fetch::{self, Bounds, FetchError, Progress};
+use limpet_depot::fetch::{self, Bounds, Chunks, FetchError, Progress};
 use limpet_depot::remote::Remote;
 use limpet_depot::select::{self, Choice, Gateway};
 use limpet_depot::store::Record;
 use limpet_depot::trust::{Trust, TrustError, Trusted};
-use limpet_depot::web::Web;
 use limpet_depot::{Digest, Store};
 use limpet_wire::depot::{Index, MESSAGE_MAX, Name, Sha256, index_name};
 use semver::VersionReq;
@@ -378,15 +377,7 @@ impl Delivery {
     }
 
     async fn fetch(&self, trusted: &Trusted, index: &Index) -> Result<(), FetchError> {
-        let web;
-        let chunks: &dyn Remote = match &trusted.chunks {
-            Some(url) => {
-                web = Web::new(url, self.depot.ca_file.as_deref())
-                    .map_err(|error| FetchError::Web(format!("{url}: {error}")))?;
-                &web
-            }
-            None => &self.fetcher,
-        };
+        let chunks = Chunks::of(trusted, &self.fetcher, self.depot.ca_file.as_deref())?;
         let bounds = Bounds { rate: self.depot.rate.0, disk: self.depot.disk.0 };
         let (board, model, version) = (&self.tools.board, &index.model, &index.version);
         let shown = std::sync::Mutex::new(None);
@@ -399,7 +390,7 @@ impl Delivery {
                 board.set_fetching(model, version, Some(progress.done as f32 / progress.of.max(1) as f32), None);
             }
         };
-        fetch::chunks(&self.store, chunks, index, bounds, &progress).await
+        fetch::chunks(&self.store, chunks.remote(), index, bounds, &progress).await
     }
 
     /// Says what went wrong, once until it is something else.

@@ -5,8 +5,8 @@
 //! broker may keep a damaged message for ever, and then the fetch fails by name, to be tried again later. Nothing here
 //! gives up because something did not come; whoever calls bounds the time.
 
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
-
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use crate::remote::{Remote, RemoteError, object};
 use crate::store::{CONFIGURATION_MAX, Configuration, Store, check_index};
 use crate::trust::{TargetInfo, Trusted};
+use crate::web::Web;
 use crate::{DepotError, Digest};
 
 /// Chunks that are asked for at once.
@@ -64,6 +65,33 @@ pub enum FetchError {
         /// What was found and what was expected.
         why: String,
     },
+}
+
+/// Where a gateway has the chunks from.
+pub enum Chunks<'a> {
+    /// The depot itself.
+    Depot(&'a dyn Remote),
+    /// The web server that the signed metadata names.
+    Web(Web),
+}
+
+impl<'a> Chunks<'a> {
+    /// Where the signed metadata says. `ca_file`: authorities that vouch for a web server, if not those of the system.
+    ///
+    /// # Errors
+    /// [`FetchError::Web`] if a web server is named and cannot be used.
+    pub fn of(trusted: &Trusted, depot: &'a dyn Remote, ca_file: Option<&Path>) -> Result<Self, FetchError> {
+        let Some(url) = &trusted.chunks else { return Ok(Self::Depot(depot)) };
+        Web::new(url, ca_file).map(Self::Web).map_err(|error| FetchError::Web(format!("{url}: {error}")))
+    }
+
+    /// As something that is read from.
+    pub fn remote(&self) -> &dyn Remote {
+        match self {
+            Self::Depot(depot) => *depot,
+            Self::Web(web) => web,
+        }
+    }
 }
 
 /// Fetches the chunks of a version that the store lacks, from the depot or from a web server. It is complete in the store afterwards, and its index is kept.

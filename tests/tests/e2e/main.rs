@@ -17,6 +17,7 @@ mod proof;
 mod results;
 mod status;
 mod swap;
+mod swarm;
 mod wakeword;
 
 use limpet_tests::agent::Home;

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, Subcommand};
 use jiff::{SignedDuration, Timestamp};
 use limpet_depot::publish::Role;
+use limpet_depot::units::{ByteSize, Duration};
+use limpet_wire::name::check_name;
 use limpet_wire::topic::DEFAULT_PREFIX;
+use semver::VersionReq;
 
 use crate::mqtt::BrokerUrl;
 use crate::pack::ProveArgs;
@@ -48,6 +51,8 @@ pub enum DepotCommand {
     Adopt(AdoptArgs),
     /// Watches what the gateways do with the models
     Status(StatusArgs),
+    /// Simulates gateways that take what the depot offers them: what a delivery asks of a broker
+    Swarm(SwarmArgs),
 }
 
 /// Where the depot is.
@@ -326,6 +331,49 @@ pub struct StatusArgs {
     pub keys: KeyArgs,
 }
 
+/// Arguments of `swarm`.
+#[derive(Args)]
+pub struct SwarmArgs {
+    /// How many
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub gateways: u32,
+    /// Broker with the depot, as mqtt://HOST[:PORT]
+    #[arg(long, value_name = "URL")]
+    pub broker: BrokerUrl,
+    #[command(flatten)]
+    pub user: UserArgs,
+    /// Root metadata that `init` wrote
+    #[arg(long, value_name = "FILE")]
+    pub root: PathBuf,
+    /// What their ids begin with; a number follows. Two swarms on one broker need two
+    #[arg(long, value_name = "TEXT", default_value = "swarm-")]
+    pub id_prefix: String,
+    /// Model that each of them wants, with a range of versions; may be repeated
+    #[arg(long, required = true, value_name = "NAME@RANGE", value_parser = model_range)]
+    pub model: Vec<(String, VersionReq)>,
+    /// Channel that they follow
+    #[arg(long, value_name = "NAME", default_value = "stable")]
+    pub channel: String,
+    /// Label of all of them; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+    pub label: Vec<(String, String)>,
+    /// Folder for their stores, one below it for each; kept. Otherwise one that is removed at the end
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// Most bytes a second that each of them fetches
+    #[arg(long, value_name = "SIZE", default_value = "256KiB")]
+    pub rate: ByteSize,
+    /// Longest time, drawn at random, before one of them fetches
+    #[arg(long, value_name = "TIME", default_value = "0s")]
+    pub jitter: Duration,
+    /// What has not come by then does not come
+    #[arg(long, value_name = "TIME", default_value = "2m")]
+    pub timeout: Duration,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// A bound in time, or none.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Bound(pub Option<Timestamp>);
@@ -365,6 +413,12 @@ fn grace(text: &str) -> Result<SignedDuration, String> {
     found.filter(|grace| !grace.is_negative()).ok_or_else(|| "expected a time such as 0s, 30m, 1h or 2d".to_owned())
 }
 
+fn model_range(text: &str) -> Result<(String, VersionReq), String> {
+    let found = text.split_once('@').filter(|(model, _)| check_name(model).is_ok());
+    let range = found.and_then(|(model, range)| Some((model.to_owned(), range.parse().ok()?)));
+    range.ok_or_else(|| "expected NAME@RANGE, such as motor-health@^1".to_owned())
+}
+
 fn model_version(text: &str) -> Result<(String, String), String> {
     match text.split_once('@') {
         Some((model, version)) if !model.is_empty() && semver::Version::parse(version).is_ok() => {
@@ -390,5 +444,7 @@ mod tests {
         assert!(grace("-1h").is_err() && grace("soon").is_err());
         assert_eq!(model_version("m@1.2.0"), Ok(("m".to_owned(), "1.2.0".to_owned())));
         assert!(model_version("m").is_err() && model_version("m@1").is_err());
+        assert_eq!(model_range("m@^1"), Ok(("m".to_owned(), VersionReq::parse("^1").unwrap())));
+        assert!(model_range("m").is_err() && model_range("../m@*").is_err() && model_range("m@new").is_err());
     }
 }

@@ -21,7 +21,7 @@ use super::cli::{
     AccessArgs, CountArgs, DepotArgs, DepotCommand, InitArgs, ListArgs, PublishArgs, RolloutArgs, RotateArgs, WhoArgs,
 };
 use super::place::{Bar, make, new_passphrase, patience, ring, shelf};
-use super::status;
+use super::{status, swarm};
 use crate::bench::text::{table, thousands};
 use crate::{pack, unavailable, usage};
 
@@ -49,6 +49,8 @@ async fn command(command: DepotCommand) -> anyhow::Result<ExitCode> {
         DepotCommand::Publish(args) => return publish(&args).await,
         DepotCommand::List(args) => return list(&args).await,
         DepotCommand::Status(args) => return status::run(args).await,
+        // Its gateways are threads with runtimes of their own; nothing else is to be done here meanwhile.
+        DepotCommand::Swarm(args) => return swarm::run(&args),
         DepotCommand::Rollout(args) => return rollout(&args).await,
         DepotCommand::RotateKeys(args) => return rotate(&args).await,
         DepotCommand::Withdraw(args) => {

@@ -1,10 +1,11 @@
-//! `limpet-lab depot`: what a publisher does.
+//! `limpet-lab depot`: what a publisher does, and many simulated gateways.
 
 pub mod cli;
 mod commands;
 pub mod mqtt;
 mod place;
 mod status;
+mod swarm;
 
 pub use cli::DepotArgs;
 pub use commands::run;

@@ -4,9 +4,12 @@
 //! [`IN_FLIGHT`] wait for that at a time, so [`Shelf::put`] may be called many times at once. A connection that is lost is
 //! made anew from nothing, client library included: what was not acknowledged is sent again, what is waited for is asked
 //! for again. Sending a retained message twice changes nothing.
+//!
+//! Simulated gateways use it too: they follow the timestamp, and say on topics beside the depot what they have.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::Read as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -51,7 +54,34 @@ pub struct Credentials {
 pub struct MqttDepot {
     fetcher: Fetcher,
     puts: Arc<Puts>,
+    /// What stands before the names of objects.
+    topics: String,
+    traffic: Arc<Traffic>,
     connection: tokio::task::JoinHandle<()>,
+}
+
+/// What came over a connection, whether it was asked for or not.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    messages: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Traffic {
+    fn count(&self, bytes: usize) {
+        self.messages.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Messages.
+    pub fn messages(&self) -> u64 {
+        self.messages.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of their topics and payloads.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
 }
 
 impl MqttDepot {
@@ -84,9 +114,12 @@ impl MqttDepot {
         let (fetcher, pump) = desk(place.clone(), random());
         let puts = Arc::new(Puts { place, waiting: Mutex::default(), bell: Notify::new() });
         let (connected, first) = oneshot::channel();
+        let topics = format!("{prefix}/depot/");
+        let traffic = Arc::new(Traffic::default());
         let link = Link {
             url: url.clone(),
-            topics: format!("{prefix}/depot/"),
+            topics: topics.clone(),
+            traffic: Arc::clone(&traffic),
             user: credentials.as_ref().map(|c| c.username.clone()),
             credentials,
             client_id: client_id.to_owned(),
@@ -96,7 +129,7 @@ impl MqttDepot {
             connected: Some(connected),
             lost: Instant::now(),
         };
-        let depot = Self { fetcher, puts, connection: tokio::spawn(link.run()) };
+        let depot = Self { fetcher, puts, topics, traffic, connection: tokio::spawn(link.run()) };
         match first.await {
             Ok(Ok(())) => Ok(depot),
             Ok(Err(why)) => Err(crate::unavailable(format!("no depot at {url}: {why}"))),
@@ -105,16 +138,35 @@ impl MqttDepot {
     }
 
     /// For following a message, as [`Fetcher::follow`].
-    #[cfg_attr(not(test), expect(dead_code, reason = "publishers follow nothing; tests do"))]
     pub fn fetcher(&self) -> &Fetcher {
         &self.fetcher
     }
 
-    async fn publish(&self, name: &Name, message: Bytes) -> Result<(), RemoteError> {
+    /// What came so far, on all connections that this one was made of.
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
+    /// Puts a retained message on any topic, such as one beside the depot. It has its turn from this call on, as long as
+    /// somebody waits for the end.
+    ///
+    /// # Errors
+    /// Why the broker did not take it.
+    pub fn say(&self, topic: String, message: Bytes) -> impl Future<Output = Result<(), NotTaken>> + Send + use<> {
         let (answer, answered) = oneshot::channel();
-        self.puts.waiting().push_back(Put { name: name.clone(), message, answer });
+        self.puts.waiting().push_back(Put { topic, message, answer });
         self.puts.bell.notify_one();
-        answered.await.unwrap_or_else(|_| Err(self.puts.failed(name, "the connection's task ended".to_owned())))
+        async { answered.await.unwrap_or_else(|_| Err(NotTaken::Failed("the connection's task ended".to_owned()))) }
+    }
+
+    async fn publish(&self, name: &Name, message: Bytes) -> Result<(), RemoteError> {
+        let place = || self.puts.place.clone();
+        self.say(format!("{}{name}", self.topics), message).await.map_err(|error| match error {
+            NotTaken::TooLarge { found, most } => {
+                RemoteError::TooLarge { place: place(), name: name.clone(), found, most }
+            }
+            NotTaken::Failed(reason) => RemoteError::Failed { place: place(), name: name.clone(), reason },
+        })
     }
 }
 
@@ -139,7 +191,8 @@ impl Remote for MqttDepot {
 impl Shelf for MqttDepot {
     async fn put(&self, name: &Name, message: Bytes) -> Result<(), RemoteError> {
         if message.is_empty() {
-            return Err(self.puts.failed(name, "an empty message would take it away".to_owned()));
+            let (place, reason) = (self.puts.place.clone(), "an empty message would take it away".to_owned());
+            return Err(RemoteError::Failed { place, name: name.clone(), reason });
         }
         self.publish(name, message).await
     }
@@ -152,9 +205,25 @@ impl Shelf for MqttDepot {
 
 /// A message that somebody waits for to be acknowledged.
 struct Put {
-    name: Name,
+    topic: String,
     message: Bytes,
-    answer: oneshot::Sender<Result<(), RemoteError>>,
+    answer: oneshot::Sender<Result<(), NotTaken>>,
+}
+
+/// Why a broker did not take a message.
+#[derive(Debug, thiserror::Error)]
+pub enum NotTaken {
+    /// It takes none that large.
+    #[error("it has {found} bytes, and the broker takes at most {most}")]
+    TooLarge {
+        /// Bytes of the message.
+        found: u64,
+        /// The most.
+        most: u64,
+    },
+    /// For another reason.
+    #[error("{0}")]
+    Failed(String),
 }
 
 /// What is to be put, first come first served.
@@ -170,10 +239,6 @@ impl Puts {
         // Nothing panics while it is locked.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn failed(&self, name: &Name, reason: String) -> RemoteError {
-        RemoteError::Failed { place: self.place.clone(), name: name.clone(), reason }
-    }
 }
 
 /// The connection, whatever becomes of it.
@@ -181,6 +246,7 @@ struct Link {
     url: BrokerUrl,
     /// What stands before the names of objects.
     topics: String,
+    traffic: Arc<Traffic>,
     user: Option<String>,
     credentials: Option<Credentials>,
     client_id: String,
@@ -219,9 +285,8 @@ impl Link {
             if lost.for_good || self.lost.elapsed() > PATIENCE {
                 let why = format!("no connection for {} s: {}", self.lost.elapsed().as_secs(), lost.why);
                 for put in std::mem::take(&mut *self.puts.waiting()) {
-                    let error = self.puts.failed(&put.name, why.clone());
                     // As above.
-                    let _ = put.answer.send(Err(error));
+                    let _ = put.answer.send(Err(NotTaken::Failed(why.clone())));
                 }
             }
             // Between half of it and all of it, so that many publishers, or simulated gateways, do not come in step.
@@ -338,18 +403,16 @@ impl Link {
             if put.answer.is_closed() {
                 continue;
             }
-            let topic = topic(&put.name);
             // The head of a PUBLISH is at most so much longer than its topic.
-            let largest = rules.largest.saturating_sub(topic.len() + 32);
+            let largest = rules.largest.saturating_sub(put.topic.len() + 32);
             if put.message.len() > largest {
-                let (place, found, most) = (self.puts.place.clone(), put.message.len() as u64, largest as u64);
-                let error = RemoteError::TooLarge { place, name: put.name, found, most };
+                let (found, most) = (put.message.len() as u64, largest as u64);
                 // Whoever waited may have gone a moment ago.
-                let _ = put.answer.send(Err(error));
+                let _ = put.answer.send(Err(NotTaken::TooLarge { found, most }));
                 continue;
             }
             let taken = client.try_publish_with_properties(
-                topic,
+                put.topic.clone(),
                 QoS::AtLeastOnce,
                 true,
                 put.message.to_vec(),
@@ -368,6 +431,7 @@ impl Link {
     fn take(&self, event: Event, flight: &mut Flight, now: Instant) {
         match event {
             Event::Incoming(Packet::Publish(publish)) => {
+                self.traffic.count(publish.topic.len() + publish.payload.len());
                 let topic = std::str::from_utf8(&publish.topic).unwrap_or_default();
                 if let Some(name) = topic.strip_prefix(&self.topics) {
                     self.pump.arrived(name, &publish.payload, now);
@@ -386,7 +450,7 @@ impl Link {
                     let answer = match ack.reason {
                         // Nobody reads it now; it is kept all the same.
                         PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Ok(()),
-                        reason => Err(self.puts.failed(&put.name, self.refusal(&put.name, reason))),
+                        reason => Err(NotTaken::Failed(self.refusal(&put.topic, reason))),
                     };
                     // Whoever waited may have gone.
                     let _ = put.answer.send(answer);
@@ -407,12 +471,12 @@ impl Link {
         }
     }
 
-    fn refusal(&self, name: &Name, reason: PubAckReason) -> String {
-        let topic = format!("{}{name}", self.topics);
+    fn refusal(&self, topic: &str, reason: PubAckReason) -> String {
         match reason {
             PubAckReason::NotAuthorized => {
                 let user = self.user.as_deref().map_or("clients without a name".to_owned(), |user| format!("'{user}'"));
-                let rule = format!("topic write {}#", self.topics);
+                let of_depot = topic.starts_with(&self.topics);
+                let rule = format!("topic write {}", if of_depot { format!("{}#", self.topics) } else { topic.into() });
                 format!("the broker does not let {user} publish on {topic}; its access list needs '{rule}'")
             }
             reason => format!("the broker refuses the message on {topic}: {reason:?}"),
@@ -493,7 +557,7 @@ impl Flight {
 }
 
 /// 64 random bits from the kernel.
-fn random() -> u64 {
+pub fn random() -> u64 {
     let mut bytes = [0; 8];
     let read = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
     read.expect("every Linux system has /dev/urandom");

@@ -1,0 +1,530 @@
+"""Whether deliveries keep their promises: time to active, bytes moved and written, swaps without a lost window, a fleet.
+
+Real programs throughout: `limpet-lab depot` publishes, mosquitto with its default limits keeps the depot, the agent
+fetches, proves and serves. Moments are those at which a client of the same broker heard what publisher and agent said.
+
+The package is the int8 autoencoder of MLPerf Tiny (eight dense layers, 277 KB) with its 40 golden vectors: 329 KB in
+three files. Further versions of it are graphs that prove, too: the lowest bit of weights is turned, and the golden outputs
+are computed anew by LiteRT.
+"""
+
+import itertools
+import json
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import paho.mqtt.client as mqtt
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+import budget
+import wire
+from report import table
+
+MODEL = "anomaly-detection"
+LAYERS = ("functional_1/dense_1/MatMul",)  # what a second version changes: 128 × 128 of 266,240 weights
+DELIVERIES = 6
+TARGET_S = 3.0
+MOVED = 0.35
+WRITTEN = 2.5
+RATE = 100  # windows a second
+SWAPPED = 5  # models that are swapped side by side
+SWAPS = 1000
+SWAP_SECONDS = 200
+QUIET_SECONDS = 20
+PROCESSES = 4
+GATEWAYS = 125  # in each
+BLOCK = 4096
+
+
+class Ear:
+    """A client that hears what the gateway says and when the depot's timestamp changes, and when."""
+
+    def __init__(self, port, topics):
+        self.heard, self.news = [], threading.Condition()
+        self.client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+        ready = threading.Event()
+        self.client.on_message = self._take
+        self.client.on_subscribe = lambda *_: ready.set()
+        self.client.connect("127.0.0.1", port)
+        self.client.loop_start()
+        self.client.subscribe([(topic, 1) for topic in topics])
+        if not ready.wait(10):
+            sys.exit("bench: mosquitto does not answer a subscription")
+
+    def _take(self, _client, _data, message):
+        with self.news:
+            self.heard.append((time.monotonic(), message.topic, message.payload))
+            self.news.notify_all()
+
+    def wait_for(self, what, wanted, start=0, limit=60):
+        """The moment and the payload of the first message from `start` on that `wanted(topic, payload)` accepts."""
+        end, at = time.monotonic() + limit, start
+        with self.news:
+            while True:
+                for when, topic, payload in itertools.islice(self.heard, at, None):
+                    if wanted(topic, payload):
+                        return when, payload
+                at = len(self.heard)
+                if not self.news.wait(end - time.monotonic() if end > time.monotonic() else 0) and time.monotonic() > end:
+                    raise TimeoutError(f"{what} did not come within {limit} s")
+
+    def event(self, kind, version, start=0, limit=60, model=None):
+        def wanted(topic, payload):
+            if not topic.endswith("/event"):
+                return False
+            event = json.loads(payload)
+            return (event["kind"] == kind and (version is None or event.get("version") == version)
+                    and (model is None or event.get("model") == model))
+        return self.wait_for(f"{kind} {version}", wanted, start, limit)[0]
+
+    def stop(self):
+        self.client.disconnect()
+        self.client.loop_stop()
+
+
+class Counting:
+    """Passes bytes between clients and a broker, and counts those towards the clients."""
+
+    def __init__(self, port):
+        self.target, self.down, self.lock = port, 0, threading.Lock()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            broker = socket.create_connection(("127.0.0.1", self.target))
+            for end in (client, broker):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            threading.Thread(target=self._pass, args=(client, broker, False), daemon=True).start()
+            threading.Thread(target=self._pass, args=(broker, client, True), daemon=True).start()
+
+    def _pass(self, source, sink, down):
+        try:
+            while data := source.recv(65536):
+                if down:
+                    with self.lock:
+                        self.down += len(data)
+                sink.sendall(data)
+        except OSError:
+            pass
+        for end in (source, sink):
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def stop(self):
+        self.listener.close()
+
+
+class Depot:
+    """A publisher with keys of its own."""
+
+    def __init__(self, lab, port, folder):
+        self.lab, self.port, self.keys = lab, port, folder / "keys"
+        self.run("init", "--no-passphrase", "--patience", "1")
+
+    def run(self, command, *arguments):
+        done = subprocess.run(
+            [self.lab, "depot", command, *map(str, arguments), "--broker", f"mqtt://127.0.0.1:{self.port}", "--keys", self.keys],
+            capture_output=True, text=True)
+        if done.returncode != 0:
+            sys.exit(f"bench: depot {command} ended with {done.returncode}:\n{done.stderr}")
+        return done.stdout
+
+    def publish(self, *packages):
+        return json.loads(self.run("publish", *packages, "--json"))
+
+    def stored_bytes(self, model, version):
+        listed = json.loads(self.run("list", "--json"))["models"]
+        return next(one["stored_bytes"] for one in listed if (one["model"], one["version"]) == (model, version))
+
+    @property
+    def root(self):
+        return self.keys / "root.json"
+
+
+class Delivery(budget.Budget):
+    """One broker, one publisher and one state directory a part."""
+
+    def __init__(self, report, binaries, shared, folder, disk, seconds):
+        super().__init__(report, binaries, shared, folder, seconds)
+        self.disk = disk
+        source = shared / "models" / "mlperf-tiny" / MODEL
+        self.graph = (source / "int8.tflite").read_bytes()
+        with safe_open(source / "int8.golden.safetensors", "np") as file:
+            self.metadata, self.input = file.metadata(), file.get_tensor("input")
+        self.weights = self.layers()
+
+    def layers(self):
+        """Where in the graph's file the weights of each layer lie, by name."""
+        interpreter = wire.interpreter(self.graph)
+        found = {}
+        for tensor in interpreter.get_tensor_details():
+            if tensor["dtype"] == np.int8 and tensor["name"].endswith("MatMul") and len(tensor["shape"]) == 2:
+                content = interpreter.get_tensor(tensor["index"]).tobytes()
+                if self.graph.count(content) == 1:
+                    found[tensor["name"]] = slice(self.graph.index(content), self.graph.index(content) + len(content))
+        return found
+
+    def package(self, name, version, layers=(), seed=0):
+        """A version whose weights in these layers have their lowest bits turned, all (seed 0) or some, and its golden
+        outputs."""
+        graph = np.frombuffer(self.graph, np.uint8).copy()
+        rng = np.random.default_rng(seed)
+        for layer in layers:
+            where = self.weights[layer]
+            graph[where] ^= rng.integers(0, 2, where.stop - where.start, np.uint8) if seed else np.uint8(1)
+        folder = self.run_folder.parent / "packages" / f"{name}-{version}"
+        folder.mkdir(parents=True)
+        (folder / "int8.tflite").write_bytes(graph.tobytes())
+        outputs = wire.outputs(graph.tobytes(), self.input)
+        save_file({"input": self.input, "output": outputs}, folder / "golden.safetensors", self.metadata)
+        (folder / "model.toml").write_text(
+            f'format = 1\n\n[model]\nname = "{name}"\nversion = "{version}"{wire.MANIFEST[MODEL]}')
+        return folder
+
+    def fresh(self, part):
+        """A broker, a publisher and an empty state directory for a part."""
+        self.broker.stop()
+        folder = self.folder / part
+        self.run_folder = folder / "run"
+        self.run_folder.mkdir(parents=True)
+        self.state = self.disk / part
+        self.state.mkdir()
+        self.broker = wire.Broker(folder, "sys_interval 1\n")
+        self.port = self.broker.port
+        self.depot = Depot(self.lab, self.broker.port, folder)
+
+    def delivered(self, names, keys="", source=None):
+        """The configuration of pipelines over models of the depot."""
+        body = f'\n[depot]\nroot = {json.dumps(str(self.depot.root))}\njitter = "0s"\n'
+        for name in names:
+            body += self.source(MODEL, RATE, name)
+            body += f'\n[[pipeline]]\nname = "{name}"\nsource = "{name}"\nmodel = "{name}@*"\n{keys}\n'
+        return body
+
+    @contextmanager
+    def gateway(self, part, body):
+        """The agent, once it runs and looks at the depot, and a client that hears what it says."""
+        ear = Ear(self.broker.port, ["limpet/1/bench/event", "limpet/1/bench/models", "limpet/1/depot/meta/timestamp"])
+        try:
+            with self.agent(part, body, states=("serving", "waiting")) as process:
+                yield process, ear
+        finally:
+            ear.stop()
+
+    def deliver(self, ear, package, model, version):
+        """Publishes a version, waits until it serves, and gives the moments, in seconds from the start of `publish`."""
+        start, begun = len(ear.heard), time.monotonic()
+        sent = self.depot.publish(package)
+        ended = time.monotonic()
+
+        def fetching(topic, payload):
+            return topic.endswith("/models") and any(
+                (m["name"], m["version"]) == (model, version) for m in json.loads(payload)["models"])
+        moments = {
+            "out": ear.wait_for("the timestamp", lambda topic, _: topic.endswith("/timestamp"), start)[0],
+            "notice": ear.wait_for("a gateway that fetches", fetching, start)[0],
+            "fetched": ear.event("model-staged", version, start),
+            "proved": ear.event("model-proved", None, start, model=model),
+            "active": ear.event("model-activated", version, start),
+        }
+        return sent, {"ended": ended - begun, **{name: when - begun for name, when in moments.items()}}
+
+    # 1
+
+    def time(self):
+        """A whole package each time: from the start of `publish` until the new version serves."""
+        self.fresh("time")
+        rows, totals, after = [], [], []
+        with self.gateway("time", self.delivered([MODEL])) as (_, ear):
+            for number in range(DELIVERIES):
+                version = f"1.{number}.0"
+                package = self.package(MODEL, version, self.weights, number)
+                sent, at = self.deliver(ear, package, MODEL, version)
+                steps = [at[a] - at[b] for a, b in itertools.pairwise(("active", "proved", "fetched", "notice", "out"))]
+                rows.append((version, sent["sent_bytes"], at["out"] * 1e3, *[step * 1e3 for step in reversed(steps)],
+                             at["active"] * 1e3, (at["active"] - at["ended"]) * 1e3))
+                totals.append(at["active"])
+                after.append(at["active"] - at["ended"])
+        size = sum(file.stat().st_size for file in package.iterdir())
+        middle = [statistics.median(column) for column in list(zip(*rows))[2:7]]
+        note = "publisher {:,.0f}, trust and index {:,.0f}, chunks at 256 KiB/s {:,.0f}, proof {:,.0f}, activation {:,.0f} ms".format(*middle)
+        table(f"A package of {size:,} bytes in {len(list(package.iterdir()))} files, delivered to a gateway with the default rate, ms",
+              ["version", "bytes sent", "publisher", "trust, index", "chunks", "proof", "activation", "from start", "from end"], rows)
+        self.report.at_most(f"start of publish to active, median of {DELIVERIES}", statistics.median(totals), TARGET_S, "s", note)
+        self.report.at_most("end of publish to active, median", statistics.median(after), TARGET_S, "s",
+                            f"slowest {max(after):.2f} s; the first also restarts the pipelines")
+        self.report.figures["delivery_time"] = [dict(zip(
+            ("version", "bytes", "publisher_ms", "trust_ms", "chunks_ms", "proof_ms", "activation_ms", "total_ms", "from_end_ms"),
+            row)) for row in rows]
+
+    # 2
+
+    def change(self):
+        """A second version with one layer changed, and the same one again, through a proxy that counts."""
+        self.fresh("change")
+        counting = Counting(self.broker.port)
+        self.port = counting.port
+        first, second = self.package(MODEL, "1.0.0"), self.package(MODEL, "1.1.0", LAYERS)
+        pairs = [((first / name).read_bytes(), (second / name).read_bytes()) for name in ("int8.tflite", "golden.safetensors")]
+        differ = sum(a != b for one, two in pairs for a, b in zip(one, two))
+        size = sum(file.stat().st_size for file in second.iterdir())
+        rows, moved = [], {}
+        try:
+            with self.gateway("change", self.delivered([MODEL])) as (_, ear):
+                self.quiet(counting)
+                for version, package in (("1.0.0", first), ("1.1.0", second), ("again", second)):
+                    before, heard = counting.down, len(ear.heard)
+                    if version == "again":
+                        sent = self.depot.publish(package)
+                    else:
+                        sent, _ = self.deliver(ear, package, MODEL, version)
+                    self.quiet(counting)
+                    staged = [json.loads(payload)["message"] for _, topic, payload in ear.heard[heard:]
+                              if topic.endswith("/event") and json.loads(payload)["kind"] == "model-staged"]
+                    chunks, fetched = self.fetched(staged)
+                    moved[version] = {"sent": sent, "wire": counting.down - before, "chunks": chunks, "chunk_bytes": fetched}
+        finally:
+            counting.stop()
+        stored = {version: self.depot.stored_bytes(MODEL, version) for version in ("1.0.0", "1.1.0")}
+        stored["again"] = stored["1.1.0"]
+        for version, of in moved.items():
+            rows.append((version, stored[version], of["sent"]["sent_chunks"], of["sent"]["sent_bytes"],
+                         of["sent"]["metadata_bytes"], of["chunks"], of["chunk_bytes"], of["wire"],
+                         of["wire"] / stored[version]))
+        table("What moves, bytes: packages as stored, what the publisher sent, what the gateway fetched, all that came over its connection",
+              ["version", "package", "chunks sent", "bytes", "metadata", "chunks fetched", "bytes", "on the wire", "share"], rows)
+        share = moved["1.1.0"]["wire"] / stored["1.1.0"]
+        self.report.at_most("one layer changed: share of the package that moves", share, MOVED, "",
+                            f"{differ:,} of {size:,} bytes differ ({differ / size:.0%}): 128 × 128 weights and the golden outputs; chunks "
+                            f"alone {moved['1.1.0']['chunk_bytes'] / stored['1.1.0']:.3f}, the rest is metadata, index and MQTT")
+        again = moved["again"]
+        self.report.at_most("the same published again: chunk bytes sent and fetched", again["sent"]["sent_bytes"]
+                            + again["chunk_bytes"], 0, "", f"{again['wire']:,} bytes of metadata came over the gateway's connection")
+        self.report.figures["delivery_change"] = {"stored": stored, "moved": moved, "differ": differ, "bytes": size}
+
+    def quiet(self, counting, seconds=0.7):
+        """Waits until nothing has come over the gateway's connection for a while."""
+        last, since = counting.down, time.monotonic()
+        while time.monotonic() - since < seconds:
+            time.sleep(0.05)
+            if counting.down != last:
+                last, since = counting.down, time.monotonic()
+
+    def fetched(self, staged):
+        """Chunks and bytes that the gateway says it fetched: `… is here: 3 of 21 chunks were fetched, 4 of 5 bytes`."""
+        words = [message.rsplit("is here: ", 1)[1].split() for message in staged]
+        return sum(int(w[0]) for w in words), sum(int(w[6]) for w in words)
+
+    # 3
+
+    def swaps(self):
+        """Deliveries one after the other while windows come: each round brings a new version of every model."""
+        self.fresh("swaps")
+        names = [f"swapped-{letter}" for letter in "abcde"[:SWAPPED]]
+        packages = {name: self.package(name, "1.0.0") for name in names}
+        keys = ('class = "realtime"\ndeadline = "2s"\npublish = "every"\nqueue = { depth = 16, policy = "drop_oldest" }\n'
+                'trial = { windows = 20, time = "100ms" }')
+
+        def loads(seconds, **more):
+            return [self.load(MODEL, seconds, "--rate", RATE, "--warm-up", 0, source=name, **more) for name in names]
+        moments, rounds = [], SWAPS // SWAPPED
+        with self.gateway("swaps", self.delivered(names, keys)) as (process, ear):
+            self.round(ear, packages, names, moments)
+            for load in loads(2):  # the first window of a stream is another matter
+                self.end(load)
+            quiet = [[self.end(load) for load in loads(QUIET_SECONDS)]]
+            moments.clear()
+            watching = self.stalls(SWAP_SECONDS + 4)
+            going, end = loads(SWAP_SECONDS), time.monotonic() + SWAP_SECONDS - 5
+            time.sleep(1)
+            begun, done = time.monotonic(), 0
+            while done < rounds and time.monotonic() < end:
+                done += 1
+                for name in names:
+                    manifest = packages[name] / "model.toml"
+                    manifest.write_text(manifest.read_text().replace(f"1.{done - 1}.0", f"1.{done}.0"))
+                self.round(ear, packages, names, moments, f"1.{done}.0")
+            took = time.monotonic() - begun
+            swapped = [self.end(load) for load in going]
+            stalls = budget.Stalls(self.end(watching))
+            quiet.append([self.end(load) for load in loads(QUIET_SECONDS)])
+            after = self.settled()
+            if process.poll() is not None:
+                sys.exit("bench: the agent ended during the swaps")
+        figures = [budget.swap_figures(name, [before, later], during, moments, stalls, after)
+                   for name, before, later, during in zip(names, *quiet, swapped)]
+        budget.swap_table(f"{done * SWAPPED:,} versions delivered in {took:.0f} s and swapped in under load, {RATE} windows/s of "
+                          f"each model, total latency in the agent in µs", figures)
+        total = {key: sum(found[key] for found in figures) for key in
+                 ("windows", "versions", "missing", "repeated", "errors", "quiet_slow", "slow", "in_a_swap", "machine")}
+        self.report.at_least("swaps of delivered versions under load", total["versions"] - SWAPPED, SWAPS, "",
+                             f"{SWAPPED} models, {done} versions of each, published, fetched, proved and on trial, {took:.0f} s")
+        self.report.at_most("windows missing, repeated or without result", total["missing"] + total["repeated"] + total["errors"], 0,
+                            "", f"of {total['windows']:,}")
+        worst = max(figures, key=lambda found: found["max"])
+        self.report.at_most("windows above 5 × the p99 without swaps, beyond the machine's", total["slow"] - total["machine"], 0, "",
+                            f"of {total['slow']}, {total['in_a_swap']} of them in a swap; {total['quiet_slow']} above it without swaps; longest "
+                            f"{worst['max']:,.0f} µs, without swaps {worst['quiet_max']:,.0f}; {stalls.longest()}")
+        self.report.figures["delivery_swaps"] = {"swaps": done * SWAPPED, "seconds": took, "pipelines": figures}
+
+    def round(self, ear, packages, names, moments, version="1.0.0"):
+        """Publishes a version of every model, waits until all serve, and notes when each was swapped in."""
+        start, offset = len(ear.heard), budget.boottime() - time.monotonic()
+        self.depot.publish(*packages.values())
+        for name in names:
+            begin = ear.event("model-staged", version, start, model=name)
+            end = ear.event("model-activated", version, start, model=name)
+            moments.append(((begin + offset) * 1e9, (end + offset) * 1e9))
+
+    # 4
+
+    def wear(self):
+        """What a delivery writes to the disk, as the kernel counts it for the agent and the proofs that it waited for."""
+        self.fresh("wear")
+        kind = subprocess.run(["stat", "-f", "-c", "%T", self.state], capture_output=True, text=True).stdout.strip()
+        rows, shares = [], []
+        with self.gateway("wear", self.delivered([MODEL])) as (process, ear):
+            for number in range(3):
+                version = f"1.{number}.0"
+                package = self.package(MODEL, version, self.weights, 100 + number)
+                before, files = written(process.pid), self.files()
+                self.deliver(ear, package, MODEL, version)
+                time.sleep(1)  # what follows the swap
+                bytes_written, now = written(process.pid) - before, self.files()
+                fresh = {path: stat for path, stat in now.items() if files.get(path) != stat}
+                stored = self.depot.stored_bytes(MODEL, version)
+                parts = [sum(blocks for path, (_, _, blocks) in fresh.items() if path.startswith(part)) for part in PARTS_ON_DISK]
+                rest = sum(blocks for _, _, blocks in fresh.values()) - sum(parts)
+                shares.append(bytes_written / stored)
+                rows.append((version, stored, bytes_written, shares[-1], *parts, rest, bytes_written - sum(parts) - rest))
+        table(f"Bytes written for a delivery, on {kind}: by the kernel's count, and what of it still stands in files, in whole blocks",
+              ["version", "package", "written", "÷ package", "chunks", "index", "records", "trust", "proofs", "other", "replaced since"], rows)
+        self.report.at_most("bytes written to disk ÷ package, the most of 3", max(shares), WRITTEN, "×",
+                            f"on {kind}, agent and proof; the file system's own journal is not in it")
+        self.report.figures["delivery_wear"] = {"file_system": kind, "rows": rows}
+
+    def files(self):
+        """Files of the state directory: what changes when one is written, and what it takes."""
+        found = {}
+        for path in self.state.rglob("*"):
+            if path.is_file():
+                stat = path.stat()
+                found[str(path.relative_to(self.state))] = (stat.st_ino, stat.st_mtime_ns, -(-stat.st_size // BLOCK) * BLOCK)
+        return found
+
+    # 5
+
+    def fleet(self):
+        """Simulated gateways that all hear of a new version at the same moment."""
+        self.fresh("fleet")
+        broker = self.broker.process.pid
+        ear = Ear(self.broker.port, ["$SYS/broker/bytes/sent", "$SYS/broker/messages/sent"])
+        memory = Path("/dev/shm") if Path("/dev/shm").is_dir() else self.disk
+        processes = []
+        with tempfile.TemporaryDirectory(prefix="limpet-bench-", dir=memory) as stores:
+            try:
+                for number in range(PROCESSES):
+                    processes.append(self.start(
+                        "depot", "swarm", "--gateways", GATEWAYS, "--broker", f"mqtt://127.0.0.1:{self.broker.port}", "--root",
+                        self.depot.root, "--id-prefix", f"hall{number}-", "--model", f"{MODEL}@*", "--state", stores, "--timeout",
+                        "150s", "--json"))
+                for process in processes:
+                    line = process.stderr.readline()
+                    if "have looked" not in line:
+                        sys.exit(f"bench: the swarm does not start: {line}{process.communicate()[1]}")
+                connected, cpu = budget.resident(broker), budget.cpu_seconds(broker)
+                before = self.sent(ear)
+                package, begun = self.package(MODEL, "1.0.0"), time.time()
+                self.depot.publish(package)
+                published = time.time() - begun
+                found = [self.swarmed(process) for process in processes]
+            finally:
+                for process in processes:
+                    if process.poll() is None:
+                        wire.stop(process)
+            after, cpu = self.sent(ear), budget.cpu_seconds(broker) - cpu
+            ear.stop()
+        stored = self.depot.stored_bytes(MODEL, "1.0.0")
+        peak = budget.resident(broker, "VmHWM")
+        rows = []
+        for number, one in enumerate(found):
+            shift = one["started_unix_s"] - begun
+            times = [one[key] + shift if one[key] else None for key in ("first_s", "median_s", "last_s")]
+            rows.append((f"{number + 1}", one["gateways"], one["active"], len(one["failed"]) + len(one["waiting"]), *times,
+                         one["messages"], one["bytes"] / 1e6, one["chunk_bytes"] / 1e6))
+        active, of = sum(one["active"] for one in found), PROCESSES * GATEWAYS
+        bytes_sent, messages = after[0] - before[0], after[1] - before[1]
+        rows.append(("all", of, active, sum(row[3] for row in rows), min((row[4] for row in rows if row[4]), default=None), None,
+                     max((row[6] for row in rows if row[6]), default=None), *[sum(row[at] for row in rows) for at in (7, 8, 9)]))
+        table(f"{of} simulated gateways in {PROCESSES} processes, one mosquitto, {stored:,} bytes each, no jitter; seconds after the start of publish",
+              ["process", "gateways", "active", "not", "first", "median", "last", "messages", "MB received", "MB of chunks"], rows)
+        complaints = [complaint["why"] for one in found for complaint in one["failed"] + one["waiting"]]
+        self.report.at_least(f"simulated gateways that have the version, of {of}", active, of, "",
+                             complaints[0] if complaints else f"the last {rows[-1][6]:.1f} s after the start of publish, which took {published:.1f} s; "
+                             f"{found[0]['not_done']}")
+        table("The broker", ["", "connected", "peak"], [("resident MB", connected / 1e6, peak / 1e6)])
+        self.report.at_most("bytes that the broker sent ÷ gateways × package", bytes_sent / (active or 1) / stored, 1.2, "",
+                            f"{bytes_sent / 1e6:,.1f} MB in {messages:,} messages, {bytes_sent / of:,.0f} bytes a gateway; {cpu:.1f} s of CPU")
+        self.report.figures["delivery_fleet"] = {
+            "processes": found, "stored": stored, "published_s": published, "bytes_sent": bytes_sent, "messages_sent": messages,
+            "broker_cpu_s": cpu, "broker_connected_bytes": connected, "broker_peak_bytes": peak, "last_s": rows[-1][6]}
+
+    def swarmed(self, process):
+        """What a process of the swarm says at its end, whether or not all of its gateways made it."""
+        out, errors = process.communicate()
+        if process.returncode not in (0, 1) or not out:
+            sys.exit(f"bench: the swarm ended with {process.returncode}:\n{errors}")
+        return json.loads(out)
+
+    def sent(self, ear):
+        """Bytes and messages that the broker has sent, by its own count, which it makes once a second."""
+        start = len(ear.heard) + 2  # both counts once more, so that nothing from before is missing
+        return [int(ear.wait_for(what, lambda topic, _, what=what: topic.endswith(what), start)[1])
+                for what in ("bytes/sent", "messages/sent")]
+
+
+PARTS_ON_DISK = ("depot/chunks", "depot/indexes", "depot/models", "depot/trust", "proofs")
+
+
+def written(pid):
+    """Bytes that a process and the children that it waited for have written, whether or not they are on the disk yet."""
+    fields = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
+    return int(fields["write_bytes"])
+
+
+PARTS = ("time", "change", "swaps", "wear", "fleet")
+
+
+def disk():
+    """A folder on a disk, since what is written to memory wears nothing: that of temporary files, or else the checkout's."""
+    kind = subprocess.run(["stat", "-f", "-c", "%T", tempfile.gettempdir()], capture_output=True, text=True).stdout.strip()
+    return None if kind != "tmpfs" else str(Path(__file__).resolve().parents[2] / ".limpet")
+
+
+def run(report, binaries, shared, seconds, parts=PARTS):
+    with tempfile.TemporaryDirectory(prefix="limpet-bench-") as scratch, \
+            tempfile.TemporaryDirectory(prefix="limpet-bench-", dir=disk()) as state:
+        bench = Delivery(report, binaries, shared, Path(scratch), Path(state), seconds)
+        try:
+            for part in parts:
+                getattr(bench, part)()
+        finally:
+            bench.broker.stop()
