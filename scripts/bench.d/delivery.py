@@ -8,6 +8,7 @@ three files. Further versions of it are graphs that prove, too: the lowest bit o
 are computed anew by LiteRT.
 """
 
+import http.client
 import itertools
 import json
 import shutil
@@ -347,11 +348,11 @@ class Delivery(budget.Budget):
             return [self.load(MODEL, seconds, "--rate", RATE, "--warm-up", 0, source=name, **more) for name in names]
         moments, rounds = [], SWAPS // SWAPPED
         with self.gateway("swaps", self.delivered(names, keys)) as (process, ear):
-            self.round(ear, packages, names, moments)
+            self.depot.publish(*packages.values())
+            self.serve_all()
             for load in loads(2):  # the first window of a stream is another matter
                 self.end(load)
             quiet = [[self.end(load) for load in loads(QUIET_SECONDS)]]
-            moments.clear()
             watching = self.stalls(SWAP_SECONDS + 4)
             going, end = loads(SWAP_SECONDS), time.monotonic() + SWAP_SECONDS - 5
             time.sleep(1)
@@ -385,7 +386,19 @@ class Delivery(budget.Budget):
                             f"{worst['max']:,.0f} µs, without swaps {worst['quiet_max']:,.0f}; {stalls.longest()}")
         self.report.figures["delivery_swaps"] = {"swaps": done * SWAPPED, "seconds": took, "pipelines": figures}
 
-    def round(self, ear, packages, names, moments, version="1.0.0"):
+    def serve_all(self, patience=60):
+        """Waits until no pipeline waits for its model any more."""
+        end = time.monotonic() + patience
+        while time.monotonic() < end:
+            try:
+                if all(pipeline["state"] == "serving" for pipeline in self.status()["pipelines"]):
+                    return
+            except (OSError, http.client.HTTPException):
+                pass  # it begins again
+            time.sleep(0.1)
+        sys.exit(f"bench: the models that were published are not served after {patience} s")
+
+    def round(self, ear, packages, names, moments, version):
         """Publishes a version of every model, waits until all serve, and notes when each was swapped in."""
         start, offset = len(ear.heard), budget.boottime() - time.monotonic()
         self.depot.publish(*packages.values())

@@ -2,7 +2,7 @@
 //!
 //! Under `<state>/depot/`, for this user alone:
 //! ```text
-//! chunks/<2 digits>/<sha256>        one chunk as stored, by the SHA-256 of these bytes
+//! chunks/<digit>/<sha256>           one chunk as stored, by the SHA-256 of these bytes
 //! indexes/<model>-<version>.index   the index of a package, followed by its own SHA-256
 //! models/<model>.json, <model>.copy the record of a model, twice
 //! configuration.json, .copy         the signed configuration in effect, twice
@@ -404,7 +404,9 @@ impl Store {
 
     fn chunk_path(&self, stored: &Sha256) -> PathBuf {
         let name = Hex(stored).to_string();
-        self.chunks().join(&name[..2]).join(name)
+        // Sixteen folders stay, where 256 would be made and removed with each version: a folder costs a disk as much as
+        // a third of a chunk (measured).
+        self.chunks().join(&name[..1]).join(name)
     }
 
     fn index_path(&self, model: &str, version: &str) -> Result<PathBuf, DepotError> {

@@ -110,6 +110,20 @@ fn a_pipeline_waits_for_its_model_and_serves_when_it_comes_without_another_proce
     assert_eq!(record["active"]["version"], "1.0.0");
 }
 
+/// The agent may have ended, or begun again for another model, between the proof and the record.
+#[test]
+fn a_first_version_whose_proof_is_there_already_serves() {
+    let broker = Broker::start();
+    let depot = Depot::on(&broker);
+    let mut client = Client::connect(&broker);
+    client.subscribe(&["limpet/1/gw/#"]);
+    let agent = Agent::start_in(Home::proved(), &format!("{}{}", local(&broker), config(&depot, "")));
+    let mut bench = Bench { broker, client, agent };
+    depot.publish(&Package::loudness());
+    bench.agent.wait_for_model(&mut bench.client, "loudness", "active");
+    assert!(bench.agent.log_with(&["proving"]).is_empty(), "the proof was there");
+}
+
 #[test]
 fn a_newer_version_is_delivered_proved_and_swapped_in_without_losing_a_window() {
     let (depot, mut bench) = delivered(SHORT);

@@ -22,13 +22,15 @@ fn swarm(broker: &Broker, root: &Path, more: &[&str]) -> Outcome {
 
 #[track_caller]
 fn report(outcome: &Outcome) -> Value {
-    serde_json::from_str(&outcome.stdout).unwrap_or_else(|error| panic!("{error}: {}{}", outcome.stdout, outcome.stderr))
+    serde_json::from_str(&outcome.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}{}", outcome.stdout, outcome.stderr))
 }
 
 /// Bytes of the chunks of `loudness` as the publisher's list has them.
 #[track_caller]
 fn stored_bytes(depot: &Depot) -> u64 {
-    let listed: Value = serde_json::from_str(&depot.run(&["list", "--json"]).expect_code(0).stdout).expect("it is JSON");
+    let listed: Value =
+        serde_json::from_str(&depot.run(&["list", "--json"]).expect_code(0).stdout).expect("it is JSON");
     listed["models"][0]["stored_bytes"].as_u64().expect("a number of bytes")
 }
 
@@ -96,6 +98,10 @@ fn gateways_that_have_a_version_fetch_nothing_again() {
 fn arguments_that_make_no_fleet_are_refused() {
     let broker = Broker::start();
     let depot = Depot::on(&broker);
-    swarm(&broker, &depot.root(), &["--id-prefix", "Hall 3/"]).expect_code(64).expect_complaint(&["--id-prefix", "Hall"]);
-    swarm(&broker, Path::new("/nowhere/root.json"), &[]).expect_code(1).expect_complaint(&["/nowhere/root.json", "init"]);
+    swarm(&broker, &depot.root(), &["--id-prefix", "Hall 3/"])
+        .expect_code(64)
+        .expect_complaint(&["--id-prefix", "Hall"]);
+    swarm(&broker, Path::new("/nowhere/root.json"), &[])
+        .expect_code(1)
+        .expect_complaint(&["/nowhere/root.json", "init"]);
 }

@@ -301,9 +301,7 @@ impl<S: Sink + 'static> Loader<S> {
             format!("model {} {} gives its golden outputs: {variant} on {engine}", manifest.name, manifest.version);
         self.reporter.event("model-proved", &message, &[("model", &manifest.name)]);
         // A package that changed once more meanwhile has a proof of its own on the way.
-        if self.plan.uses_of(&opened.model).next().is_none() {
-            self.take_up_later(&opened);
-        } else if self.tried.get(&opened.model) == Some(&opened.package.digest()) {
+        if self.tried.get(&opened.model) == Some(&opened.package.digest()) {
             self.put_in_place(&opened, *proved);
             limpet_engine::give_back_memory();
         }

@@ -55,6 +55,10 @@ impl<S: Sink + 'static> Loader<S> {
 
     /// Serves a package that was proved: in the place of another version, or for the first time.
     pub(super) fn put_in_place(&mut self, opened: &Opened, proved: Proved) {
+        if self.plan.uses_of(&opened.model).next().is_none() {
+            // Its pipelines wait for it. The proof may be one of before a restart.
+            return self.take_up_later(opened);
+        }
         let Some(prepared) = self.prepare_or_refuse(opened, proved) else {
             self.tried.remove(&opened.model);
             return;
