@@ -8,7 +8,8 @@
 //! - Whoever waits longest is asked for first. An ask that nobody answered for [`ANSWER`] gives its place to the next.
 //! - It asks again by unsubscribing and subscribing anew, because a broker sends a retained message for a new
 //!   subscription: after 5 s, then twice as long each time up to 5 min, and up to a quarter longer by chance, so that
-//!   gateways do not ask in step. A name that was given up and is wanted again goes on where it was.
+//!   gateways do not ask in step. A name that was given up and is wanted again goes on where it was: while its answer is
+//!   due it is not asked for again, since that answer will do.
 //! - A subscription stays as long as nobody needs its place, so what a publisher repairs comes at once.
 //! - What does not come is told as [`Missing`]: once after the first ask without answer, then once an hour.
 //! - A new connection is asked for everything anew.
@@ -120,6 +121,8 @@ struct Want {
     until: Option<Instant>,
     /// That is over: its place may go to another.
     overdue: bool,
+    /// It was given up while its answer was due; unless somebody wants it again by then, it goes with the answer.
+    abandoned: bool,
     tries: u32,
     told: Option<Instant>,
     why: Why,
@@ -166,6 +169,9 @@ impl Asker {
     /// Wants a name until it arrives. One that is followed already is asked for anew.
     pub fn want(&mut self, name: &Name, now: Instant) {
         let want = self.entry(name, now);
+        if std::mem::take(&mut want.abandoned) {
+            want.since = now;
+        }
         if !want.wanted {
             want.wanted = true;
             want.since = now;
@@ -195,6 +201,7 @@ impl Asker {
                 due: now,
                 until: None,
                 overdue: false,
+                abandoned: false,
                 tries: 0,
                 told: None,
                 why: Why::Silent,
@@ -210,11 +217,20 @@ impl Asker {
 
     /// Nobody waits for a name any more; who follows it still does.
     pub fn forget(&mut self, name: &Name) {
-        let Some(want) = self.wants.get(name) else { return };
+        let Some(want) = self.wants.get_mut(name) else { return };
         if want.followed {
             // An answer that is under way, or the first, is the follower's too.
             return;
         }
+        if want.is_waited_for() {
+            want.abandoned = true;
+        } else {
+            self.give_up(name);
+        }
+    }
+
+    fn give_up(&mut self, name: &Name) {
+        let Some(want) = self.wants.get(name) else { return };
         if want.until.is_some() {
             self.leave.push(name.clone());
         }
@@ -249,10 +265,14 @@ impl Asker {
             want.due = now;
             want.why = Why::Silent;
         } else {
+            let abandoned = want.abandoned;
             if want.until.is_some() {
                 self.leave.push(name.clone());
             }
             self.wants.remove(name);
+            if abandoned {
+                return Arrival::Unknown;
+            }
         }
         Arrival::Wanted
     }
@@ -295,6 +315,7 @@ impl Asker {
     pub fn disconnected(&mut self) {
         self.connected = false;
         self.leave.clear();
+        self.wants.retain(|_, want| !want.abandoned);
         for want in self.wants.values_mut() {
             want.until = None;
             want.overdue = false;
@@ -308,6 +329,9 @@ impl Asker {
         if !self.connected {
             return Vec::new();
         }
+        let late = |want: &Want| want.abandoned && want.until.is_none_or(|until| until <= now);
+        let late: Vec<Name> = self.wants.iter().filter(|(_, want)| late(want)).map(|(name, _)| name.clone()).collect();
+        late.iter().for_each(|name| self.give_up(name));
         let mut actions: Vec<Action> = self.tell(now).into_iter().map(Action::Missing).collect();
         let mut leave = std::mem::take(&mut self.leave);
         let mut ask = Vec::new();
@@ -816,11 +840,35 @@ mod tests {
         let mut asker = asker(now, [1]);
         asker.poll(now);
         asker.forget(&name(1));
-        assert_eq!(asker.poll(now), [Action::Unsubscribe(vec![name(1)])]);
+        assert!(asker.poll(now).is_empty());
+        assert_eq!(asker.next_wake(now), Some(now + ANSWER));
+        assert_eq!(asker.poll(now + ANSWER), [Action::Unsubscribe(vec![name(1)])]);
+        asker.want(&name(1), now + ANSWER);
+        assert!(asker.poll(now + ANSWER).is_empty());
+        assert!(asker.next_wake(now + ANSWER).unwrap() > now + ANSWER);
+        assert_eq!(subscribed(&asker.poll(now + seconds(7))), [name(1)]);
+    }
+
+    #[test]
+    fn who_wants_again_what_was_asked_for_a_moment_ago_takes_that_answer() {
+        let now = Instant::now();
+        let mut asker = asker(now, [1, 2]);
+        asker.poll(now);
+        asker.forget(&name(1));
         asker.want(&name(1), now + seconds(1));
         assert!(asker.poll(now + seconds(1)).is_empty());
-        assert!(asker.next_wake(now + seconds(1)).unwrap() >= now + seconds(5));
-        assert_eq!(subscribed(&asker.poll(now + seconds(7))), [name(1)]);
+        assert_eq!(asker.arrived(&name(1), now + seconds(2)), Arrival::Wanted);
+        // One that came while nobody wanted it is asked for again at once: the broker did answer.
+        asker.forget(&name(2));
+        assert_eq!(asker.arrived(&name(2), now + seconds(2)), Arrival::Unknown);
+        asker.want(&name(2), now + seconds(2));
+        let left = Action::Unsubscribe(vec![name(1), name(2)]);
+        assert_eq!(asker.poll(now + seconds(2)), [left, Action::Subscribe(vec![name(2)])]);
+        // With the connection goes what nobody wants.
+        asker.forget(&name(2));
+        asker.disconnected();
+        asker.connected(now + seconds(3));
+        assert!(asker.poll(now + seconds(3)).is_empty());
     }
 
     #[test]
@@ -1098,8 +1146,10 @@ mod tests {
                 asked = actions(&pump) => assert_eq!(subscribed(&asked), std::slice::from_ref(&name)),
             }
         });
-        assert_eq!(pump.next_actions(Instant::now()), [Action::Unsubscribe(vec![name.clone()])]);
+        // Its answer is due, and nobody's.
+        assert!(pump.next_actions(Instant::now()).is_empty());
         assert_eq!(pump.arrived(&name.to_string(), &bytes, Instant::now()), Arrival::Unknown);
+        assert_eq!(pump.next_actions(Instant::now()), [Action::Unsubscribe(vec![name])]);
     }
 
     #[test]
