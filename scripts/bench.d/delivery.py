@@ -11,6 +11,7 @@ are computed anew by LiteRT.
 import http.client
 import itertools
 import json
+import os
 import shutil
 import socket
 import statistics
@@ -45,6 +46,7 @@ QUIET_SECONDS = 20
 PROCESSES = 4
 GATEWAYS = 125  # in each
 BLOCK = 4096
+ROOM = 1 << 30  # bytes in memory that the stores of a fleet may take
 
 
 class Ear:
@@ -75,9 +77,10 @@ class Ear:
                 for when, topic, payload in itertools.islice(self.heard, at, None):
                     if wanted(topic, payload):
                         return when, payload
-                at = len(self.heard)
-                if not self.news.wait(end - time.monotonic() if end > time.monotonic() else 0) and time.monotonic() > end:
+                at, left = len(self.heard), end - time.monotonic()
+                if left <= 0:
                     raise TimeoutError(f"{what} did not come within {limit} s")
+                self.news.wait(left)
 
     def event(self, kind, version, start=0, limit=60, model=None):
         def wanted(topic, payload):
@@ -141,9 +144,8 @@ class Depot:
         self.run("init", "--no-passphrase", "--patience", "1")
 
     def run(self, command, *arguments):
-        done = subprocess.run(
-            [self.lab, "depot", command, *map(str, arguments), "--broker", f"mqtt://127.0.0.1:{self.port}", "--keys", self.keys],
-            capture_output=True, text=True)
+        place = ["--broker", f"mqtt://127.0.0.1:{self.port}", "--keys", self.keys]
+        done = subprocess.run([self.lab, "depot", command, *map(str, arguments), *place], capture_output=True, text=True)
         if done.returncode != 0:
             sys.exit(f"bench: depot {command} ended with {done.returncode}:\n{done.stderr}")
         return done.stdout
@@ -266,15 +268,19 @@ class Delivery(budget.Budget):
                 after.append(at["active"] - at["ended"])
         size = sum(file.stat().st_size for file in package.iterdir())
         middle = [statistics.median(column) for column in list(zip(*rows))[2:7]]
-        note = "publisher {:,.0f}, trust and index {:,.0f}, chunks at 256 KiB/s {:,.0f}, proof {:,.0f}, activation {:,.0f} ms".format(*middle)
-        table(f"A package of {size:,} bytes in {len(list(package.iterdir()))} files, delivered to a gateway with the default rate, ms",
-              ["version", "bytes sent", "publisher", "trust, index", "chunks", "proof", "activation", "from start", "from end"], rows)
-        self.report.at_most(f"start of publish to active, median of {DELIVERIES}", statistics.median(totals), TARGET_S, "s", note)
+        note = ("publisher {:,.0f}, trust and index {:,.0f}, chunks at 256 KiB/s {:,.0f}, proof {:,.0f}, "
+                "activation {:,.0f} ms; load average {:.1f}").format(*middle, os.getloadavg()[0])
+        files = len(list(package.iterdir()))
+        table(f"A package of {size:,} bytes in {files} files, delivered to a gateway with the default rate, ms",
+              ["version", "bytes sent", "publisher", "trust, index", "chunks", "proof", "activation", "from start",
+               "from end"], rows)
+        self.report.at_most(f"start of publish to active, median of {DELIVERIES}", statistics.median(totals), TARGET_S,
+                            "s", note)
         self.report.at_most("end of publish to active, median", statistics.median(after), TARGET_S, "s",
                             f"slowest {max(after):.2f} s; the first also restarts the pipelines")
-        self.report.figures["delivery_time"] = [dict(zip(
-            ("version", "bytes", "publisher_ms", "trust_ms", "chunks_ms", "proof_ms", "activation_ms", "total_ms", "from_end_ms"),
-            row)) for row in rows]
+        columns = ("version", "bytes", "publisher_ms", "trust_ms", "chunks_ms", "proof_ms", "activation_ms", "total_ms",
+                   "from_end_ms")
+        self.report.figures["delivery_time"] = [dict(zip(columns, row)) for row in rows]
 
     # 2
 
@@ -284,7 +290,8 @@ class Delivery(budget.Budget):
         counting = Counting(self.broker.port)
         self.port = counting.port
         first, second = self.package(MODEL, "1.0.0"), self.package(MODEL, "1.1.0", LAYERS)
-        pairs = [((first / name).read_bytes(), (second / name).read_bytes()) for name in ("int8.tflite", "golden.safetensors")]
+        pairs = [((first / name).read_bytes(), (second / name).read_bytes())
+                 for name in ("int8.tflite", "golden.safetensors")]
         differ = sum(a != b for one, two in pairs for a, b in zip(one, two))
         size = sum(file.stat().st_size for file in second.iterdir())
         rows, moved = [], {}
@@ -310,15 +317,19 @@ class Delivery(budget.Budget):
             rows.append((version, stored[version], of["sent"]["sent_chunks"], of["sent"]["sent_bytes"],
                          of["sent"]["metadata_bytes"], of["chunks"], of["chunk_bytes"], of["wire"],
                          of["wire"] / stored[version]))
-        table("What moves, bytes: packages as stored, what the publisher sent, what the gateway fetched, all that came over its connection",
-              ["version", "package", "chunks sent", "bytes", "metadata", "chunks fetched", "bytes", "on the wire", "share"], rows)
+        table("What moves, bytes: packages as stored, what the publisher sent, what the gateway fetched, and all that came "
+              "over its connection",
+              ["version", "package", "chunks sent", "bytes", "metadata", "chunks fetched", "bytes", "on the wire", "share"],
+              rows)
         share = moved["1.1.0"]["wire"] / stored["1.1.0"]
         self.report.at_most("one layer changed: share of the package that moves", share, MOVED, "",
-                            f"{differ:,} of {size:,} bytes differ ({differ / size:.0%}): 128 × 128 weights and the golden outputs; chunks "
-                            f"alone {moved['1.1.0']['chunk_bytes'] / stored['1.1.0']:.3f}, the rest is metadata, index and MQTT")
+                            f"{differ:,} of {size:,} bytes differ ({differ / size:.0%}): 128 × 128 weights and the golden "
+                            f"outputs; chunks alone {moved['1.1.0']['chunk_bytes'] / stored['1.1.0']:.3f}, the rest is "
+                            "metadata, index and MQTT")
         again = moved["again"]
-        self.report.at_most("the same published again: chunk bytes sent and fetched", again["sent"]["sent_bytes"]
-                            + again["chunk_bytes"], 0, "", f"{again['wire']:,} bytes of metadata came over the gateway's connection")
+        self.report.at_most("the same published again: chunk bytes sent and fetched",
+                            again["sent"]["sent_bytes"] + again["chunk_bytes"], 0, "",
+                            f"{again['wire']:,} bytes of metadata came over the gateway's connection")
         self.report.figures["delivery_change"] = {"stored": stored, "moved": moved, "differ": differ, "bytes": size}
 
     def quiet(self, counting, seconds=0.7):
@@ -372,18 +383,21 @@ class Delivery(budget.Budget):
                 sys.exit("bench: the agent ended during the swaps")
         figures = [budget.swap_figures(name, [before, later], during, moments, stalls, after)
                    for name, before, later, during in zip(names, *quiet, swapped)]
-        budget.swap_table(f"{done * SWAPPED:,} versions delivered in {took:.0f} s and swapped in under load, {RATE} windows/s of "
-                          f"each model, total latency in the agent in µs", figures)
+        budget.swap_table(f"{done * SWAPPED:,} versions delivered in {took:.0f} s and swapped in under load, {RATE} "
+                          "windows/s of each model, total latency in the agent in µs", figures)
         total = {key: sum(found[key] for found in figures) for key in
                  ("windows", "versions", "missing", "repeated", "errors", "quiet_slow", "slow", "in_a_swap", "machine")}
         self.report.at_least("swaps of delivered versions under load", total["versions"] - SWAPPED, SWAPS, "",
-                             f"{SWAPPED} models, {done} versions of each, published, fetched, proved and on trial, {took:.0f} s")
-        self.report.at_most("windows missing, repeated or without result", total["missing"] + total["repeated"] + total["errors"], 0,
-                            "", f"of {total['windows']:,}")
+                             f"{SWAPPED} models, {done} versions of each, published, fetched, proved and on trial, "
+                             f"{took:.0f} s")
+        self.report.at_most("windows missing, repeated or without result",
+                            total["missing"] + total["repeated"] + total["errors"], 0, "", f"of {total['windows']:,}")
         worst = max(figures, key=lambda found: found["max"])
-        self.report.at_most("windows above 5 × the p99 without swaps, beyond the machine's", total["slow"] - total["machine"], 0, "",
-                            f"of {total['slow']}, {total['in_a_swap']} of them in a swap; {total['quiet_slow']} above it without swaps; longest "
-                            f"{worst['max']:,.0f} µs, without swaps {worst['quiet_max']:,.0f}; {stalls.longest()}")
+        self.report.at_most("windows above 5 × the p99 without swaps, beyond the machine's",
+                            total["slow"] - total["machine"], 0, "",
+                            f"of {total['slow']}, {total['in_a_swap']} of them in a swap; {total['quiet_slow']} above it "
+                            f"without swaps; longest {worst['max']:,.0f} µs, without swaps {worst['quiet_max']:,.0f}; "
+                            f"{stalls.longest()}")
         self.report.figures["delivery_swaps"] = {"swaps": done * SWAPPED, "seconds": took, "pipelines": figures}
 
     def serve_all(self, patience=60):
@@ -412,7 +426,7 @@ class Delivery(budget.Budget):
     def wear(self):
         """What a delivery writes to the disk, as the kernel counts it for the agent and the proofs that it waited for."""
         self.fresh("wear")
-        kind = subprocess.run(["stat", "-f", "-c", "%T", self.state], capture_output=True, text=True).stdout.strip()
+        kind = file_system(self.state)
         rows, shares = [], []
         with self.gateway("wear", self.delivered([MODEL])) as (process, ear):
             for number in range(3):
@@ -424,14 +438,17 @@ class Delivery(budget.Budget):
                 bytes_written, now = written(process.pid) - before, self.files()
                 fresh = {path: stat for path, stat in now.items() if files.get(path) != stat}
                 stored = self.depot.stored_bytes(MODEL, version)
-                parts = [sum(blocks for path, (_, _, blocks) in fresh.items() if path.startswith(part)) for part in PARTS_ON_DISK]
+                parts = [sum(blocks for path, (_, _, blocks) in fresh.items() if path.startswith(part))
+                         for part in PARTS_ON_DISK]
                 rest = sum(blocks for _, _, blocks in fresh.values()) - sum(parts)
                 shares.append(bytes_written / stored)
                 rows.append((version, stored, bytes_written, shares[-1], *parts, rest, bytes_written - sum(parts) - rest))
-        table(f"Bytes written for a delivery, on {kind}: by the kernel's count, and what of it still stands in files, in whole blocks",
-              ["version", "package", "written", "÷ package", "chunks", "index", "records", "trust", "proofs", "other", "replaced since"], rows)
+        table(f"Bytes written for a delivery, on {kind}: by the kernel's count, what of it stands in files, in whole blocks, "
+              "and the rest: files that were replaced, folders and inodes",
+              ["version", "package", "written", "÷ package", "chunks", "index", "records", "trust", "proofs", "other", "rest"],
+              rows)
         self.report.at_most("bytes written to disk ÷ package, the most of 3", max(shares), WRITTEN, "×",
-                            f"on {kind}, agent and proof; the file system's own journal is not in it")
+                            f"on {kind}, agent and proof; a journal of the file system is not in it")
         self.report.figures["delivery_wear"] = {"file_system": kind, "rows": rows}
 
     def files(self):
@@ -451,15 +468,17 @@ class Delivery(budget.Budget):
         broker = self.broker.process.pid
         empty = budget.resident(broker)
         ear = Ear(self.broker.port, ["$SYS/broker/bytes/sent", "$SYS/broker/messages/sent"])
-        memory = Path("/dev/shm") if Path("/dev/shm").is_dir() else self.disk
+        # As many gateways have as many disks, and here is one.
+        memory = Path("/dev/shm")
+        memory = memory if memory.is_dir() and shutil.disk_usage(memory).free > ROOM else self.disk
         processes = []
         with tempfile.TemporaryDirectory(prefix="limpet-bench-", dir=memory) as stores:
             try:
                 for number in range(PROCESSES):
                     processes.append(self.start(
-                        "depot", "swarm", "--gateways", GATEWAYS, "--broker", f"mqtt://127.0.0.1:{self.broker.port}", "--root",
-                        self.depot.root, "--id-prefix", f"hall{number}-", "--model", f"{MODEL}@*", "--state", stores, "--timeout",
-                        "150s", "--json"))
+                        "depot", "swarm", "--gateways", GATEWAYS, "--broker", f"mqtt://127.0.0.1:{self.broker.port}",
+                        "--root", self.depot.root, "--id-prefix", f"hall{number}-", "--model", f"{MODEL}@*", "--state", stores,
+                        "--timeout", "150s", "--json"))
                 for process in processes:
                     line = process.stderr.readline()
                     if "have looked" not in line:
@@ -486,21 +505,27 @@ class Delivery(budget.Budget):
                          one["messages"], one["bytes"] / 1e6, one["chunk_bytes"] / 1e6))
         active, of = sum(one["active"] for one in found), PROCESSES * GATEWAYS
         bytes_sent, messages = after[0] - before[0], after[1] - before[1]
-        rows.append(("all", of, active, sum(row[3] for row in rows), min((row[4] for row in rows if row[4]), default=None), None,
-                     max((row[6] for row in rows if row[6]), default=None), *[sum(row[at] for row in rows) for at in (7, 8, 9)]))
-        table(f"{of} simulated gateways in {PROCESSES} processes, one mosquitto, {stored:,} bytes each, no jitter; seconds after the start of publish",
-              ["process", "gateways", "active", "not", "first", "median", "last", "messages", "MB received", "MB of chunks"], rows)
+        first = min((row[4] for row in rows if row[4]), default=None)
+        last = max((row[6] for row in rows if row[6]), default=None)
+        rows.append(("all", of, active, sum(row[3] for row in rows), first, None, last,
+                     *[sum(row[at] for row in rows) for at in (7, 8, 9)]))
+        table(f"{of} simulated gateways in {PROCESSES} processes, one mosquitto, {stored:,} bytes each, no jitter; seconds after "
+              "the start of publish",
+              ["process", "gateways", "active", "not", "first", "median", "last", "messages", "MB received", "MB of chunks"],
+              rows)
         complaints = [complaint["why"] for one in found for complaint in one["failed"] + one["waiting"]]
+        said = (f"the last {last:.1f} s after the start of publish, which took {published:.1f} s; " if active else "")
         self.report.at_least(f"simulated gateways that have the version, of {of}", active, of, "",
-                             complaints[0] if complaints else f"the last {rows[-1][6]:.1f} s after the start of publish, which took {published:.1f} s; "
-                             f"{found[0]['not_done']}")
+                             complaints[0] if complaints else said + found[0]["not_done"])
         table("The broker: resident MB, and what it sent from the start of publish on, by its own count",
-              ["empty", "connected", "peak", "KB a connection", "MB sent", "bytes a gateway", "÷ package", "packets a gateway", "CPU s"],
+              ["empty", "connected", "peak", "KB a connection", "MB sent", "bytes a gateway", "÷ package",
+               "packets a gateway", "CPU s"],
               [(empty / 1e6, connected / 1e6, peak / 1e6, (connected - empty) / of / 1e3, bytes_sent / 1e6, bytes_sent / of,
                 bytes_sent / of / stored, messages / of, cpu)])
         self.report.figures["delivery_fleet"] = {
             "processes": found, "stored": stored, "published_s": published, "bytes_sent": bytes_sent, "messages_sent": messages,
-            "broker_cpu_s": cpu, "broker_empty_bytes": empty, "broker_connected_bytes": connected, "broker_peak_bytes": peak, "last_s": rows[-1][6]}
+            "broker_cpu_s": cpu, "broker_empty_bytes": empty, "broker_connected_bytes": connected, "broker_peak_bytes": peak,
+            "last_s": last}
 
     def swarmed(self, process):
         """What a process of the swarm says at its end, whether or not all of its gateways made it."""
@@ -530,8 +555,13 @@ PARTS = ("time", "change", "swaps", "wear", "fleet")
 
 def disk():
     """A folder on a disk, since what is written to memory wears nothing: that of temporary files, or else the checkout's."""
-    kind = subprocess.run(["stat", "-f", "-c", "%T", tempfile.gettempdir()], capture_output=True, text=True).stdout.strip()
-    return None if kind != "tmpfs" else str(Path(__file__).resolve().parents[2] / ".limpet")
+    here = file_system(tempfile.gettempdir()) != "tmpfs"
+    return None if here else str(Path(__file__).resolve().parents[2] / ".limpet")
+
+
+def file_system(folder):
+    done = subprocess.run(["df", "--output=fstype", folder], capture_output=True, text=True, check=True)
+    return done.stdout.split()[-1]
 
 
 def run(report, binaries, shared, seconds, parts=PARTS):
