@@ -317,8 +317,7 @@ impl<'a> Life<'a> {
         let depot = Arc::clone(&self.depot);
         let _hold = store.hold()?;
         let index = fetch::index(trusted, store, &*depot, model, version).await?;
-        let missing = store.missing(&index);
-        if !missing.is_empty() {
+        if !store.missing(&index).is_empty() {
             self.why = format!("{model} {version} is on its way");
             tokio::time::sleep(args.jitter.0.mul_f64(random() as f64 / u64::MAX as f64)).await;
         }
@@ -327,10 +326,11 @@ impl<'a> Life<'a> {
         let shown = Mutex::new((&mut *self, None));
         let progress = |progress: Progress| {
             let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = shown.1.replace(progress.done);
+            shown.0.chunk_bytes += progress.done - before.unwrap_or(progress.done);
             // In steps of a tenth, as the agent's board.
-            let tenth = progress.done * 10 / progress.of.max(1);
-            if shown.1 != Some(tenth) {
-                shown.1 = Some(tenth);
+            let tenth = |done: u64| done * 10 / progress.of.max(1);
+            if before.map(tenth) != Some(tenth(progress.done)) {
                 let share = progress.done as f32 / progress.of.max(1) as f32;
                 shown.0.set(model, version, ModelPhase::Fetching, Some(share), None);
                 // Sent in this order; nobody waits for it.
@@ -338,8 +338,6 @@ impl<'a> Life<'a> {
             }
         };
         fetch::chunks(store, chunks.remote(), &index, bounds, &progress).await?;
-        drop(shown);
-        self.chunk_bytes += missing.iter().map(|chunk| u64::from(chunk.stored_len)).sum::<u64>();
         let package = fetch::open(store, &index)?;
         store.update_record(model, |record| record.activate(Installed::of(&package), KEEP))?;
         self.models.retain(|_, shown| shown.name != model);
@@ -428,5 +426,32 @@ impl Report {
             }
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_counts_what_became_of_each_and_names_a_few_for_every_reason() {
+        let outcome = |number: u64, active| {
+            let id = format!("g{number}");
+            Outcome { id, active, messages: 10, bytes: 1000 * number, chunk_bytes: number }
+        };
+        let mut outcomes: Vec<Outcome> =
+            (1..=3).rev().map(|number| outcome(number, Ok(Duration::from_secs(number)))).collect();
+        outcomes.extend((4..=10).map(|number| outcome(number, failed("no root"))));
+        outcomes.push(outcome(11, Err(NotActive { why: "m: not offered".into(), failed: false })));
+        let report = Report::of(11, outcomes, 0.0);
+        assert_eq!((report.active, report.failed.len(), report.waiting.len()), (3, 7, 1));
+        assert_eq!((report.first_s, report.median_s, report.last_s), (Some(1.0), Some(2.0), Some(3.0)));
+        assert_eq!((report.messages, report.bytes, report.chunk_bytes), (110, 66_000, 66));
+        let text = report.text();
+        assert!(text.contains("3 of 11 gateways are active, 7 failed, 1 wait; first after 1.00 s"), "{text}");
+        assert!(text.contains("failed: g4, g5, g6, g7, g8 and 2 more: no root\n"), "{text}");
+        assert!(text.contains("waits: g11: m: not offered\n") && text.contains(NOT_DONE), "{text}");
+        let nobody = Report::of(1, vec![outcome(1, failed("no root"))], 0.0);
+        assert_eq!((nobody.first_s, nobody.median_s), (None, None));
     }
 }
