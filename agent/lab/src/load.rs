@@ -214,8 +214,10 @@ async fn measure(args: LoadArgs, traffic: Traffic) -> anyhow::Result<Report> {
             std::fs::read_to_string(file).with_context(|| format!("reading the password in {}", file.display()))?;
         options.set_credentials(username.clone(), text.lines().next().unwrap_or_default().to_owned());
     }
-    // At a fixed rate the channel may hold what falls due during a pause of the broker of one second.
-    let capacity = if args.flat_out { args.unanswered } else { args.rate.ceil() as usize } + 16;
+    // At a fixed rate the channel may hold what falls due while the broker, or this process, stands still for as long as an
+    // answer may take.
+    let due = (args.rate * LOST_AFTER.as_secs_f64()).ceil() as usize;
+    let capacity = if args.flat_out { args.unanswered } else { due } + 16;
     let (client, mut events) = AsyncClient::new(options, capacity);
     let publisher = Rc::new(Publisher {
         client,
