@@ -364,6 +364,7 @@ impl<'a> Life<'a> {
             labels: self.gateway.labels.clone(),
             clock: limpet_wire::result::Clock::Synced,
             models: self.models.values().cloned().collect(),
+            configuration: None,
         };
         self.depot.say(self.topic.clone(), message.to_json().into())
     }
