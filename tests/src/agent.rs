@@ -329,10 +329,15 @@ impl Agent {
     }
 
     /// Ends it as if it had crashed.
-    pub fn kill(mut self) -> Home {
+    pub fn kill(self) -> Home {
+        self.kill_and_read().0
+    }
+
+    /// [`Agent::kill`], with everything that it had said.
+    pub fn kill_and_read(mut self) -> (Home, Vec<String>) {
         self.child.kill().expect("a child can be killed");
         self.child.wait().expect("a killed child ends");
-        std::mem::replace(&mut self.home, Home::empty())
+        (std::mem::replace(&mut self.home, Home::empty()), self.lines.to_end())
     }
 }
 

@@ -1,4 +1,4 @@
-//! A real mosquitto on a free port of the loopback interface.
+//! A real mosquitto, or a real rumqttd, on a free port of the loopback interface.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::LIMIT;
 use crate::lines::Lines;
-use crate::program::{end_of, text_of};
+use crate::program::{command, end_of, text_of};
 
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
@@ -37,15 +37,33 @@ pub fn passwords(users: &[(&str, &str)]) -> String {
     std::fs::read_to_string(file.path()).expect("it was written")
 }
 
+/// What serves as a broker.
+#[derive(Clone, Copy)]
+enum Kind {
+    Mosquitto,
+    /// The one in `limpet-lab`, in a process of its own.
+    Rumqttd,
+}
+
 /// One broker; it ends with this value.
 pub struct Broker {
     folder: TempDir,
     port: u16,
     config: PathBuf,
+    kind: Kind,
     running: Option<(Child, Lines)>,
 }
 
 impl Broker {
+    /// A rumqttd that lets everybody in. It does not say who subscribes to what.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn rumqttd() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        Self::on_some_port(folder, Kind::Rumqttd, |_| String::new())
+    }
+
     /// A broker that lets everybody in and throws nothing away.
     pub fn start() -> Self {
         Self::start_with("allow_anonymous true\nmax_queued_messages 0\n", &[])
@@ -71,27 +89,40 @@ impl Broker {
             std::fs::write(folder.path().join(name), content).expect("a temporary file can be written");
         }
         let text = text.replace("{dir}", text_of(folder.path()));
+        let user = if rustix::process::geteuid().is_root() { "user root\n" } else { "" };
+        let log = "log_dest stderr\nlog_type error\nlog_type warning\nlog_type notice\nlog_type subscribe\n";
+        Self::on_some_port(folder, Kind::Mosquitto, |port| {
+            format!("{}\n{user}{log}", text.replace("{port}", &port.to_string()))
+        })
+    }
+
+    fn on_some_port(folder: TempDir, kind: Kind, text: impl Fn(u16) -> String) -> Self {
+        let config = folder.path().join("mosquitto.conf");
         // A port that is taken between the choice and the start is another test's; there are others.
         for _ in 0..20 {
             let port = free_port();
-            let config = folder.path().join("mosquitto.conf");
-            let user = if rustix::process::geteuid().is_root() { "user root\n" } else { "" };
-            let text = text.replace("{port}", &port.to_string());
-            let text = format!(
-                "{text}\n{user}log_dest stderr\nlog_type error\nlog_type warning\nlog_type notice\nlog_type subscribe\n"
-            );
-            std::fs::write(&config, text).expect("a temporary file can be written");
-            if let Some(broker) = Self::try_start(&folder, port, &config) {
-                return Self { folder, port, config, running: Some(broker) };
+            std::fs::write(&config, text(port)).expect("a temporary file can be written");
+            if let Some(broker) = Self::try_start(&folder, port, &config, kind) {
+                return Self { folder, port, config, kind, running: Some(broker) };
             }
         }
-        panic!("mosquitto does not start: install it with scripts/setup --tests")
+        panic!("the broker does not start: install it with scripts/setup --tests")
     }
 
-    fn try_start(folder: &TempDir, port: u16, config: &Path) -> Option<(Child, Lines)> {
-        let mut child = Command::new(mosquitto())
-            .arg("-c")
-            .arg(config)
+    fn try_start(folder: &TempDir, port: u16, config: &Path, kind: Kind) -> Option<(Child, Lines)> {
+        let mut program = match kind {
+            Kind::Mosquitto => {
+                let mut program = Command::new(mosquitto());
+                program.arg("-c").arg(config);
+                program
+            }
+            Kind::Rumqttd => {
+                let mut program = command("limpet-lab");
+                program.args(["broker", "--port", &port.to_string()]);
+                program
+            }
+        };
+        let mut child = program
             .current_dir(folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -102,7 +133,7 @@ impl Broker {
         let until = Instant::now() + LIMIT;
         while Instant::now() < until {
             if child.try_wait().expect("a child can be asked").is_some() {
-                eprintln!("mosquitto ended: {}", lines.to_end().join("\n"));
+                eprintln!("the broker ended: {}", lines.to_end().join("\n"));
                 return None;
             }
             if TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), LIMIT).is_ok() {
@@ -137,21 +168,44 @@ impl Broker {
     /// If nobody does.
     #[track_caller]
     pub fn wait_subscribed(&self, filter: &str) {
-        let (_, lines) = self.running.as_ref().expect("the broker runs");
+        self.wait_subscribed_after(0, filter);
+    }
+
+    /// Waits until a client has subscribed to a filter after a [`Broker::mark`].
+    ///
+    /// # Panics
+    /// If nobody does.
+    #[track_caller]
+    pub fn wait_subscribed_after(&self, mark: usize, filter: &str) {
         let ending = format!(" {filter}");
-        let seen = lines.wait_for(0, |line| line.ends_with(&ending));
+        let seen = self.lines().wait_for(mark, |line| line.ends_with(&ending));
         seen.unwrap_or_else(|why| panic!("no subscription to {filter}: {why}"));
     }
 
     /// The filters that clients have subscribed to since the broker started.
     pub fn subscribed(&self) -> Vec<String> {
-        let lines = self.running.as_ref().map(|(_, lines)| lines.all()).unwrap_or_default();
-        // `<time>: <client> <QoS> <filter>`
+        self.subscribed_after(0, "")
+    }
+
+    /// This moment in what it has said since it started.
+    pub fn mark(&self) -> usize {
+        self.lines().all().len()
+    }
+
+    /// Filters that a client has subscribed to after a mark, as often as it did; a client is known by what its id begins
+    /// with.
+    pub fn subscribed_after(&self, mark: usize, client: &str) -> Vec<String> {
+        // `TIME: CLIENT QOS FILTER`; its other lines are sentences.
         let filter = |line: &String| {
-            let (rest, filter) = line.rsplit_once(' ')?;
-            rest.ends_with([' ', '0', '1', '2']).then(|| filter.to_owned())
+            let words: Vec<&str> = line.split(' ').collect();
+            let [_, id, qos, filter] = words[..] else { return None };
+            (id.starts_with(client) && matches!(qos, "0" | "1" | "2")).then(|| filter.to_owned())
         };
-        lines.iter().filter_map(filter).collect()
+        self.lines().all()[mark..].iter().filter_map(filter).collect()
+    }
+
+    fn lines(&self) -> &Lines {
+        &self.running.as_ref().expect("the broker runs").1
     }
 
     /// Ends it as if the power went.
@@ -168,8 +222,8 @@ impl Broker {
     /// If it does not start.
     pub fn restart(&mut self) {
         self.kill();
-        let again = Self::try_start(&self.folder, self.port, &self.config);
-        self.running = Some(again.unwrap_or_else(|| panic!("mosquitto does not come back on port {}", self.port)));
+        let again = Self::try_start(&self.folder, self.port, &self.config, self.kind);
+        self.running = Some(again.unwrap_or_else(|| panic!("the broker does not come back on port {}", self.port)));
     }
 }
 

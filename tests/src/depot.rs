@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use crate::program::{self, Outcome};
+use crate::program::{self, Outcome, Running};
 use crate::{Broker, Package};
 
 /// Where a depot in a folder has its messages.
@@ -23,7 +23,16 @@ impl Depot {
     /// If `limpet-lab depot init` fails.
     #[track_caller]
     pub fn on(broker: &Broker) -> Self {
-        Self::at(|_| vec!["--broker".into(), broker.url(), "--patience".into(), "1".into()])
+        Self::through(&broker.url())
+    }
+
+    /// A new depot on the broker at the other end of a wire.
+    ///
+    /// # Panics
+    /// If `limpet-lab depot init` fails.
+    #[track_caller]
+    pub fn through(url: &str) -> Self {
+        Self::at(|_| vec!["--broker".into(), url.to_owned(), "--patience".into(), "1".into()])
     }
 
     /// A new depot on a broker, by a user with a password.
@@ -78,18 +87,28 @@ impl Depot {
     /// Runs a command of the publisher.
     #[track_caller]
     pub fn run(&self, arguments: &[&str]) -> Outcome {
+        self.start(arguments).end()
+    }
+
+    /// Starts a command of the publisher.
+    pub fn start(&self, arguments: &[&str]) -> Running {
         let mut all = vec!["depot".to_owned()];
         all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         all.extend(self.place.iter().cloned());
         all.extend(["--keys".to_owned(), self.keys().display().to_string()]);
-        program::run("limpet-lab", &all)
+        Running::start("limpet-lab", &all, &[])
     }
 
-    /// Publishes a package on the channel `stable`, and gives what the command printed. Its graphs are not run before:
-    /// what is wrong is for the gateway to find.
+    /// Starts to publish a package on the channel `stable`. Its graphs are not run before: what is wrong is for the gateway
+    /// to find.
+    pub fn start_publishing(&self, package: &Package) -> Running {
+        self.start(&["publish", text(package.path()), "--channel", "stable", "--no-prove"])
+    }
+
+    /// Publishes a package on the channel `stable`, and gives what the command printed.
     #[track_caller]
     pub fn publish(&self, package: &Package) -> Outcome {
-        self.run(&["publish", text(package.path()), "--channel", "stable", "--no-prove"]).expect_code(0)
+        self.start_publishing(package).end().expect_code(0)
     }
 }
 

@@ -158,6 +158,12 @@ fn model(nodes: &[Vec<u8>], tensors: &[Vec<u8>], rows: usize, columns: usize) ->
     [number(1, 8), text(2, "limpet-tests"), bytes(7, &graph), bytes(8, &opset.concat())].concat()
 }
 
+/// A graph with some words for people in it, which change nothing.
+pub fn with_words(graph: Vec<u8>, words: &str) -> Vec<u8> {
+    // A message may go on with further fields.
+    [graph, text(6, words)].concat()
+}
+
 fn node(operator: &str, inputs: &[&str], output: &str) -> Vec<u8> {
     let mut node: Vec<u8> = inputs.iter().flat_map(|input| text(1, input)).collect();
     node.extend([text(2, output), text(3, output), text(4, operator)].concat());

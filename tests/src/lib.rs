@@ -14,6 +14,7 @@ pub mod broker;
 pub mod client;
 pub mod clock;
 pub mod depot;
+pub mod disk;
 pub mod forge;
 pub mod graph;
 mod lines;
@@ -22,6 +23,8 @@ pub mod objects;
 pub mod package;
 pub mod program;
 pub mod proxy;
+pub mod random;
+pub mod sieve;
 pub mod web;
 
 use std::path::{Path, PathBuf};
@@ -32,9 +35,12 @@ pub use broker::Broker;
 pub use client::{Client, Message};
 pub use clock::Clock;
 pub use depot::Depot;
+pub use disk::SmallDisk;
 pub use objects::{Carrier, Objects};
 pub use package::Package;
 pub use proxy::Proxy;
+pub use random::Random;
+pub use sieve::Sieve;
 
 /// How long anything may take before a test gives up. Generous, since a slow machine is no bug; whatever is waited for
 /// ends the wait at once.

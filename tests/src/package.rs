@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use tempfile::TempDir;
 
-use crate::graph;
+use crate::{Random, graph};
 
 /// Labels of [`Package::scores`].
 pub const LABELS: [&str; 3] = ["low", "middle", "high"];
@@ -173,6 +173,19 @@ trigger = {{ label = "loud", above = 0.8 }}
             ("output", Tensor::f32(&[16, 2], &output)),
         ];
         write_safetensors(&package.file("golden.safetensors"), &tensors, &[]);
+        package
+    }
+
+    /// [`Package::loudness_of`] whose file is larger by so many random letters, which no other version shares: something to
+    /// be delivered for a while, and no more to be run.
+    pub fn laden(version: &str, bias: f32, letters: usize) -> Self {
+        let package = Self::loudness_of(version, bias);
+        let graph = std::fs::read(package.file("f32.onnx")).expect("it was written");
+        let seed = version.bytes().fold(0, |seed: u64, byte| seed.wrapping_mul(257) + u64::from(byte));
+        let mut random = Random::new(seed);
+        let letter =
+            |_| char::from(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[random.below(64)]);
+        package.put("f32.onnx", &graph::with_words(graph, &(0..letters).map(letter).collect::<String>()));
         package
     }
 

@@ -7,6 +7,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::LIMIT;
 use crate::lines::Lines;
 
@@ -91,24 +93,69 @@ pub fn run(name: &str, arguments: &[impl AsRef<OsStr>]) -> Outcome {
 /// # Panics
 /// If it does not end within four times [`LIMIT`].
 pub fn run_with(name: &str, arguments: &[impl AsRef<OsStr>], environment: &[(&str, &str)], input: &[u8]) -> Outcome {
-    let mut child = command(name)
-        .args(arguments)
-        .envs(environment.iter().copied())
-        .stdin(Stdio::piped())
-        .spawn()
-        .expect("a built binary starts");
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let stdout = Lines::read(stdout.expect("it is piped"));
-    let stderr = Lines::read(stderr.expect("it is piped"));
+    let mut running = Running::start(name, arguments, environment);
     // A program that reads nothing may have ended already.
-    let _ = child.stdin.take().expect("it is piped").write_all(input);
-    let status = end_of(&mut child, LIMIT * 4).unwrap_or_else(|| {
-        // It is being given up anyway.
-        let _ = child.kill();
-        let _ = child.wait();
-        panic!("{name} did not end; it said:\n{}\n{}", stdout.all().join("\n"), stderr.all().join("\n"))
-    });
-    Outcome { code: status.code(), stdout: text(&stdout), stderr: text(&stderr) }
+    let _ = running.child.stdin.take().expect("it is piped").write_all(input);
+    running.end()
+}
+
+/// A binary of the workspace that runs; it ends with this value.
+pub struct Running {
+    name: String,
+    child: Child,
+    stdout: Lines,
+    stderr: Lines,
+}
+
+impl Running {
+    /// Starts it.
+    pub fn start(name: &str, arguments: &[impl AsRef<OsStr>], environment: &[(&str, &str)]) -> Self {
+        let mut child = command(name)
+            .args(arguments)
+            .envs(environment.iter().copied())
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("a built binary starts");
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let stdout = Lines::read(stdout.expect("it is piped"));
+        let stderr = Lines::read(stderr.expect("it is piped"));
+        Self { name: name.to_owned(), child, stdout, stderr }
+    }
+
+    /// Sends it a signal; one that has ended gets none.
+    pub fn signal(&mut self, signal: Signal) {
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a child has a process id");
+            kill_process(pid, signal).expect("it was not waited for");
+        }
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// If it does not end within four times [`LIMIT`].
+    pub fn end(mut self) -> Outcome {
+        drop(self.child.stdin.take());
+        let status = end_of(&mut self.child, LIMIT * 4).unwrap_or_else(|| {
+            panic!(
+                "{} did not end; it said:\n{}\n{}",
+                self.name,
+                self.stdout.all().join("\n"),
+                self.stderr.all().join("\n")
+            )
+        });
+        Outcome { code: status.code(), stdout: text(&self.stdout), stderr: text(&self.stderr) }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            // Nothing can be done about a child that is gone.
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
 }
 
 fn text(lines: &Lines) -> String {

@@ -4,6 +4,7 @@ mod clock;
 mod configured;
 mod damage;
 mod forged;
+mod hold;
 mod rights;
 mod rollout;
 mod secrets;

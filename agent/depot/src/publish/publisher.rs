@@ -443,14 +443,21 @@ impl<'a> Publisher<'a> {
     /// Sends what the set has and the place lacks, the timestamp last.
     async fn send(&self) -> Result<(), PublishError> {
         let shelf = Journaled(self);
-        for (name, bytes) in self.set.objects() {
-            if self.journal().has_content(&name, &bytes) {
-                continue;
+        let mut objects = self.set.objects();
+        objects.retain(|(name, bytes)| !self.journal().has_content(name, bytes));
+        self.watch.begin("index and metadata", objects.iter().map(|(_, bytes)| bytes.len() as u64).sum());
+        let there = |piece: &Sha256| self.journal().there(&Name::Chunk(*piece));
+        let sent: Result<(), PublishError> = async {
+            for (name, bytes) in objects {
+                put_object_beside(&shelf, &name, bytes.to_vec(), &there).await?;
+                self.journal().holds(&name, &bytes)?;
+                self.watch.moved(bytes.len() as u64);
             }
-            let there = |piece: &Sha256| self.journal().there(&Name::Chunk(*piece));
-            put_object_beside(&shelf, &name, bytes.to_vec(), &there).await?;
-            self.journal().holds(&name, &bytes)?;
+            Ok(())
         }
+        .await;
+        self.watch.end();
+        sent?;
         self.journal().mark(&self.set, self.now)
     }
 

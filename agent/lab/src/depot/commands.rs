@@ -20,6 +20,7 @@ use serde_json::json;
 use super::cli::{
     AccessArgs, CountArgs, DepotArgs, DepotCommand, InitArgs, ListArgs, PublishArgs, RolloutArgs, RotateArgs, WhoArgs,
 };
+use super::interrupt;
 use super::place::{Bar, make, new_passphrase, patience, ring, shelf};
 use super::{status, swarm};
 use crate::bench::text::{table, thousands};
@@ -37,6 +38,10 @@ const SHOWN: usize = 20;
 pub fn run(args: DepotArgs) -> anyhow::Result<ExitCode> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime did not start")?;
+    // What only looks needs no farewell.
+    if !matches!(args.command, DepotCommand::List(_) | DepotCommand::Status(_)) {
+        interrupt::listen()?;
+    }
     runtime.block_on(command(args.command)).map_err(|error| match error.downcast_ref::<PublishError>() {
         Some(PublishError::Silent { .. }) => unavailable(error.to_string()),
         _ => error,

@@ -2,6 +2,7 @@
 
 pub mod cli;
 mod commands;
+mod interrupt;
 pub mod mqtt;
 mod place;
 mod status;

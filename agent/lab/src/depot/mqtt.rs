@@ -41,6 +41,10 @@ const GOOD: Duration = Duration::from_secs(30);
 /// A connection on which nothing moved for this long, pings included, is dead.
 const DEAD: Duration = Duration::from_secs(30);
 
+/// So many connections in a row that end with messages on the way, and with none acknowledged, are no accident: the broker
+/// does not take them. Some say so by closing the connection, without a word.
+const BARREN: u32 = 5;
+
 /// Who connects.
 #[derive(Clone)]
 pub struct Credentials {
@@ -128,6 +132,7 @@ impl MqttDepot {
             tell: Box::new(tell),
             connected: Some(connected),
             lost: Instant::now(),
+            barren: 0,
         };
         let depot = Self { fetcher, puts, topics, traffic, connection: tokio::spawn(link.run()) };
         match first.await {
@@ -257,6 +262,8 @@ struct Link {
     connected: Option<oneshot::Sender<Result<(), String>>>,
     /// Since when there is no connection.
     lost: Instant,
+    /// Connections in a row that ended with messages on the way and none acknowledged.
+    barren: u32,
 }
 
 /// Why a connection ended.
@@ -348,6 +355,20 @@ impl Link {
         };
         if rules.is_some() {
             self.lost = Instant::now();
+            self.barren = if flight.acknowledged || flight.len() == 0 { 0 } else { self.barren + 1 };
+        }
+        if self.barren == BARREN {
+            self.barren = 0;
+            for put in flight.ground() {
+                let why = format!(
+                    "the connection ended {BARREN} times in a row while this message of {} bytes was on its way, and no other                      came through ({}); perhaps it is too large for the broker: see its message_size_limit",
+                    put.message.len(),
+                    lost.why
+                );
+                // Whoever waited may have gone.
+                let _ = put.answer.send(Err(self.puts.failed(&put.name, why)));
+            }
+            return lost;
         }
         // In the order in which they were handed over, before what waits.
         let mut waiting = self.puts.waiting();
@@ -446,6 +467,7 @@ impl Link {
                 }
             }
             Event::Incoming(Packet::PubAck(ack)) => {
+                flight.acknowledged = true;
                 if let Some(put) = flight.numbered.remove(&ack.pkid).map(|(_, put)| put) {
                     let answer = match ack.reason {
                         // Nobody reads it now; it is kept all the same.
@@ -538,6 +560,8 @@ struct Flight {
     /// With their ids, and the order in which they went out.
     numbered: HashMap<u16, (u64, Put)>,
     order: u64,
+    /// Whether the broker has answered any of them.
+    acknowledged: bool,
     /// Names of each SUBSCRIBE, in the order of handing over; then by packet id.
     asked: VecDeque<Vec<Name>>,
     asking: HashMap<u16, Vec<Name>>,

@@ -13,6 +13,7 @@ use limpet_depot::publish::{KeyRing, PublishError, Secret, Watch};
 use limpet_depot::remote::{Folder, Shelf};
 
 use super::cli::{KeyArgs, PlaceArgs, UserArgs};
+use super::interrupt;
 use super::mqtt::{Credentials, MqttDepot};
 use crate::usage;
 
@@ -161,6 +162,7 @@ impl Watch for Bar {
         if bytes == 0 {
             return;
         }
+        interrupt::begin(what, bytes);
         if self.drawn {
             self.bar.reset();
             self.bar.set_length(bytes);
@@ -172,6 +174,7 @@ impl Watch for Bar {
     }
 
     fn moved(&self, bytes: u64) {
+        interrupt::moved(bytes);
         self.bar.inc(bytes);
     }
 

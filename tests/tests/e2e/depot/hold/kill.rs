@@ -1,0 +1,218 @@
+//! Gateway and publisher are killed at random moments of a delivery; scripts/soak does it 200 times.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use limpet_tests::agent::Home;
+use limpet_tests::{Agent, Broker, Depot, Message, Package, Random, program, repeats, seed};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::{LETTERS, Stored, Stream, asked, assert_clean, at, config, serving, until_serving};
+use crate::depot::{SHORT, event_of};
+use crate::{Bench, uplink};
+
+/// The depot's newest metadata.
+const TIMESTAMP: &str = "limpet/1/depot/meta/timestamp";
+/// Chunks that a publisher has on the way at once: those may go out twice if it dies.
+const AT_ONCE: usize = 8;
+
+/// One gateway that gets version after version.
+struct Line {
+    depot: Depot,
+    bench: Bench,
+    config: String,
+    random: Random,
+    /// The newest version is 1.0.NUMBER.
+    number: u32,
+    stream: Stream,
+}
+
+fn version(number: u32) -> String {
+    format!("1.0.{number}")
+}
+
+fn package(number: u32) -> Package {
+    Package::laden(&version(number), (number % 5) as f32 * 0.01, LETTERS)
+}
+
+impl Line {
+    fn start(what: &str, rate: &str) -> Self {
+        let seed = seed();
+        eprintln!("{what}: LIMPET_SEED={seed}");
+        let broker = Broker::start();
+        let depot = Depot::on(&broker);
+        let config = format!("{}{}", at(&broker.url()), config(&depot, rate, SHORT));
+        let mut bench = serving(broker, &depot, Home::empty(), &config);
+        bench.broker.wait_subscribed("plant/+/level");
+        bench.client.subscribe(&["limpet/1/depot/#"]);
+        let mut line = Self { depot, bench, config, random: Random::new(seed), number: 0, stream: Stream::named("a") };
+        line.heard(3);
+        line
+    }
+
+    /// Versions in the results of quiet samples.
+    fn heard(&mut self, count: usize) -> BTreeSet<String> {
+        self.stream.heard(&mut self.bench.client, count)
+    }
+
+    /// Publishes the next version and waits for its metadata; gives the publisher, and what it reads.
+    fn publish_next(&mut self) -> (program::Running, Package) {
+        self.bench.client.came_on(TIMESTAMP);
+        self.number += 1;
+        let package = package(self.number);
+        let publishing = self.depot.start_publishing(&package);
+        self.bench.client.wait_on(TIMESTAMP);
+        (publishing, package)
+    }
+
+    /// How long a delivery takes that nobody disturbs, from the metadata to the event.
+    fn undisturbed(&mut self) -> Duration {
+        let (publishing, _package) = self.publish_next();
+        let from = Instant::now();
+        event_of(&mut self.bench.client, "model-activated", &version(self.number));
+        let took = from.elapsed();
+        publishing.end().expect_code(0);
+        took
+    }
+}
+
+/// Where a delivery was when the gateway was killed.
+fn phase(log: &[String], home: &Home, number: u32) -> &'static str {
+    let version = version(number);
+    let said = |word: &str| log.iter().any(|line| line.contains(word) && line.contains(&version));
+    let record = home.record("loudness").unwrap_or(Value::Null);
+    match () {
+        () if said("serving") => "after",
+        () if record["active"]["version"] == *version || said("proved") => "activation",
+        () if said("is here") => "proof",
+        () if Stored::of(home, &version).is_some() => "chunks",
+        () => "metadata",
+    }
+}
+
+#[test]
+fn a_gateway_killed_at_any_moment_serves_the_old_or_the_new_version_at_once_and_the_delivery_ends() {
+    let mut line = Line::start("gateway killed", "512KiB");
+    let took = line.undisturbed().max(line.undisturbed());
+    eprintln!("a delivery takes {took:.2?}");
+    let mut phases: BTreeMap<&str, usize> = BTreeMap::new();
+    for case in 0..repeats(120) {
+        let phase;
+        (line, phase) = kill_gateway(line, case, took.mul_f64(1.1));
+        *phases.entry(phase).or_default() += 1;
+    }
+    eprintln!("killed in: {phases:?}");
+    if repeats(120) == 120 {
+        assert!(["chunks", "proof"].iter().all(|phase| phases.contains_key(phase)), "{phases:?}");
+    }
+}
+
+fn kill_gateway(mut line: Line, case: usize, within: Duration) -> (Line, &'static str) {
+    let (old, new) = (version(line.number), version(line.number + 1));
+    // Sometimes the trial of the old version is over, sometimes it goes on.
+    let windows = 1 + line.random.below(40);
+    line.heard(windows);
+    let point = within.mul_f64(line.random.share());
+    let (publishing, _package) = line.publish_next();
+    std::thread::sleep(point);
+    let (home, log) = line.bench.agent.kill_and_read();
+    let phase = phase(&log, &home, line.number);
+    publishing.end().expect_code(0);
+    assert_clean(&home, true);
+    let stored = Stored::of(&home, &new);
+    let here = stored.as_ref().map(|stored| stored.here.clone()).unwrap_or_default();
+    line.bench.client.came_on(&uplink("models"));
+
+    let mark = line.bench.broker.mark();
+    let from = Instant::now();
+    line.bench.agent = Agent::start_in(home, &line.config);
+    line.bench.broker.wait_subscribed_after(mark, "plant/+/level");
+    // Of streams that the process before this one never heard.
+    Stream::named(&format!("knock{case}")).knock(&mut line.bench.client);
+    line.stream = Stream::named(&format!("a{case}"));
+    let versions = line.heard(3);
+    let heard = from.elapsed();
+    assert!(versions.iter().all(|version| *version == old || *version == new), "case {case}: {versions:?}");
+    until_serving(&mut line.bench, &new);
+    eprintln!(
+        "case {case}: killed after {point:.3?} in {phase} with {} of {} chunks; {versions:?} after {heard:.2?}, all after {:.2?}",
+        here.len(),
+        stored.as_ref().map_or(0, |stored| stored.all.len()),
+        from.elapsed()
+    );
+    // By the broker's own count.
+    let whole = Stored::of(line.bench.agent.home(), &new).expect("it serves");
+    let fetched: BTreeSet<String> =
+        asked(&line.bench.broker, mark).into_iter().filter(|chunk| whole.all.contains(chunk)).collect();
+    let again: Vec<&String> = fetched.intersection(&here).collect();
+    assert!(again.is_empty(), "case {case}: verified before, and fetched again: {again:?}");
+    if let Some(stored) = stored {
+        assert_eq!(fetched, stored.missing(), "case {case}");
+    }
+    assert!(line.bench.agent.log_with(&["proving", &old]).is_empty(), "what served was proved before");
+    assert_clean(line.bench.agent.home(), false);
+    (line, phase)
+}
+
+#[test]
+fn a_publisher_killed_at_any_moment_leaves_the_old_or_the_new_version_and_the_command_repeated_ends_well() {
+    let mut line = Line::start("publisher killed", "64MiB");
+    let from = Instant::now();
+    line.number += 1;
+    line.depot.publish(&package(line.number));
+    let took = from.elapsed();
+    event_of(&mut line.bench.client, "model-activated", &version(line.number));
+    eprintln!("publishing takes {took:.2?}");
+    let mut phases: BTreeMap<&str, usize> = BTreeMap::new();
+    for case in 0..repeats(80) {
+        *phases.entry(kill_publisher(&mut line, case, took.mul_f64(1.05))).or_default() += 1;
+    }
+    eprintln!("killed in: {phases:?}");
+    if repeats(80) == 80 {
+        assert!(["nothing sent", "chunks"].iter().all(|phase| phases.contains_key(phase)), "{phases:?}");
+    }
+}
+
+fn kill_publisher(line: &mut Line, case: usize, within: Duration) -> &'static str {
+    let (old, new) = (version(line.number), version(line.number + 1));
+    line.number += 1;
+    let package = package(line.number);
+    let point = within.mul_f64(line.random.share());
+    sent(&mut line.bench);
+    let mut publishing = line.depot.start_publishing(&package);
+    std::thread::sleep(point);
+    publishing.signal(Signal::KILL);
+    publishing.end();
+    let versions = line.heard(3);
+    assert!(versions.iter().all(|version| *version == old || *version == new), "case {case}: {versions:?}");
+    // What was published by then came before the results did.
+    let before = sent(&mut line.bench);
+    let phase = match () {
+        () if before.contains("meta/timestamp") => "after",
+        () if before.iter().any(|name| name.starts_with("meta/") || name.starts_with("target/")) => "metadata",
+        () if !before.is_empty() => "chunks",
+        () => "nothing sent",
+    };
+    line.depot.publish(&package);
+    event_of(&mut line.bench.client, "model-activated", &new);
+    let again = sent(&mut line.bench).intersection(&before).filter(|name| name.starts_with("chunk/")).count();
+    eprintln!(
+        "case {case}: killed after {point:.3?} in {phase}; {} objects sent before, {again} chunks twice",
+        before.len()
+    );
+    assert!(again <= AT_ONCE, "case {case}: {again} chunks went out twice");
+    line.depot.run(&["verify"]).expect_code(0);
+    assert_clean(line.bench.agent.home(), false);
+    phase
+}
+
+/// Names of what was published since the last call.
+fn sent(bench: &mut Bench) -> BTreeSet<String> {
+    let name = |m: &Message| m.topic.strip_prefix("limpet/1/depot/").map(str::to_owned);
+    let mut names = BTreeSet::new();
+    while let Some(message) = bench.client.try_wait_for(Duration::ZERO, |m| name(m).is_some()) {
+        names.extend(name(&message));
+    }
+    names
+}
