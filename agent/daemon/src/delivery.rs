@@ -110,6 +110,9 @@ struct Delivery {
     wanted: BTreeMap<String, (ModelRef, VersionReq)>,
     /// What was handed to the loader and not dealt with yet.
     pending: BTreeMap<String, String>,
+    /// What is being fetched, or was when something came between: no record names it yet, and what is there of it is
+    /// wanted.
+    fetching: BTreeMap<String, String>,
     /// Indexes whose packages were rejected, by model and digest of the index.
     rejected: BTreeSet<(String, Sha256)>,
     /// What was said last of each thing that went wrong.
@@ -127,8 +130,21 @@ impl Delivery {
         let gateway = gateway(&tools.config, &depot);
         let wanted = wanted(&tools.config);
         let (pending, rejected, told) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
-        let handed = BTreeMap::new();
-        Some(Self { tools, depot, store, fetcher, gateway, wanted, pending, rejected, told, handed, jittered: None })
+        let (handed, fetching) = (BTreeMap::new(), BTreeMap::new());
+        Some(Self {
+            tools,
+            depot,
+            store,
+            fetcher,
+            gateway,
+            wanted,
+            pending,
+            fetching,
+            rejected,
+            told,
+            handed,
+            jittered: None,
+        })
     }
 
     async fn run(mut self, mut nudges: UnboundedReceiver<Nudge>) {
@@ -180,7 +196,8 @@ impl Delivery {
             }
             Nudge::Settled(model) => {
                 self.pending.remove(&model);
-                let wanted: Vec<(String, String)> = self.pending.clone().into_iter().collect();
+                let wanted: Vec<(String, String)> =
+                    self.pending.clone().into_iter().chain(self.fetching.clone()).collect();
                 match self.store.collect(&wanted) {
                     Ok(collected) if collected.files > 0 => {
                         tracing::debug!(
@@ -248,10 +265,12 @@ impl Delivery {
             let rejected = |version: &str| self.is_rejected(trusted, model, version);
             let version = match select::choose(trusted, &self.gateway, model, range, active, &rejected, time) {
                 Choice::Stay(why) => {
+                    self.fetching.remove(model);
                     tracing::debug!(model, why, "nothing to deliver");
                     return self.mend(trusted, model, reference, &record).await;
                 }
                 Choice::Withdrawn { withdrawn } => {
+                    self.fetching.remove(model);
                     if !record.withdrawn && !self.pending.contains_key(model) {
                         self.pending.insert(model.to_owned(), "withdrawn".to_owned());
                         let _ = self.tools.requests.send(Request::Withdrawn { model: model.to_owned(), withdrawn });
@@ -263,8 +282,10 @@ impl Delivery {
             if self.pending.contains_key(model) {
                 return true;
             }
+            self.fetching.insert(model.to_owned(), version.clone());
             match self.take(trusted, model, &version, reference).await {
                 Ok(Some(opened)) => {
+                    self.fetching.remove(model);
                     self.told.remove(model);
                     let digest = opened.package.digest().0;
                     if self.handed.insert(model.to_owned(), digest) == Some(digest) {

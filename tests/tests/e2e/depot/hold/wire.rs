@@ -8,7 +8,7 @@ use limpet_tests::{Broker, Client, Depot, Message, Package, Proxy, Sieve};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::{LETTERS, Stored, asked, assert_clean, at, config, serving, until, until_fetched};
+use super::{LETTERS, Stored, Stream, asked, assert_clean, at, config, serving, until, until_fetched};
 use crate::depot::{SHORT, event_of};
 use crate::swap::Flow;
 use crate::{named, samples, uplink};
@@ -38,6 +38,30 @@ fn a_wire_cut_in_the_middle_of_a_fetch_goes_on_where_it_was() {
     fetched.sort();
     assert_eq!(fetched, Vec::from_iter(stored.missing()), "each that was missing once, and nothing else");
     assert_clean(bench.agent.home(), false);
+}
+
+#[test]
+fn a_trial_that_ends_in_the_middle_of_the_next_fetch_costs_no_chunk() {
+    let broker = Broker::start();
+    let depot = Depot::on(&broker);
+    let config = format!("{}{}", at(&broker.url()), config(&depot, "128KiB", SHORT));
+    let mut bench = serving(broker, &depot, Home::empty(), &config);
+    bench.broker.wait_subscribed("plant/+/level");
+    depot.publish(&Package::loudness_of("2.0.0", 0.01));
+    event_of(&mut bench.client, "model-activated", "2.0.0");
+    // Without windows its trial goes on.
+    depot.publish(&Package::laden("3.0.0", 0.02, LETTERS));
+    until_fetched(&mut bench.client, "3.0.0", 0.3);
+    let mark = bench.broker.mark();
+    let stored = Stored::of(bench.agent.home(), "3.0.0").expect("it is being fetched");
+    let mut stream = Stream::named("a");
+    while bench.agent.home().record("loudness").is_some_and(|record| !record["trial"].is_null()) {
+        stream.heard(&mut bench.client, 10);
+    }
+    event_of(&mut bench.client, "trial-passed", "2.0.0");
+    event_of(&mut bench.client, "model-activated", "3.0.0");
+    let again: Vec<String> = asked(&bench.broker, mark).into_iter().filter(|c| stored.here.contains(c)).collect();
+    assert!(!stored.missing().is_empty() && again.is_empty(), "verified before, and fetched again: {again:?}");
 }
 
 #[test]
