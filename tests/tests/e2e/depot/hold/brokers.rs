@@ -123,6 +123,32 @@ fn chunks(bench: &Bench) -> BTreeSet<std::path::PathBuf> {
 }
 
 #[test]
+fn a_broker_that_forgets_everything_while_it_is_published_to_has_it_all_after_a_repair() {
+    let mut broker = Broker::start();
+    let sieve = Sieve::slow(broker.port(), 128 << 10);
+    let depot = Depot::through(&sieve.url());
+    let package = Package::laden("2.0.0", 0.01, LETTERS);
+    let publishing = depot.start_publishing(&package);
+    let mut client = Client::connect(&broker);
+    client.subscribe(&["limpet/1/depot/chunk/+"]);
+    (0..8).for_each(|_| _ = client.wait_for("a chunk", |m: &Message| m.topic.contains("/chunk/")));
+    broker.restart();
+    sieve.widen();
+    // What was not acknowledged is sent again; of what was, nobody has said that it is gone.
+    publishing.end().expect_code(0);
+    let lacking = depot.run(&["verify"]).expect_code(1);
+    assert!(lacking.stderr.contains("`limpet-lab depot repair` with the packages of loudness 2.0.0"), "{lacking:?}");
+    depot.run(&["repair", program::text_of(package.path())]).expect_code(0);
+    depot.run(&["verify"]).expect_code(0);
+    let text = config(&depot, "64MiB", SHORT);
+    let mut client = Client::connect(&broker);
+    client.subscribe(&["limpet/1/gw/#"]);
+    let agent = Agent::start_in(Home::empty(), &format!("{}{text}", at(&broker.url())));
+    agent.wait_for_model(&mut client, "loudness", "active");
+    assert_clean(agent.home(), false);
+}
+
+#[test]
 fn a_broker_that_loses_every_tenth_message_delivers_all_the_same() {
     let broker = Broker::start();
     let depot = Depot::on(&broker);

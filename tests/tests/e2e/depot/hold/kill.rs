@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use limpet_tests::agent::Home;
-use limpet_tests::{Agent, Broker, Depot, Message, Package, Random, program, repeats, seed};
+use limpet_tests::{Agent, Broker, Client, Depot, Message, Package, Random, program, repeats, seed};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -64,6 +64,17 @@ impl Line {
         let publishing = self.depot.start_publishing(&package);
         self.bench.client.wait_on(TIMESTAMP);
         (publishing, package)
+    }
+
+    /// How long publishing takes if nobody disturbs it.
+    fn publishing(&mut self) -> Duration {
+        self.number += 1;
+        let package = package(self.number);
+        let from = Instant::now();
+        self.depot.publish(&package);
+        let took = from.elapsed();
+        event_of(&mut self.bench.client, "model-activated", &version(self.number));
+        took
     }
 
     /// How long a delivery takes that nobody disturbs, from the metadata to the event.
@@ -156,13 +167,50 @@ fn kill_gateway(mut line: Line, case: usize, within: Duration) -> (Line, &'stati
 }
 
 #[test]
+fn a_gateway_killed_at_any_moment_of_its_first_delivery_goes_on_with_it() {
+    let seed = seed();
+    eprintln!("gateway killed in its first delivery: LIMPET_SEED={seed}");
+    let mut random = Random::new(seed);
+    let broker = Broker::start();
+    let depot = Depot::on(&broker);
+    let config = format!("{}{}", at(&broker.url()), config(&depot, "512KiB", SHORT));
+    let mut client = Client::connect(&broker);
+    client.subscribe(&["limpet/1/gw/#"]);
+    depot.publish(&package(1));
+    let from = Instant::now();
+    let agent = Agent::start_in(Home::empty(), &config);
+    let mut bench = Bench { broker, client, agent };
+    until_serving(&mut bench, &version(1));
+    let took = from.elapsed();
+    for case in 0..repeats(30) {
+        bench.agent = Agent::start_in(Home::empty(), &config);
+        let point = took.mul_f64(1.1 * random.share());
+        std::thread::sleep(point);
+        let (home, log) = bench.agent.kill_and_read();
+        let phase = phase(&log, &home, 1);
+        assert_clean(&home, true);
+        let here = Stored::of(&home, &version(1)).map(|stored| stored.here).unwrap_or_default();
+        bench.client.came_on(&uplink("models"));
+        let mark = bench.broker.mark();
+        bench.agent = Agent::start_in(home, &config);
+        until_serving(&mut bench, &version(1));
+        eprintln!("case {case}: killed after {point:.3?} in {phase} with {} chunks", here.len());
+        let all = Stored::of(bench.agent.home(), &version(1)).expect("it serves").all;
+        let fetched: BTreeSet<String> = asked(&bench.broker, mark).into_iter().filter(|c| all.contains(c)).collect();
+        assert_eq!(
+            fetched,
+            all.difference(&here).cloned().collect(),
+            "case {case}: what was missing, and nothing else"
+        );
+        Stream::named("knock").knock(&mut bench.client);
+        assert_clean(bench.agent.home(), false);
+    }
+}
+
+#[test]
 fn a_publisher_killed_at_any_moment_leaves_the_old_or_the_new_version_and_the_command_repeated_ends_well() {
     let mut line = Line::start("publisher killed", "64MiB");
-    let from = Instant::now();
-    line.number += 1;
-    line.depot.publish(&package(line.number));
-    let took = from.elapsed();
-    event_of(&mut line.bench.client, "model-activated", &version(line.number));
+    let took = (line.publishing() + line.publishing()) / 2;
     eprintln!("publishing takes {took:.2?}");
     let mut phases: BTreeMap<&str, usize> = BTreeMap::new();
     for case in 0..repeats(80) {
