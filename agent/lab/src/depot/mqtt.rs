@@ -361,7 +361,8 @@ impl Link {
             self.barren = 0;
             for put in flight.ground() {
                 let why = format!(
-                    "the connection ended {BARREN} times in a row while this message of {} bytes was on its way, and no other                      came through ({}); perhaps it is too large for the broker: see its message_size_limit",
+                    "the connection ended {BARREN} times in a row while this message of {} bytes was on its way, and no \
+                     other came through ({}); perhaps it is too large for the broker: see its message_size_limit",
                     put.message.len(),
                     lost.why
                 );

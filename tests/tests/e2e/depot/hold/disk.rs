@@ -3,7 +3,7 @@
 use limpet_tests::{Broker, Depot, Message, Package, SmallDisk};
 use serde_json::Value;
 
-use super::{LETTERS, Stored, asked, assert_clean, at, config, serving, until_fetched};
+use super::{LETTERS, Stored, Stream, asked, assert_clean, at, config, serving, until, until_fetched, until_serving};
 use crate::depot::{SHORT, event_of};
 use crate::swap::Flow;
 use crate::{Bench, assert_says, uplink};
@@ -73,5 +73,28 @@ fn a_disk_without_room_refuses_before_it_is_full_and_goes_on_when_there_is_room(
     let fetched: Vec<String> = asked(&bench.broker, again);
     assert!(fetched.iter().all(|chunk| !stored.here.contains(chunk)), "verified before, and fetched again");
     assert!(asked(&bench.broker, mark).len() >= stored.all.len() - stored.here.len());
+    assert_clean(bench.agent.home(), false);
+}
+
+#[test]
+fn a_disk_that_fills_up_before_the_proof_keeps_what_serves_and_the_version_comes_when_there_is_room() {
+    let Some(disk) = SmallDisk::mount(DISK) else { return };
+    let broker = Broker::start();
+    let depot = Depot::on(&broker);
+    let config = config(&depot, "64MiB", SHORT).replace("[depot]\n", "[depot]\nrefresh = \"10s\"\n");
+    let config = format!("{}{config}", at(&broker.url()));
+    let mut bench = serving(broker, &depot, disk.home(), &config);
+    bench.broker.wait_subscribed("plant/+/level");
+    depot.publish(&Package::laden("2.0.0", 0.01, LETTERS));
+    event_of(&mut bench.client, "model-staged", "2.0.0");
+    let filling = disk.fill();
+    // Whether the proof was faster or not, one of both serves.
+    let mut stream = Stream::named("a");
+    let versions = stream.heard(&mut bench.client, 20);
+    assert!(versions.iter().all(|version| version == "1.0.0" || version == "2.0.0"), "{versions:?}");
+    assert_clean(bench.agent.home(), false);
+    std::fs::remove_file(filling).expect("it was written");
+    until_serving(&mut bench, "2.0.0");
+    until("version 2.0.0", || stream.heard(&mut bench.client, 5).contains("2.0.0").then_some(()));
     assert_clean(bench.agent.home(), false);
 }

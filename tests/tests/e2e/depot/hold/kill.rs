@@ -147,7 +147,8 @@ fn kill_gateway(mut line: Line, case: usize, within: Duration) -> (Line, &'stati
     assert!(versions.iter().all(|version| *version == old || *version == new), "case {case}: {versions:?}");
     until_serving(&mut line.bench, &new);
     eprintln!(
-        "case {case}: killed after {point:.3?} in {phase} with {} of {} chunks; {versions:?} after {heard:.2?}, all after {:.2?}",
+        "case {case}: killed after {point:.3?} in {phase} with {} of {} chunks; {versions:?} after {heard:.2?}, \
+         all after {:.2?}",
         here.len(),
         stored.as_ref().map_or(0, |stored| stored.all.len()),
         from.elapsed()
