@@ -105,7 +105,7 @@ pub(super) enum Grounds {
     Configuration,
 }
 
-/// Why there is no proof.
+/// Why there is no proof, or why what was proved does not serve.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NotProved {
     /// In a sentence.
@@ -119,6 +119,16 @@ impl NotProved {
     pub fn of(error: &DepotError) -> Self {
         let its_fault = !matches!(error, DepotError::Io { .. } | DepotError::Proof { .. } | DepotError::Full { .. });
         Self { why: error.to_string(), its_fault }
+    }
+
+    /// It does not fit what it would serve in.
+    fn unfit(why: String) -> Self {
+        Self { why, its_fault: true }
+    }
+
+    /// It could not be put on record, perhaps for want of room; another time it may be.
+    fn not_on_record(why: String) -> Self {
+        Self { why, its_fault: false }
     }
 }
 
@@ -142,7 +152,8 @@ impl<S: Sink + 'static> Loader<S> {
         let manifest = opened.package.manifest();
         if let Err(why) = fit::would_run(&self.loaded, &self.library, opened) {
             self.refuse(opened, &why);
-            return self.reject(opened, Grounds::Configuration, &why);
+            self.reject(opened, Grounds::Configuration, &why);
+            return self.dealt_with(opened);
         }
         let installed = Installed::of(&opened.package);
         let keep = self.keep();
@@ -151,7 +162,10 @@ impl<S: Sink + 'static> Loader<S> {
                 let why = format!("{} {} was delivered and proved", manifest.name, manifest.version);
                 self.tell(Settled::Again(why));
             }
-            Err(why) => self.refuse(opened, &why),
+            Err(why) => {
+                self.refuse(opened, &why);
+                self.dealt_with(opened);
+            }
         }
     }
 
@@ -165,9 +179,11 @@ impl<S: Sink + 'static> Loader<S> {
             let ready = Ready::of(&prepared, served);
             let shadow = served.iter().any(|pipeline| self.config.pipelines[*pipeline].trial.shadow);
             let outcome = if shadow { self.begin_shadow(ready) } else { self.switch(ready) };
-            if let Err(why) = outcome {
+            if let Err(NotProved { why, its_fault }) = outcome {
                 self.refuse(&opened, &why);
-                self.reject(&opened, Grounds::Configuration, &why);
+                if its_fault {
+                    self.reject(&opened, Grounds::Configuration, &why);
+                }
             }
             self.brought_up();
         }
@@ -223,14 +239,14 @@ impl<S: Sink + 'static> Loader<S> {
     ///
     /// # Errors
     /// Why it does not serve; the old one does.
-    fn switch(&mut self, ready: Ready) -> Result<(), String> {
+    fn switch(&mut self, ready: Ready) -> Result<(), NotProved> {
         let name = ready.name().to_owned();
         let delivered = self.delivered.entry(name.clone()).or_default();
         let old = delivered.serving.clone();
         let on_trial = delivered.watched.as_ref().is_some_and(|watched| watched.mode == Mode::Trial);
         let before: BTreeMap<usize, Before> =
             ready.candidates.keys().map(|p| (*p, before(&self.plan.pipelines[*p].ledger))).collect();
-        let (with, admitted) = self.make_ready(&ready.candidates)?;
+        let (with, admitted) = self.make_ready(&ready.candidates).map_err(NotProved::unfit)?;
         // What was on trial and is replaced never showed that one can go back to it: the one before it did.
         let old = match self.take_watched(&name) {
             Some(watched) if on_trial => watched.other,
@@ -260,7 +276,7 @@ impl<S: Sink + 'static> Loader<S> {
         });
         if let Err(why) = recorded {
             self.unwatch(&pipelines);
-            return Err(why);
+            return Err(NotProved::not_on_record(why));
         }
         self.settle(with, &admitted);
         let serves: Vec<_> = pipelines.iter().filter_map(|pipeline| self.about_to_serve(*pipeline)).collect();
@@ -284,17 +300,17 @@ impl<S: Sink + 'static> Loader<S> {
     ///
     /// # Errors
     /// Why it cannot.
-    fn begin_shadow(&mut self, ready: Ready) -> Result<(), String> {
+    fn begin_shadow(&mut self, ready: Ready) -> Result<(), NotProved> {
         let name = ready.name().to_owned();
         let Some(serving) = self.delivered.get(&name).and_then(|delivered| delivered.serving.clone()) else {
             return self.switch(ready);
         };
         self.stop_watching(&name);
         if !self.load_beside(&ready) {
-            return Err(format!(
+            return Err(NotProved::unfit(format!(
                 "old and new version do not fit together into budget.memory = {}, and `shadow = true` runs both; raise the budget, or leave shadow out",
                 limpet_runtime::admission::Mebibytes(self.config.budget.memory.0)
-            ));
+            )));
         }
         let went_on = self
             .record(&name)
@@ -305,7 +321,7 @@ impl<S: Sink + 'static> Loader<S> {
             Progress::new(ready.installed.package.clone(), Mode::Shadow, before.unwrap_or_default())
         });
         let kept = progress.clone();
-        self.on_record(&name, |record| record.trial = Some(kept))?;
+        self.on_record(&name, |record| record.trial = Some(kept)).map_err(NotProved::not_on_record)?;
         self.watch(Mode::Shadow, ready, Some(serving), &progress, &[]);
         Ok(())
     }
@@ -474,8 +490,14 @@ impl<S: Sink + 'static> Loader<S> {
             Mode::Shadow => {
                 tracing::info!("{story}; it takes over");
                 self.reporter.event("shadow-passed", &story, &[("model", name), ("version", version)]);
-                if let Err(why) = self.switch(watched.own.clone()) {
-                    self.reject_ready(&watched.own, Grounds::Configuration, &why);
+                match self.switch(watched.own.clone()) {
+                    Ok(()) => {}
+                    Err(NotProved { why, its_fault: true }) => {
+                        self.reject_ready(&watched.own, Grounds::Configuration, &why);
+                    }
+                    Err(NotProved { why, .. }) => {
+                        tracing::error!(model = name, why, "what passed in shadow does not take over yet");
+                    }
                 }
             }
         }
@@ -667,6 +689,11 @@ impl<S: Sink + 'static> Loader<S> {
         if not_proved.its_fault {
             self.reject(opened, Grounds::Agent, &not_proved.why);
         }
+        self.dealt_with(opened);
+    }
+
+    /// Nothing more is done about a version: the next one may be handed over.
+    pub(super) fn dealt_with(&self, opened: &Opened) {
         if opened.model.depot().is_some() {
             self.tell(Settled::Model(opened.package.manifest().name.clone()));
         }

@@ -61,7 +61,7 @@ impl<S: Sink + 'static> Loader<S> {
         }
         let Some(prepared) = self.prepare_or_refuse(opened, proved) else {
             self.tried.remove(&opened.model);
-            return;
+            return self.dealt_with(opened);
         };
         let (served, idle): (Vec<usize>, Vec<usize>) =
             self.plan.uses_of(&opened.model).partition(|pipeline| self.serving[*pipeline].is_some());

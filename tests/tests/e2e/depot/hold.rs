@@ -3,6 +3,7 @@
 mod brokers;
 mod disk;
 mod kill;
+mod next;
 mod wire;
 
 use std::collections::BTreeSet;
