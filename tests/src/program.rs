@@ -122,9 +122,14 @@ impl Running {
         Self { name: name.to_owned(), child, stdout, stderr }
     }
 
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|status| status.is_none())
+    }
+
     /// Sends it a signal; one that has ended gets none.
     pub fn signal(&mut self, signal: Signal) {
-        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+        if self.runs() {
             let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a child has a process id");
             kill_process(pid, signal).expect("it was not waited for");
         }
@@ -150,7 +155,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+        if self.runs() {
             // Nothing can be done about a child that is gone.
             let _ = self.child.kill();
             let _ = self.child.wait();

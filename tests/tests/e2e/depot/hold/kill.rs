@@ -16,6 +16,8 @@ use crate::{Bench, uplink};
 const TIMESTAMP: &str = "limpet/1/depot/meta/timestamp";
 /// Chunks that a publisher has on the way at once: those may go out twice if it dies.
 const AT_ONCE: usize = 8;
+/// Messages of one publication, about.
+const MESSAGES: usize = 28;
 
 /// One gateway that gets version after version.
 struct Line {
@@ -215,7 +217,7 @@ fn a_publisher_killed_at_any_moment_leaves_the_old_or_the_new_version_and_the_co
     eprintln!("publishing takes {took:.2?}");
     let mut phases: BTreeMap<&str, usize> = BTreeMap::new();
     for case in 0..repeats(80) {
-        *phases.entry(kill_publisher(&mut line, case, took.mul_f64(1.05))).or_default() += 1;
+        *phases.entry(kill_publisher(&mut line, case, took)).or_default() += 1;
     }
     eprintln!("killed in: {phases:?}");
     if repeats(80) == 80 {
@@ -227,16 +229,24 @@ fn kill_publisher(line: &mut Line, case: usize, within: Duration) -> &'static st
     let (old, new) = (version(line.number), version(line.number + 1));
     line.number += 1;
     let package = package(line.number);
-    let point = within.mul_f64(line.random.share());
     sent(&mut line.bench);
     let mut publishing = line.depot.start_publishing(&package);
-    std::thread::sleep(point);
+    let mut before = BTreeSet::new();
+    // Before anything was sent, or after so many messages.
+    let messages = line.random.below(MESSAGES + MESSAGES / 4).saturating_sub(MESSAGES / 4);
+    if messages == 0 {
+        std::thread::sleep(within.mul_f64(line.random.share()));
+    }
+    while before.len() < messages && publishing.runs() {
+        let message = line.bench.client.try_wait_for(Duration::from_millis(1), |m| name(m).is_some());
+        before.extend(message.as_ref().and_then(name));
+    }
     publishing.signal(Signal::KILL);
     publishing.end();
     let versions = line.heard(3);
     assert!(versions.iter().all(|version| *version == old || *version == new), "case {case}: {versions:?}");
     // What was published by then came before the results did.
-    let before = sent(&mut line.bench);
+    before.extend(sent(&mut line.bench));
     let phase = match () {
         () if before.contains("meta/timestamp") => "after",
         () if before.iter().any(|name| name.starts_with("meta/") || name.starts_with("target/")) => "metadata",
@@ -246,19 +256,20 @@ fn kill_publisher(line: &mut Line, case: usize, within: Duration) -> &'static st
     line.depot.publish(&package);
     event_of(&mut line.bench.client, "model-activated", &new);
     let again = sent(&mut line.bench).intersection(&before).filter(|name| name.starts_with("chunk/")).count();
-    eprintln!(
-        "case {case}: killed after {point:.3?} in {phase}; {} objects sent before, {again} chunks twice",
-        before.len()
-    );
+    eprintln!("case {case}: killed in {phase}; {} objects sent before, {again} chunks twice", before.len());
     assert!(again <= AT_ONCE, "case {case}: {again} chunks went out twice");
     line.depot.run(&["verify"]).expect_code(0);
     assert_clean(line.bench.agent.home(), false);
     phase
 }
 
+/// The object that a message of the depot holds.
+fn name(message: &Message) -> Option<String> {
+    message.topic.strip_prefix("limpet/1/depot/").map(str::to_owned)
+}
+
 /// Names of what was published since the last call.
 fn sent(bench: &mut Bench) -> BTreeSet<String> {
-    let name = |m: &Message| m.topic.strip_prefix("limpet/1/depot/").map(str::to_owned);
     let mut names = BTreeSet::new();
     while let Some(message) = bench.client.try_wait_for(Duration::ZERO, |m| name(m).is_some()) {
         names.extend(name(&message));
