@@ -107,12 +107,14 @@ fn phase(log: &[String], home: &Home, number: u32) -> &'static str {
 #[test]
 fn a_gateway_killed_at_any_moment_serves_the_old_or_the_new_version_at_once_and_the_delivery_ends() {
     let mut line = Line::start("gateway killed", "512KiB");
-    let took = line.undisturbed().max(line.undisturbed());
+    let mut took = line.undisturbed().max(line.undisturbed());
     eprintln!("a delivery takes {took:.2?}");
     let mut phases: BTreeMap<&str, usize> = BTreeMap::new();
     for case in 0..repeats(120) {
         let phase;
         (line, phase) = kill_gateway(line, case, took.mul_f64(1.1));
+        // The machine is not as fast all the while: about a sixth should come too late.
+        took = took.mul_f64(if phase == "after" { 0.95 } else { 1.01 });
         *phases.entry(phase).or_default() += 1;
     }
     eprintln!("killed in: {phases:?}");
