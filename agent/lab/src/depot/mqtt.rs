@@ -367,7 +367,7 @@ impl Link {
                     lost.why
                 );
                 // Whoever waited may have gone.
-                let _ = put.answer.send(Err(self.puts.failed(&put.name, why)));
+                let _ = put.answer.send(Err(NotTaken::Failed(why)));
             }
             return lost;
         }
