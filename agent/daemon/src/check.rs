@@ -12,7 +12,7 @@ use crate::cli::CheckArgs;
 use crate::config::{self, Loaded};
 use crate::fit::Fitted;
 use crate::library::Library;
-use crate::serve::open;
+use crate::serve::{NotProved, open};
 use crate::{CliError, configured, console, fit, threads};
 
 /// Prints the effective configuration and every term of the admission.
@@ -44,7 +44,8 @@ pub fn check(args: &CheckArgs) -> Result<(), CliError> {
     let engines = limpet_engine::engines();
     let state = &loaded.config.gateway.state;
     let store = if state.is_dir() || args.prove { ProofStore::new(state, &engines).ok() } else { None };
-    let (candidates, unproved) = candidates(&fitted, store.as_ref(), &engines, args.prove)?;
+    let (candidates, unproved) = candidates(&fitted, store.as_ref(), &engines, args.prove)
+        .map_err(|not_proved| CliError::configuration(vec![not_proved.why]))?;
     for model in unproved {
         let text = format!("# admission: the model {model} has no proof on this device; --prove makes one\n");
         console::print(text.as_bytes())?;
@@ -57,13 +58,14 @@ pub fn check(args: &CheckArgs) -> Result<(), CliError> {
 /// What each pipeline would run, by its proof; and the packages that have none. `make`: prove those now.
 ///
 /// # Errors
-/// What a proof says against a package, and what does not fit together.
+/// What a proof says against a package, and what does not fit together; or that a proof could not be made now.
 pub fn candidates(
     fitted: &Fitted,
     store: Option<&ProofStore>,
     engines: &[Box<dyn Engine>],
     make: bool,
-) -> Result<(Vec<Option<Candidate>>, Vec<String>), CliError> {
+) -> Result<(Vec<Option<Candidate>>, Vec<String>), NotProved> {
+    let fault = |why: String| NotProved { why, its_fault: true };
     let (plan, packages) = (&fitted.plan, &fitted.packages);
     let mut candidates = vec![None; plan.pipelines.len()];
     let (mut unproved, mut number) = (Vec::new(), 0);
@@ -74,9 +76,9 @@ pub fn candidates(
             unproved.push(format!("{} {}", package.manifest().name, package.manifest().version));
             continue;
         };
-        let facts = open::look_at_all(package, &proved, plan.batch_of(model), engines, &mut number)?;
-        open::versions(&fitted.config, plan, model, package, &facts)
-            .map_err(|why| CliError::configuration(vec![format!("{model}: {why}")]))?;
+        let facts = open::look_at_all(package, &proved, plan.batch_of(model), engines, &mut number)
+            .map_err(|error| fault(error.to_string()))?;
+        open::versions(&fitted.config, plan, model, package, &facts).map_err(|why| fault(format!("{model}: {why}")))?;
         for index in plan.uses_of(model) {
             candidates[index] = Some(Candidate {
                 version: Arc::clone(&plan.pipelines[index].version),
@@ -95,14 +97,15 @@ fn proof(
     engines: &[Box<dyn Engine>],
     options: &Options,
     make: bool,
-) -> Result<Option<Proved>, CliError> {
+) -> Result<Option<Proved>, NotProved> {
     match store {
-        Some(store) if make => store
-            .get_or_prove(package, engines, options)
-            .map(Some)
-            .map_err(|error| CliError::configuration(vec![error.to_string()])),
+        Some(store) if make => {
+            store.get_or_prove(package, engines, options).map(Some).map_err(|error| NotProved::of(&error))
+        }
         Some(store) => Ok(store.choice(package, engines, options)),
-        None if make => open::prove_for_now(package, engines, options).map(Some),
+        None if make => open::prove_for_now(package, engines, options)
+            .map(Some)
+            .map_err(|error| NotProved { why: error.to_string(), its_fault: true }),
         None => Ok(None),
     }
 }

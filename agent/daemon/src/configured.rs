@@ -5,7 +5,7 @@
 //! then on it is on [trial](limpet_depot::trial::Judge): what breaks on it is taken back, and the agent begins again with
 //! what was in effect before. One that does not even start is taken back by the start itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use limpet_wire::message::{ConfigurationPhase, ConfigurationState};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::CliError;
-use crate::config::{self, Config, Loaded, Overlay};
+use crate::config::{self, Loaded, Overlay};
 use crate::fit::{self, Fitted};
 use crate::library::{Library, this_agent};
 use crate::link::outgoing::Outgoing;
@@ -30,8 +30,10 @@ use crate::serve::{Board, PipelineState, Settled};
 
 /// How often one on trial is looked at.
 const LOOK: Duration = Duration::from_secs(1);
-/// After so long it has started well, and how far the trial is, is kept as often: flash wears.
+/// How often it is kept how far a trial is: flash wears.
 const KEEP_EVERY: Duration = Duration::from_secs(60);
+/// A process that ran for so long has started well.
+const STAYS_UP: Duration = Duration::from_secs(600);
 
 /// The configuration that an agent starts with.
 pub struct Begun {
@@ -69,17 +71,20 @@ pub fn begin(path: &Path, file: Loaded, library: &Library) -> Result<Begun, CliE
         let starts = configured.trial.as_ref().map(|trial| trial.starts);
         let outcome = match starts.filter(|starts| *starts >= STARTS_MAX) {
             Some(starts) => {
-                let why = format!("the agent started {starts} times under it, and never ran for a minute");
+                let why = format!("{starts} starts of the agent under it ended without being told to");
                 Err(CliError::Configuration(vec![why]))
             }
-            None => apply(path, &file, active.as_ref())
-                .and_then(|loaded| fit::fit(&loaded, library).map(|fitted| (loaded, fitted))),
-        };
-        match outcome {
-            Ok((loaded, fitted)) => {
+            None => {
+                // Before it is looked at: what is in it may be what ends the process.
                 change(store, &mut configured, |configured| {
                     _ = configured.trial.as_mut().map(|trial| trial.starts += 1);
                 });
+                apply(path, &file, active.as_ref())
+                    .and_then(|loaded| fit::fit(&loaded, library).map(|fitted| (loaded, fitted)))
+            }
+        };
+        match outcome {
+            Ok((loaded, fitted)) => {
                 let (state, trial) = (state(&configured), configured.trial);
                 return Ok(Begun { loaded, fitted, trial, active, state, taken_back });
             }
@@ -87,11 +92,33 @@ pub fn begin(path: &Path, file: Loaded, library: &Library) -> Result<Begun, CliE
             Err(error) if active.is_none() && starts.is_none() => return Err(error),
             Err(error) => {
                 let why = error.to_string();
-                change(store, &mut configured, |configured| go_back(configured, path, active.as_ref(), &why));
+                change(store, &mut configured, |configured| _ = go_back(configured, path, active.as_ref(), &why));
                 let story = story(active.as_ref(), &configured, &why);
                 tracing::error!("{story}");
                 taken_back.push(story);
             }
+        }
+    }
+}
+
+/// Takes back the configuration on trial, if one is, since the agent cannot run by it. Says whether one was.
+pub fn does_not_run(store: &Store, path: &Path, why: &CliError) -> bool {
+    let mut back = false;
+    let configured = store.update_configured(|configured| {
+        if configured.trial.is_some() {
+            let active = configured.active.clone();
+            back = go_back(configured, path, active.as_ref(), &why.to_string());
+        }
+    });
+    match configured {
+        Ok(configured) if back => {
+            tracing::error!("{} is in effect again: {why}", name(configured.active.as_ref()));
+            true
+        }
+        Ok(_) => false,
+        Err(error) => {
+            tracing::error!(%error, "the configuration on trial could not be taken back");
+            false
         }
     }
 }
@@ -107,14 +134,14 @@ fn change(store: &Store, configured: &mut Configured, change: impl Fn(&mut Confi
     }
 }
 
-/// Notes that the agent ends because it was told to: a start that is no sign of a configuration under which it does not stay
-/// up.
+/// Notes that the agent ends because it was told to: this start, and what it was examining, are no sign of anything.
 pub fn ends_well(store: &Store) {
     let noted = store.update_configured(|configured| {
-        _ = configured.trial.as_mut().map(|trial| trial.starts = 0);
+        configured.attempts = 0;
+        _ = configured.trial.as_mut().map(|trial| trial.starts = trial.starts.saturating_sub(1));
     });
     if let Err(error) = noted {
-        tracing::warn!(%error, "a good end could not be noted for the configuration on trial");
+        tracing::warn!(%error, "a good end could not be noted for signed configurations");
     }
 }
 
@@ -160,11 +187,13 @@ pub fn rejected<'c>(configured: &'c Configured, key: &str, path: &Path) -> Optio
     configured.rejected.get(key).filter(|rejection| rejection.under.as_deref() == Some(&*under(path)))
 }
 
-/// Takes back what is in effect, if that is `of`.
-fn go_back(configured: &mut Configured, path: &Path, of: Option<&Configuration>, why: &str) {
-    if configured.active.as_ref() == of {
+/// Takes back what is in effect, if that is `of`. Says whether it was.
+fn go_back(configured: &mut Configured, path: &Path, of: Option<&Configuration>, why: &str) -> bool {
+    let is = configured.active.as_ref() == of;
+    if is {
         configured.go_back(rejection(path, of, why));
     }
+    is
 }
 
 /// That `of` was taken back.
@@ -184,14 +213,11 @@ pub fn state(configured: &Configured) -> Option<ConfigurationState> {
     })
 }
 
-/// How long a configuration is on trial: as long as the longest trial of its pipelines; none if no pipeline wants one.
-pub fn trial_of(config: &Config) -> Option<Duration> {
-    let trials = config.pipelines.iter().map(|pipeline| &pipeline.trial).filter(|trial| trial.windows > 0);
-    trials.map(|trial| trial.time.0).max()
-}
+/// Links by broker.
+pub type Links = BTreeMap<Arc<str>, Arc<Outgoing>>;
 
 /// What the gateway did since its agent started.
-pub fn activity(plan: &Plan, started: Instant) -> Activity {
+pub fn activity(plan: &Plan, links: &Links, started: Instant) -> Activity {
     let heard = |source: &Arc<crate::pipeline::plan::SourcePlan>| {
         let figures = source.ledger.figures();
         // What came before there was a model says nothing of the source.
@@ -204,6 +230,7 @@ pub fn activity(plan: &Plan, started: Instant) -> Activity {
         time: started.elapsed(),
         pipelines: plan.pipelines.iter().map(|plan| (plan.name.to_string(), before(&plan.ledger))).collect(),
         sources: plan.sources.iter().map(heard).collect(),
+        brokers: links.iter().filter(|(_, link)| link.is_connected()).map(|(name, _)| name.to_string()).collect(),
     }
 }
 
@@ -222,7 +249,7 @@ pub struct Watch {
     /// Where pipelines stand.
     pub board: Arc<Board>,
     /// Links by broker.
-    pub links: Arc<BTreeMap<Arc<str>, Arc<Outgoing>>>,
+    pub links: Arc<Links>,
     /// Who hears of what happens.
     pub reporter: Arc<Reporter>,
     /// How the agent begins again.
@@ -232,19 +259,31 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Watches on a thread of its own until the verdict. The process may end at any time.
+    /// Watches on a thread of its own until the verdict is on record. The process may end at any time.
     ///
     /// # Errors
     /// If the system gives no thread.
     pub fn start(self, long: Duration, trial: &ConfigurationTrial) -> std::io::Result<()> {
         let mut judge = Judge::new(long, trial);
+        let before = trial.before.brokers.clone();
         let watch = move || {
-            let mut kept = Instant::now();
+            let (mut kept, mut complained) = (Instant::now(), false);
             loop {
                 std::thread::sleep(LOOK);
-                match judge.look(&self.seen()) {
-                    Verdict::Going => {}
-                    verdict => return self.end(verdict),
+                let ended = match judge.look(&self.seen(&before)) {
+                    Verdict::Going => Ok(false),
+                    verdict => self.end(verdict).map(|()| true),
+                };
+                match ended {
+                    Ok(true) => return,
+                    Ok(false) => {}
+                    // A disk that is full may have room in a moment, and only what is on record has an effect.
+                    Err(why) if !complained => {
+                        complained = true;
+                        tracing::error!("{why}");
+                        self.reporter.event("configuration-not-on-record", &why, &[]);
+                    }
+                    Err(_) => {}
                 }
                 if kept.elapsed() >= KEEP_EVERY {
                     kept = Instant::now();
@@ -255,7 +294,8 @@ impl Watch {
         std::thread::Builder::new().name("on-trial".into()).spawn(watch).map(|_| ())
     }
 
-    fn seen(&self) -> Seen {
+    /// `before`: brokers that were connected before.
+    fn seen(&self, before: &BTreeSet<String>) -> Seen {
         let stand = |state| match state {
             PipelineState::Serving => Stand::Serving,
             PipelineState::Loading => Stand::Coming,
@@ -265,9 +305,12 @@ impl Watch {
         let stands = pipelines.zip(self.board.pipelines().into_iter().map(stand));
         let sources = &self.plan.sources;
         Seen {
-            activity: activity(&self.plan, self.started),
+            activity: activity(&self.plan, &self.links, self.started),
             stands: stands.chain(self.waiting.iter().map(|name| (name.clone(), Stand::Coming))).collect(),
-            connected: sources.iter().all(|source| self.links[&*source.config.broker].is_connected()),
+            connected: sources.iter().all(|source| {
+                let broker: &str = &source.config.broker;
+                self.links[broker].is_connected() || !before.contains(broker)
+            }),
         }
     }
 
@@ -275,7 +318,10 @@ impl Watch {
     fn keep(&self, served: Duration) {
         let kept = self.store.update_configured(|configured| {
             if let Some(trial) = configured.trial.as_mut().filter(|_| configured.active == self.active) {
-                (trial.starts, trial.served) = (0, served);
+                trial.served = served;
+                if self.started.elapsed() >= STAYS_UP {
+                    trial.starts = 0;
+                }
             }
         });
         if let Err(error) = kept {
@@ -283,39 +329,40 @@ impl Watch {
         }
     }
 
-    fn end(self, verdict: Verdict) {
-        if let Verdict::Breach(why) = verdict {
-            let active = self.active.as_ref();
-            let back = self.store.update_configured(|configured| go_back(configured, &self.path, active, &why));
-            let story = match back {
-                Ok(configured) => story(active, &configured, &why),
-                Err(error) => {
-                    // Beginning again would begin with the same.
-                    let story =
-                        format!("{} should be taken back, which is not possible ({error}): {why}", name(active));
-                    tracing::error!("{story}");
-                    return self.reporter.event("configuration-rolled-back", &story, &[]);
-                }
-            };
-            tracing::error!("{story}");
-            self.reporter.event("configuration-rolled-back", &story, &[]);
-            // Nobody listens after the stop.
-            let _ = self.settled.send(Settled::Again(story));
-            return;
-        }
-        let passed = |configured: &mut Configured| {
-            if configured.active == self.active {
-                configured.trial = None;
+    /// Puts a verdict on record, and says so. Nothing is said where another configuration is on record meanwhile.
+    ///
+    /// # Errors
+    /// Why it is not on record.
+    fn end(&self, verdict: Verdict) -> Result<(), String> {
+        let (active, mut concerned) = (self.active.as_ref(), false);
+        let change = |configured: &mut Configured| match &verdict {
+            Verdict::Breach(why) => concerned = go_back(configured, &self.path, active, why),
+            _ => {
+                concerned = configured.active.as_ref() == active;
+                configured.trial = configured.trial.take().filter(|_| !concerned);
             }
         };
-        match self.store.update_configured(passed) {
-            Ok(configured) => {
-                let story = format!("{} passed its trial", name(self.active.as_ref()));
+        let configured = self.store.update_configured(change).map_err(|error| {
+            format!("what became of {} on its trial cannot be put on record: {error}", name(active))
+        })?;
+        if !concerned {
+            return Ok(());
+        }
+        match &verdict {
+            Verdict::Breach(why) => {
+                let story = story(active, &configured, why);
+                tracing::error!("{story}");
+                self.reporter.event("configuration-rolled-back", &story, &[]);
+                // Nobody listens after the stop.
+                let _ = self.settled.send(Settled::Again(story));
+            }
+            _ => {
+                let story = format!("{} passed its trial", name(active));
                 tracing::info!("{story}");
                 self.reporter.event("configuration-passed", &story, &[]);
                 _ = state(&configured).map(|state| self.board.set_configuration(state));
             }
-            Err(error) => tracing::error!(%error, "the end of a trial could not be put on record; it begins again"),
         }
+        Ok(())
     }
 }

@@ -28,6 +28,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
 use crate::config::{self, Config, Loaded, ModelRef};
+use crate::configured::Links;
 use crate::library::{self, Library, Opened, Place};
 use crate::link;
 use crate::pipeline::plan::Plan;
@@ -42,13 +43,15 @@ const AGAIN: Duration = Duration::from_secs(15);
 /// What a delivery works with.
 pub struct Tools {
     /// The whole configuration, with what waits.
-    pub config: Config,
+    pub config: Arc<Config>,
     /// Where the gateway's own file is, and what it says alone.
     pub path: PathBuf,
     /// See `path`.
     pub file: Loaded,
     /// What runs.
     pub plan: Arc<Plan>,
+    /// Links by broker.
+    pub links: Arc<Links>,
     /// When the agent started.
     pub started: StdInstant,
     /// Where packages are.
@@ -113,6 +116,8 @@ struct Delivery {
     /// What is being fetched, or was when something came between: no record names it yet, and what is there of it is
     /// wanted.
     fetching: BTreeMap<String, String>,
+    /// The configuration that this process has looked at, and lives.
+    examined: Option<String>,
     /// Indexes whose packages were rejected, by model and digest of the index.
     rejected: BTreeSet<(String, Sha256)>,
     /// What was said last of each thing that went wrong.
@@ -140,6 +145,7 @@ impl Delivery {
             wanted,
             pending,
             fetching,
+            examined: None,
             rejected,
             told,
             handed,
@@ -235,6 +241,11 @@ impl Delivery {
             }
             self.told.remove("trust");
         }
+        // What was trusted once tells of nothing new for ever; what runs goes on.
+        if let Err(error) = trust.current(clock) {
+            self.complain("trust", "depot-expired", &error.to_string());
+            return false;
+        }
         let time = trust.judge(clock).time;
         let Some(trusted) = trust.trusted() else { return true };
         let mut good = self.configuration(trusted, time).await;
@@ -283,7 +294,7 @@ impl Delivery {
                 return true;
             }
             self.fetching.insert(model.to_owned(), version.clone());
-            match self.take(trusted, model, &version, reference).await {
+            match self.take(trusted, &Arc::clone(&self.tools.config), model, &version, reference).await {
                 Ok(Some(opened)) => {
                     self.fetching.remove(model);
                     self.told.remove(model);
@@ -340,7 +351,7 @@ impl Delivery {
             if whole || !listed || self.pending.contains_key(model) {
                 continue;
             }
-            match self.take(trusted, model, version, reference).await {
+            match self.take(trusted, &Arc::clone(&self.tools.config), model, version, reference).await {
                 Ok(Some(opened)) if number == 0 => {
                     self.pending.insert(model.to_owned(), version.to_owned());
                     let _ = self.tools.requests.send(Request::Arrived(opened));
@@ -360,10 +371,11 @@ impl Delivery {
         true
     }
 
-    /// Brings a version into the store and opens it; none if it is on record as rejected.
+    /// Brings a version into the store and opens it; none if it is on record as rejected under `config`.
     async fn take(
         &mut self,
         trusted: &Trusted,
+        config: &Config,
         model: &str,
         version: &str,
         reference: &ModelRef,
@@ -371,7 +383,6 @@ impl Delivery {
         let _hold = self.store.hold()?;
         let index = fetch::index(trusted, &self.store, &self.fetcher, model, version).await?;
         let record = self.store.record(model)?;
-        let config = &self.tools.config;
         let rejection = record.rejected.get(&Digest(index.package).to_string());
         if rejection.is_some_and(|rejection| library::still_counts(rejection.under.as_deref(), config)) {
             return Ok(None);

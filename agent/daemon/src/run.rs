@@ -70,13 +70,28 @@ pub fn run(path: &Path, file: Loaded) -> Result<(), CliError> {
         std::process::abort();
     }));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio does not start")?;
+    let store = library.store().cloned();
     let outcome = runtime.block_on(LocalSet::new().run_until(serve(path, file, library)));
     // Dropping it would wait for what blocks: the resolver of a network that is gone, a sensor on a slow bus.
     runtime.shutdown_background();
-    match outcome? {
-        End::Stopped => Ok(()),
-        End::Again => Err(begin_again().into()),
+    match outcome {
+        Ok(End::Stopped) => Ok(()),
+        Ok(End::Again) => Err(begin_again().into()),
+        Err(Failed::Before(error)) => Err(error),
+        // By what is on trial the agent cannot run; by what was before it could.
+        Err(Failed::Under(error)) => match store {
+            Some(store) if configured::does_not_run(&store, path, &error) => Err(begin_again().into()),
+            _ => Err(error),
+        },
     }
+}
+
+/// Why the agent does not run.
+enum Failed {
+    /// Nothing of the configuration in effect had been taken up.
+    Before(CliError),
+    /// Perhaps because of that configuration.
+    Under(CliError),
 }
 
 /// How the agent ended.
@@ -148,19 +163,31 @@ impl limpet_runtime::Watch for Watcher {
     }
 }
 
-async fn serve(path: &Path, file: Loaded, library: Library) -> Result<End, CliError> {
+async fn serve(path: &Path, file: Loaded, library: Library) -> Result<End, Failed> {
+    let before = |error: CliError| Failed::Before(error);
+    // A second agent on this run directory ends here, before it touches anything there.
+    let socket = Socket::bind(&file.config.gateway.run)
+        .map_err(|error| before(CliError::configuration(vec![error.to_string()])))?;
+    // What the last process left, and what tells of the end of this one.
+    let crashes = Crashes::take(&file.config.gateway.run, &file.config.gateway.state);
+    let begun = configured::begin(path, file.clone(), &library).map_err(before)?;
+    serve_by(path, file, library, socket, crashes, begun).await.map_err(Failed::Under)
+}
+
+async fn serve_by(
+    path: &Path,
+    file: Loaded,
+    library: Library,
+    socket: Socket,
+    crashes: Crashes,
+    begun: Begun,
+) -> Result<End, CliError> {
     let started = Instant::now();
     // Before anything runs that a signal should stop in good order.
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be caught")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be caught")?;
     let mut hangup = signal(SignalKind::hangup()).context("SIGHUP cannot be caught")?;
-    // A second agent on this run directory ends here, before it touches anything there.
-    let socket =
-        Socket::bind(&file.config.gateway.run).map_err(|error| CliError::configuration(vec![error.to_string()]))?;
-    // What the last process left, and what tells of the end of this one.
-    let crashes = Crashes::take(&file.config.gateway.run, &file.config.gateway.state);
-    let Begun { loaded, fitted, trial, active, state, taken_back: configurations } =
-        configured::begin(path, file.clone(), &library)?;
+    let Begun { loaded, fitted, trial, active, state, taken_back: configurations } = begun;
     let taken_back =
         library.take_back(&fitted.packages, |package| Some(crashes.blamed(&package.digest())?.to_string()));
     let fitted = if taken_back.is_empty() { fitted } else { fit::fit(&loaded, &library)? };
@@ -205,8 +232,8 @@ async fn serve(path: &Path, file: Loaded, library: Library) -> Result<End, CliEr
     let pipelines = plan.pipelines.len();
     let board = Arc::new(Board::new(config.gateway.labels.clone(), topics.models(), Arc::clone(&uplink), pipelines));
     _ = state.map(|state| board.set_configuration(state));
-    let on_trial = library.store().filter(|_| trial.is_some()).cloned();
-    if let (Some(trial), Some(store)) = (&trial, &on_trial) {
+    let store = library.store().cloned();
+    if let (Some(trial), Some(store), Some(depot)) = (&trial, &store, &config.depot) {
         let watch = Watch {
             path: path.to_owned(),
             store: store.clone(),
@@ -219,9 +246,7 @@ async fn serve(path: &Path, file: Loaded, library: Library) -> Result<End, CliEr
             settled: settled.clone(),
             started,
         };
-        // Where its pipelines want none any more, it has passed at the first look.
-        let long = configured::trial_of(&loaded.config).unwrap_or_default();
-        watch.start(long, trial).context("the system gives no thread for the configuration's trial")?;
+        watch.start(depot.trial.0, trial).context("the system gives no thread for the configuration's trial")?;
     }
     let places = Arc::new(Places::new(plan.sources.len()));
     let loader = Loader::new(
@@ -247,10 +272,11 @@ async fn serve(path: &Path, file: Loaded, library: Library) -> Result<End, CliEr
     let (mut depot, delivery) = match &config.depot {
         Some(_) => {
             let tools = delivery::Tools {
-                config: loaded.config.clone(),
+                config: Arc::new(loaded.config.clone()),
                 path: path.to_owned(),
                 file,
                 plan: Arc::clone(&plan),
+                links: Arc::clone(&links),
                 started,
                 settled,
                 library,
@@ -377,7 +403,7 @@ async fn serve(path: &Path, file: Loaded, library: Library) -> Result<End, CliEr
     };
 
     tracing::info!("stopping");
-    _ = on_trial.as_ref().map(configured::ends_well);
+    _ = store.as_ref().map(configured::ends_well);
     let (done, kept) = std::sync::mpsc::channel();
     let _ = requests.send(Request::Keep(done));
     router.close();

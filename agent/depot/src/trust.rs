@@ -268,6 +268,15 @@ impl Trust {
         Ok((root, newer))
     }
 
+    /// Whether what is trusted may still tell of anything new.
+    ///
+    /// # Errors
+    /// [`TrustError::Expired`].
+    pub fn current(&self, clock: Clock) -> Result<(), TrustError> {
+        let Some(contents) = &self.contents else { return Ok(()) };
+        expire("what is trusted", contents, self.judge(clock))
+    }
+
     async fn load(
         &self,
         remote: Arc<dyn Remote>,

@@ -167,6 +167,7 @@ pub struct Depot {
     pub disk: Option<Size>,
     pub jitter: Option<Interval>,
     pub refresh: Option<Interval>,
+    pub trial: Option<Interval>,
     pub ca_file: Option<PathBuf>,
 }
 

@@ -45,7 +45,7 @@ pub(super) const TABLES: [(&str, &[&str]); 8] = [
     ("budget", &["cpu", "memory"]),
     ("runtime", &["affinity", "fifo_priority", "lock_memory", "hang_limit"]),
     ("pressure", &["temperature_c", "cpu", "frequency", "sustain", "recover", "root"]),
-    ("depot", &["root", "channel", "keep", "rate", "disk", "jitter", "refresh", "ca_file"]),
+    ("depot", &["root", "channel", "keep", "rate", "disk", "jitter", "refresh", "trial", "ca_file"]),
     ("log", &["format", "level"]),
 ];
 
@@ -157,6 +157,13 @@ impl Loaded {
         };
         let shown = name.map_or_else(|| format!("{list}[{index}].{key}"), |name| format!("{list}.{name}.{key}"));
         Problem { origin: self.origins.nearest(&format!("{list}.{index}.{key}")), key: shown, text: text.into() }
+    }
+}
+
+impl Loaded {
+    /// The same with a key of a table, such as `budget.cpu`.
+    pub fn problem_with(&self, key: &str, text: impl Into<String>) -> Problem {
+        Problem { origin: self.origins.nearest(key), key: key.to_owned(), text: text.into() }
     }
 }
 

@@ -587,6 +587,8 @@ pub struct Depot {
     pub jitter: Interval,
     /// How often the depot is asked whether there is something new, beside what it says by itself.
     pub refresh: Interval,
+    /// How long a signed configuration is on trial. It is the gateway's own to say.
+    pub trial: Interval,
     /// Authorities that vouch for the web server with the chunks; `None`: those of the system.
     pub ca_file: Option<PathBuf>,
 }

@@ -40,6 +40,8 @@ const CPU_NUMBERS: usize = 8192;
 const KEEP_MAX: usize = 16;
 /// Below this a package takes hours.
 const RATE_MIN: u64 = 1 << 10;
+/// Shortest trial of a signed configuration: one look.
+const TRIAL_MIN: Duration = Duration::from_secs(1);
 /// Below this hardly a package fits.
 const DISK_MIN: u64 = 1 << 20;
 const JITTER_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -439,8 +441,12 @@ impl Check<'_> {
         self.require(&at, "refresh", (REFRESH_MIN..=JITTER_MAX).contains(&refresh.0), || {
             format!("found {refresh}, expected {} to {}", Interval(REFRESH_MIN), Interval(JITTER_MAX))
         });
+        let trial = file.trial.unwrap_or(Interval(Duration::from_secs(600)));
+        self.require(&at, "trial", (TRIAL_MIN..=JITTER_MAX).contains(&trial.0), || {
+            format!("found {trial}, expected {} to {}", Interval(TRIAL_MIN), Interval(JITTER_MAX))
+        });
         let ca_file = file.ca_file.map(|path| self.path(&path));
-        Depot { root, channel, keep, rate, disk, jitter, refresh, ca_file }
+        Depot { root, channel, keep, rate, disk, jitter, refresh, trial, ca_file }
     }
 
     /// Models by name need a depot, and a gateway runs one version of each.

@@ -253,6 +253,7 @@ fn a_depot_and_a_trial_have_bounds() {
         ("rate = \"1B\"", "expected at least 1KiB"),
         ("disk = \"1KiB\"", "expected at least 1MiB"),
         ("refresh = \"1s\"", "expected 10s"),
+        ("trial = \"0s\"", "expected 1s to 7d"),
         ("channel = \"Not One\"", "is not a name"),
     ] {
         let error = bad(&format!("{SMALL}{DEPOT}{line}\n"));

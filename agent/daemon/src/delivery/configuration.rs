@@ -1,8 +1,15 @@
 //! Signed configurations: found, fetched, checked, and put in effect.
 //!
 //! One takes effect only when all that it needs is here: it reads over this gateway's file, a version of every model that
-//! it names is in the store and proved, all of it fits together, and admission has room for it. What it lacks is fetched
-//! first, while the one before runs. What can never be is rejected, and put on record with the reason.
+//! it names, within the range that it names, is in the store and proved, all of it fits together, its budget is one that this
+//! machine has, and admission has room for it. What it lacks is fetched first, while the one before runs. What can never be
+//! is rejected, and put on record with the reason.
+//!
+//! A model is a file that a stranger made, and is looked at in this process; so it is put on record before that one is being
+//! examined, and what ended the process three times meanwhile is rejected too.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use limpet_depot::ProofStore;
@@ -12,14 +19,20 @@ use limpet_depot::store::{Configuration, Configured, Installed, Record, Rejectio
 use limpet_depot::trial::ConfigurationTrial;
 use limpet_depot::trust::Trusted;
 use limpet_wire::depot::Hex;
+use semver::VersionReq;
 
 use super::{Delivery, wanted};
-use crate::config::Loaded;
-use crate::configured;
+use crate::config::{Loaded, ModelRef, Size};
 use crate::library::{Opened, this_agent};
-use crate::serve::NotProved;
-use crate::serve::Settled;
-use crate::{check, fit};
+use crate::pipeline::plan::Packages;
+use crate::serve::{NotProved, Settled};
+use crate::{check, configured, fit};
+
+/// How often the process may end while a configuration is examined.
+const ATTEMPTS_MAX: u32 = 3;
+/// Shortest time that an agent runs before another configuration takes effect, if the trial is not shorter: what is
+/// done under it is compared with what was done before.
+const RUNS_BEFORE: Duration = Duration::from_secs(60);
 
 /// Why a configuration does not take effect.
 enum Not {
@@ -53,16 +66,18 @@ impl Delivery {
             self.told.remove("configuration");
             return true;
         };
-        let examined = self.examine(trusted, time, candidate.as_ref()).await;
-        let name = configured::name(candidate.as_ref());
-        let runs = configured::name(configured.active.as_ref());
-        match examined {
-            Ok(loaded) => {
+        match self.examine(trusted, time, candidate.as_ref()).await {
+            Ok(()) => {
+                // What it is compared with.
+                let long = self.depot.trial.0.min(RUNS_BEFORE);
+                tokio::time::sleep_until((self.tools.started + long).into()).await;
                 self.told.remove("configuration");
-                self.put_in_effect(&loaded, candidate);
+                self.put_in_effect(candidate);
                 true
             }
             Err(Not::Yet(why)) => {
+                let name = configured::name(candidate.as_ref());
+                let runs = configured::name(configured.active.as_ref());
                 let failure = Some(format!("{name} waits: {why}"));
                 self.show(&Configured { failure, ..configured });
                 let message = format!("{name} waits, {runs} stays in effect: {why}");
@@ -70,17 +85,53 @@ impl Delivery {
                 false
             }
             Err(Not::Ever(why)) => {
-                let message = format!("{name} is rejected, {runs} stays in effect: {why}");
-                self.complain("configuration", "configuration-rejected", &message);
-                let rejection = configured::rejection(&self.tools.path, candidate.as_ref(), &why);
-                let reject = |configured: &mut Configured| configured.reject(candidate.as_ref(), rejection);
-                match self.store.update_configured(reject) {
-                    Ok(configured) => self.show(&configured),
-                    Err(error) => tracing::error!(%error, "a rejection could not be put on record; it is tried again"),
-                }
+                let name = configured::name(candidate.as_ref());
+                let key = Configured::key(candidate.as_ref());
+                self.turn_down(&configured, &name, key, candidate.as_ref(), &why);
                 true
             }
         }
+    }
+
+    /// Puts a configuration on record as one that is not tried again. `key`: what it is called there.
+    fn turn_down(
+        &mut self,
+        configured: &Configured,
+        name: &str,
+        key: String,
+        candidate: Option<&Configuration>,
+        why: &str,
+    ) {
+        let runs = configured::name(configured.active.as_ref());
+        let message = format!("{name} is rejected, {runs} stays in effect: {why}");
+        self.complain("configuration", "configuration-rejected", &message);
+        let rejection =
+            Rejection { version: name.to_owned(), ..configured::rejection(&self.tools.path, candidate, why) };
+        match self.store.update_configured(|configured| configured.reject(key, rejection)) {
+            Ok(configured) => self.show(&configured),
+            Err(error) => tracing::error!(%error, "a rejection could not be put on record; it is tried again"),
+        }
+    }
+
+    /// Looks at what a configuration brings, in a way that may end the process. That is on record while it is done for the
+    /// first time in this process.
+    fn with_care<T>(&mut self, key: &str, look: impl FnOnce(&mut Self) -> T) -> Result<T, Not> {
+        if self.examined.as_deref() == Some(key) {
+            return Ok(look(self));
+        }
+        let mut attempts = 0;
+        let begin = |configured: &mut Configured| {
+            attempts = configured.attempts;
+            configured.attempts += 1;
+        };
+        self.store.update_configured(begin).map_err(Not::yet)?;
+        if attempts >= ATTEMPTS_MAX {
+            return Err(Not::Ever(format!("the agent ended {attempts} times while it was examined")));
+        }
+        let looked = look(self);
+        self.store.update_configured(|configured| configured.attempts = 0).map_err(Not::yet)?;
+        self.examined = Some(key.to_owned());
+        Ok(looked)
     }
 
     fn show(&self, configured: &Configured) {
@@ -89,7 +140,7 @@ impl Delivery {
 
     /// What should take the place of what is in effect, fetched and verified; with what is in effect. None if nothing
     /// should.
-    async fn staged(&self, trusted: &Trusted) -> Result<Option<(Configured, Option<Configuration>)>, String> {
+    async fn staged(&mut self, trusted: &Trusted) -> Result<Option<(Configured, Option<Configuration>)>, String> {
         let configured = self.store.configured().map_err(|error| error.to_string())?;
         let Some(target) = select::configuration(trusted, &self.gateway)? else {
             // The signed list says that there is none for this gateway, which is more than an absent message.
@@ -98,20 +149,30 @@ impl Delivery {
                 configured.active.is_none() || configured::rejected(&configured, &key, &self.tools.path).is_some();
             return Ok((!stays).then_some((configured, None)));
         };
-        let sha256 = trusted.targets[target].sha256;
+        let (target, sha256) = (target.to_owned(), trusted.targets[target].sha256);
         let same = |one: &&Configuration| one.digest().0 == sha256;
         if configured.active.as_ref().is_some_and(|active| same(&active)) {
             return Ok(None);
         }
-        if configured::rejected(&configured, &Hex(&sha256).to_string(), &self.tools.path).is_some() {
+        let key = Hex(&sha256).to_string();
+        if configured::rejected(&configured, &key, &self.tools.path).is_some() {
             return Ok(None);
         }
         if let Some(staged) = configured.staged.clone().filter(|staged| same(&staged)) {
             return Ok(Some((configured, Some(staged))));
         }
-        let fetched = fetch::configuration(trusted, &self.fetcher, target).await.map_err(|error| error.to_string())?;
+        let fetched = match fetch::configuration(trusted, &self.fetcher, &target).await {
+            Ok(fetched) => fetched,
+            Err(FetchError::Unfit { why, .. }) => {
+                self.turn_down(&configured, &target, key, None, &why);
+                return Ok(None);
+            }
+            Err(error) => return Err(error.to_string()),
+        };
         let keep = fetched.clone();
-        let kept = self.store.update_configured(|configured| configured.staged = Some(keep));
+        let kept = self.store.update_configured(|configured| {
+            (configured.staged, configured.attempts) = (Some(keep), 0);
+        });
         Ok(Some((kept.map_err(|error| error.to_string())?, Some(fetched))))
     }
 
@@ -121,78 +182,132 @@ impl Delivery {
         trusted: &Trusted,
         time: Timestamp,
         candidate: Option<&Configuration>,
-    ) -> Result<Loaded, Not> {
+    ) -> Result<(), Not> {
         let loaded = configured::apply(&self.tools.path, &self.tools.file, candidate).map_err(Not::ever)?;
+        fits_machine(&loaded)?;
+        let key = Configured::key(candidate);
+        let mut new = Vec::new();
         for (model, (reference, range)) in wanted(&loaded.config) {
-            if self.store.record(&model).map_err(Not::yet)?.active.is_some() {
-                continue;
+            let record = self.store.record(&model).map_err(Not::yet)?;
+            let serves = record.active.as_ref().filter(|_| !record.withdrawn);
+            let serves = serves.and_then(|active| active.version.parse().ok());
+            if !serves.is_some_and(|version| range.matches(&version)) {
+                new.push(self.bring(trusted, time, (&loaded, &key), &model, &reference, &range).await?);
             }
-            let version = loop {
-                let rejected = |version: &str| self.is_rejected(trusted, &model, version);
-                match select::choose(trusted, &self.gateway, &model, &range, None, &rejected, time) {
-                    Choice::Take(version) => match self.take(trusted, &model, &version, &reference).await {
-                        Ok(Some(opened)) if self.introduce(&loaded, &opened)? => break version,
-                        Ok(Some(_)) => self.reject(trusted, &model, &version),
-                        Ok(None) | Err(FetchError::Unfit { .. }) => self.reject(trusted, &model, &version),
-                        Err(error) => return Err(Not::Yet(format!("{model} {version} is not here yet: {error}"))),
-                    },
-                    Choice::Stay(why) => return Err(Not::Yet(format!("it names the model {model}: {why}"))),
-                    Choice::Withdrawn { .. } => {
-                        return Err(Not::Yet(format!("all versions of {model} were withdrawn")));
-                    }
+        }
+        self.with_care(&key, |delivery| delivery.look_at(&loaded, &new))??;
+        // The next start finds the first version of a model where its pipelines look for it. One that takes the place of
+        // another stays beside it until the configuration is in effect.
+        for opened in &new {
+            let (installed, keep) = (Installed::of(&opened.package), self.depot.keep);
+            let first = |record: &mut Record| {
+                if record.active.is_none() {
+                    record.activate(installed, keep);
                 }
             };
-            tracing::info!(model, version, "here and proved, for a configuration that names it");
+            self.store.update_record(&opened.package.manifest().name, first).map_err(Not::yet)?;
         }
-        let fitted = fit::fit(&loaded, &self.tools.library).map_err(Not::ever)?;
+        Ok(())
+    }
+
+    /// Whether a configuration fits together with the packages that are here and with those that are `new`, is proved, and
+    /// admitted.
+    fn look_at(&self, loaded: &Loaded, new: &[Opened]) -> Result<(), Not> {
+        let mut packages = Packages::new();
+        let mut waiting = BTreeMap::new();
+        for pipeline in &loaded.config.pipelines {
+            let there = new.iter().find(|opened| opened.model == pipeline.model).cloned().map(Some);
+            match there.map_or_else(|| self.tools.library.current(&pipeline.model), Ok).map_err(Not::yet)? {
+                Some(opened) => _ = packages.insert(pipeline.model.clone(), opened),
+                None => _ = waiting.insert(pipeline.name.clone(), "no version of its model is here".to_owned()),
+            }
+        }
+        let fitted = fit::fit_packages(loaded, packages, waiting).map_err(Not::ever)?;
         if let Some(waiting) = fitted.waiting.first() {
-            return Err(Not::Yet(format!("pipeline {} could not run: {}", waiting.pipeline, waiting.why)));
+            let index = loaded.config.pipelines.iter().position(|pipeline| pipeline.name == waiting.pipeline);
+            let problem = loaded.problem("pipeline", index.unwrap_or_default(), "model", waiting.why.clone());
+            return Err(Not::yet(problem));
         }
         let engines = limpet_engine::engines();
         let proofs = ProofStore::new(&loaded.config.gateway.state, &engines).map_err(Not::yet)?;
-        let (candidates, _) = check::candidates(&fitted, Some(&proofs), &engines, true).map_err(Not::ever)?;
-        match check::admit(&loaded, &fitted, &candidates).refused {
-            refused if refused.is_empty() => Ok(loaded),
+        let candidates = check::candidates(&fitted, Some(&proofs), &engines, true);
+        let (candidates, _) = candidates.map_err(|NotProved { why, its_fault }| match its_fault {
+            true => Not::Ever(why),
+            false => Not::Yet(why),
+        })?;
+        match check::admit(loaded, &fitted, &candidates).refused {
+            refused if refused.is_empty() => Ok(()),
             refused => Err(Not::Ever(refused.join("; "))),
         }
     }
 
-    /// Proves the first version of a model that no pipeline names yet, and lets it serve from the next start on. Says
-    /// whether it passed; what failed is on record.
-    fn introduce(&mut self, loaded: &Loaded, opened: &Opened) -> Result<bool, Not> {
-        let fitted = fit::would_run(loaded, &self.tools.library, opened).map_err(Not::Ever)?;
-        let package = &opened.package;
-        let (model, installed, keep) = (package.manifest().name.clone(), Installed::of(package), self.depot.keep);
-        let engines = limpet_engine::engines();
+    /// The highest version of a model that is offered, in the range that a configuration names, fits it, and is proved.
+    async fn bring(
+        &mut self,
+        trusted: &Trusted,
+        time: Timestamp,
+        (loaded, key): (&Loaded, &str),
+        model: &str,
+        reference: &ModelRef,
+        range: &VersionReq,
+    ) -> Result<Opened, Not> {
+        // Those that are no good for this configuration. They may be for another.
+        let mut unfit: BTreeSet<String> = BTreeSet::new();
+        let mut last = String::new();
+        loop {
+            let rejected = |version: &str| unfit.contains(version) || self.is_rejected(trusted, model, version);
+            let version = match select::choose(trusted, &self.gateway, model, range, None, &rejected, time) {
+                Choice::Take(version) => version,
+                Choice::Stay(why) => return Err(Not::Yet(format!("it names the model {model}: {why}{last}"))),
+                Choice::Withdrawn { .. } => return Err(Not::Yet(format!("all versions of {model} were withdrawn"))),
+            };
+            // What is there of it is wanted, though no record names it.
+            self.fetching.insert(model.to_owned(), version.clone());
+            let why = match self.take(trusted, &loaded.config, model, &version, reference).await {
+                Ok(Some(opened)) => match self.with_care(key, |delivery| delivery.prove(loaded, &opened))?? {
+                    Ok(()) => return Ok(opened),
+                    Err(why) => why,
+                },
+                Ok(None) => "it was rejected before".to_owned(),
+                Err(error @ FetchError::Unfit { .. }) => error.to_string(),
+                Err(error) => return Err(Not::Yet(format!("{model} {version} is not here yet: {error}"))),
+            };
+            last = format!("; {version}: {why}");
+            unfit.insert(version);
+        }
+    }
+
+    /// Proves a version for a configuration. What is wrong with it for that configuration is in the answer; what it will
+    /// always be wrong with is on record.
+    fn prove(&mut self, loaded: &Loaded, opened: &Opened) -> Result<Result<(), String>, Not> {
+        let fitted = match fit::would_run(loaded, &self.tools.library, opened) {
+            Ok(fitted) => fitted,
+            Err(why) => return Ok(Err(why)),
+        };
+        let (package, engines) = (&opened.package, limpet_engine::engines());
         let proofs = ProofStore::new(&loaded.config.gateway.state, &engines).map_err(Not::yet)?;
         let proved = proofs.get_or_prove(package, &engines, &fitted.plan.proof_options(&opened.model));
-        let failed = match proved.map_err(|error| NotProved::of(&error)) {
-            Ok(_) => None,
-            Err(not) if not.its_fault => Some(not.why),
-            Err(not) => return Err(Not::Yet(not.why)),
+        let why = match proved.map_err(|error| NotProved::of(&error)) {
+            Ok(_) => return Ok(Ok(())),
+            Err(NotProved { why, its_fault: true }) => why,
+            Err(NotProved { why, .. }) => return Err(Not::Yet(why)),
         };
-        let change = |record: &mut Record| match &failed {
-            None => record.activate(installed, keep),
-            Some(why) => {
-                let (at, under) = (Some(Timestamp::now()), Some(this_agent()));
-                let rejection = Rejection { version: installed.version, reason: why.clone(), at, under };
-                record.rejected.insert(installed.package, rejection);
-            }
-        };
-        self.store.update_record(&model, change).map_err(Not::yet)?;
-        if let Some(why) = &failed {
-            self.complain(&model, "model-rejected", why);
-        }
-        Ok(failed.is_none())
+        let (model, installed) = (package.manifest().name.clone(), Installed::of(package));
+        let (at, under) = (Some(Timestamp::now()), Some(this_agent()));
+        let rejection = Rejection { version: installed.version.clone(), reason: why.clone(), at, under };
+        let reject = |record: &mut Record| _ = record.rejected.insert(installed.package, rejection);
+        self.store.update_record(&model, reject).map_err(Not::yet)?;
+        self.complain(&model, "model-rejected", &format!("{model} {} is rejected: {why}", installed.version));
+        Ok(Err(why))
     }
 
     /// Puts a configuration on record as the one in effect, and lets the agent begin again with it.
-    fn put_in_effect(&mut self, loaded: &Loaded, candidate: Option<Configuration>) {
+    fn put_in_effect(&mut self, candidate: Option<Configuration>) {
         let tools = &self.tools;
         let name = configured::name(candidate.as_ref());
-        let before = configured::activity(&tools.plan, tools.started);
-        let trial = configured::trial_of(&loaded.config).map(|_| ConfigurationTrial { before, ..Default::default() });
-        match self.store.update_configured(|configured| configured.activate(candidate, trial)) {
+        let before = configured::activity(&tools.plan, &tools.links, tools.started);
+        let trial = ConfigurationTrial { before, ..ConfigurationTrial::default() };
+        match self.store.update_configured(|configured| configured.activate(candidate, Some(trial))) {
             Ok(_) => {
                 let story = format!("{name} was checked and admitted, and takes effect");
                 tools.reporter.event("configuration-activated", &story, &[("configuration", &name)]);
@@ -203,5 +318,27 @@ impl Delivery {
                 self.complain("configuration", "depot-refused", &format!("{name} cannot take effect: {error}"))
             }
         }
+    }
+}
+
+/// A budget beyond what the machine has admits what cannot run, and may keep the agent from starting.
+fn fits_machine(loaded: &Loaded) -> Result<(), Not> {
+    let budget = &loaded.config.budget;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if budget.workers() > cores {
+        let text = format!("found {}, and this gateway has {cores} cores", budget.cpu);
+        return Err(Not::ever(loaded.problem_with("budget.cpu", text)));
+    }
+    let memory = sysinfo::System::new().map(|mut system| {
+        system.refresh_memory();
+        system.cgroup_limits().map_or_else(|| system.total_memory(), |limits| limits.total_memory)
+    });
+    match memory {
+        Ok(memory) if budget.memory.0 > memory => {
+            let text = format!("found {}, and this gateway has {}", budget.memory, Size(memory));
+            Err(Not::ever(loaded.problem_with("budget.memory", text)))
+        }
+        // A system that does not tell is no reason.
+        _ => Ok(()),
     }
 }

@@ -46,6 +46,9 @@ pub struct Configured {
     /// What is not tried again, by the digest of its text; the file alone is [`Configured::FILE`].
     #[serde(default)]
     pub rejected: BTreeMap<String, Rejection>,
+    /// How often the agent began to examine what is staged, and did not come to an end with it.
+    #[serde(default)]
+    pub attempts: u32,
     /// What was rejected or taken back since the last one took effect, and why.
     #[serde(default)]
     pub failure: Option<String>,
@@ -62,25 +65,32 @@ impl Configured {
 
     /// Lets a configuration, or the file alone, take effect. With a trial, what was in effect can come back; what was still
     /// on trial itself never showed that one can go back to it, so what was before that can.
+    /// For the same reason it is compared with what was done under that.
     pub fn activate(&mut self, configuration: Option<Configuration>, trial: Option<ConfigurationTrial>) {
         self.rejected.remove(&Self::key(configuration.as_ref()));
+        // The file alone was rejected beside something that is not in effect any more.
+        self.rejected.remove(Self::FILE);
         let replaced = std::mem::replace(&mut self.active, configuration);
-        let previous = self.trial.take().map_or(replaced, |trial| trial.previous);
+        let on_trial = self.trial.take();
+        let before = on_trial.as_ref().map(|trial| trial.before.clone());
+        let previous = on_trial.map_or(replaced, |trial| trial.previous);
+        // What one would go back to needs no trial.
+        let trial = trial.filter(|_| previous != self.active);
+        let trial = trial.map(|trial| ConfigurationTrial { before: before.unwrap_or(trial.before), ..trial });
         self.trial = trial.map(|trial| ConfigurationTrial { previous, ..trial });
-        (self.staged, self.failure) = (None, None);
+        (self.staged, self.failure, self.attempts) = (None, None, 0);
     }
 
-    /// Rejects what is not in effect.
-    pub fn reject(&mut self, configuration: Option<&Configuration>, rejection: Rejection) {
+    /// Rejects what is not in effect, by its [`Configured::key`].
+    pub fn reject(&mut self, key: String, rejection: Rejection) {
         self.failure = Some(format!("{}: {}", rejection.version, rejection.reason));
-        self.rejected.insert(Self::key(configuration), rejection);
-        self.staged = None;
+        self.rejected.insert(key, rejection);
+        (self.staged, self.attempts) = (None, 0);
     }
 
     /// Rejects what is in effect, and goes back to what was before, or, where no trial is going on, to the file alone.
     pub fn go_back(&mut self, rejection: Rejection) {
-        let active = self.active.take();
-        self.reject(active.as_ref(), rejection);
+        self.reject(Self::key(self.active.as_ref()), rejection);
         self.active = self.trial.take().and_then(|trial| trial.previous);
     }
 }
@@ -112,7 +122,7 @@ impl Kept for Configured {
     }
 
     fn differs_by_progress_alone(&self, other: &Self) -> bool {
-        let without = |record: &Self| Self { trial: None, staged: None, ..record.clone() };
+        let without = |record: &Self| Self { trial: None, staged: None, attempts: 0, ..record.clone() };
         let back = |record: &Self| record.trial.as_ref().map(|trial| trial.previous.clone());
         without(self) == without(other) && back(self) == back(other)
     }
@@ -156,6 +166,10 @@ mod tests {
         configured.activate(Some(one("c")), Some(ConfigurationTrial::default()));
         configured.go_back(rejection());
         assert_eq!(configured.active, Some(one("a")));
+        // And what one would go back to is on no trial against itself.
+        configured.activate(Some(one("b")), Some(ConfigurationTrial::default()));
+        configured.activate(Some(one("a")), Some(ConfigurationTrial::default()));
+        assert_eq!((configured.active, configured.trial), (Some(one("a")), None));
     }
 
     #[test]

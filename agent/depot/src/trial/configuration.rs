@@ -6,15 +6,16 @@
 //!
 //! | what | breach |
 //! |---|---|
-//! | starts | more than [`STARTS_MAX`] without a minute of running: the agent does not stay up under it |
+//! | starts | [`STARTS_MAX`] that ended without being told to, none after ten minutes: the agent does not stay up under it |
 //! | a pipeline | refused on this device |
-//! | a source | [`HEARD`] messages at least, and none of them could be read |
+//! | a source | [`HEARD`] messages at least that could not be read, and surely more than half of all, beyond the share before |
 //! | errors, misses of a pipeline | as for a [version](super::Trial), against what the pipeline of that name did before; misses were seen in three looks at least |
-//! | silence | at the end: a source, or a pipeline, that did nothing, where the one of that name would have had [`EXPECTED`] messages or windows as it did before |
+//! | silence | at the end: a source, or a pipeline, that did nothing, where the one of that name would have had [`EXPECTED`] messages or windows as it did before; or all sources together, whatever they were called |
 //!
-//! Time counts while the brokers of its sources are connected: a dead link is not its fault.
+//! Time counts while the brokers of its sources are connected, of those that were before: a dead link is not its fault, and a
+//! broker that was never there is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -22,8 +23,10 @@ use serde::{Deserialize, Serialize};
 use super::{Before, DOUBT, FEWEST, Rules, Verdict, allowed, lower, upper};
 use crate::store::Configuration;
 
-/// Starts in a row without a minute of running that are no chance any more.
+/// Starts whose process ended without being told to, and before ten minutes, that are no chance any more.
 pub const STARTS_MAX: u32 = 3;
+/// Share of messages that cannot be read, beyond which a source is not the one that the configuration means.
+const UNREAD: f64 = 0.5;
 /// Messages of which one at least can be read.
 const HEARD: u64 = 32;
 /// What must have been expected where nothing came. By chance that is e⁻³², if messages come independently.
@@ -51,6 +54,8 @@ pub struct Activity {
     pub pipelines: BTreeMap<String, Before>,
     /// Its sources, by name.
     pub sources: BTreeMap<String, Heard>,
+    /// Brokers that were connected at the end.
+    pub brokers: BTreeSet<String>,
 }
 
 /// A trial of a configuration: what a restart goes on with, and where it goes back to.
@@ -61,7 +66,7 @@ pub struct ConfigurationTrial {
     pub previous: Option<Configuration>,
     /// What the gateway did under it.
     pub before: Activity,
-    /// Starts since it last ran for a minute.
+    /// Starts that did not end well so far, the one that goes on among them.
     pub starts: u32,
     /// How long it ran with its brokers connected.
     pub served: Duration,
@@ -127,10 +132,11 @@ impl Judge {
         }
         for (name, heard) in &seen.activity.sources {
             let Heard { messages, refused, reason } = heard;
-            if *refused >= HEARD && *messages == 0 {
-                return Verdict::Breach(format!(
-                    "none of the {refused} messages of source {name} could be read: {reason}"
-                ));
+            let (of, before) = (messages + refused, self.before.sources.get(name).cloned().unwrap_or_default());
+            let limit = UNREAD + upper(before.refused, before.messages + before.refused, DOUBT);
+            if *refused >= HEARD && lower(*refused, of) > limit {
+                let why = format!("{refused} of the {of} messages of source {name} could not be read: {reason}");
+                return Verdict::Breach(why);
             }
         }
         let rules = Rules::default();
@@ -160,29 +166,55 @@ impl Judge {
         if self.served < self.long {
             return Verdict::Going;
         }
-        if let Some(why) = self.silent(&seen.activity) {
-            return Verdict::Breach(why);
+        match self.silent(&seen.activity) {
+            Silence::Breach(why) => Verdict::Breach(why),
+            Silence::TooEarly => Verdict::Going,
+            Silence::None if seen.stands.values().all(|stand| *stand == Stand::Serving) => Verdict::Passed,
+            Silence::None => Verdict::Going,
         }
-        if seen.stands.values().all(|stand| *stand == Stand::Serving) { Verdict::Passed } else { Verdict::Going }
     }
 
     /// What should have done something by now, and did not.
-    fn silent(&self, now: &Activity) -> Option<String> {
+    fn silent(&self, now: &Activity) -> Silence {
         let rate = |count: u64| count as f64 / self.before.time.as_secs_f64().max(f64::MIN_POSITIVE);
         // Of this process, and without the time in which nothing could come.
         let time = now.time.min(self.served).as_secs_f64();
+        let all =
+            |heard: &BTreeMap<String, Heard>| heard.values().map(|heard| heard.messages + heard.refused).sum::<u64>();
         let sources =
             now.sources.iter().filter(|(_, heard)| heard.messages + heard.refused == 0).filter_map(|(name, _)| {
-                let before = rate(self.before.sources.get(name)?.messages) * time;
-                Some((format!("source {name}"), "messages", before))
+                let before = self.before.sources.get(name)?;
+                Some((format!("source {name}"), "messages", rate(before.messages + before.refused)))
             });
         let pipelines = now.pipelines.iter().filter(|(_, now)| now.windows == 0).filter_map(|(name, _)| {
-            let before = rate(self.before.pipelines.get(name)?.windows) * time;
-            Some((format!("pipeline {name}"), "windows", before))
+            Some((format!("pipeline {name}"), "windows", rate(self.before.pipelines.get(name)?.windows)))
         });
-        let (what, of, expected) = sources.chain(pipelines).find(|(.., expected)| *expected >= EXPECTED)?;
-        Some(format!("{what} had no {of} in {time:.0} s, where it had {expected:.0} in as long before"))
+        let total = (all(&now.sources) == 0)
+            .then(|| ("all sources together".to_owned(), "messages", rate(all(&self.before.sources))));
+        let mut silence = Silence::None;
+        for (what, of, rate) in sources.chain(pipelines).chain(total) {
+            let expected = rate * time;
+            if expected >= EXPECTED {
+                let why = format!("{what} had no {of} in {time:.0} s, where {expected:.0} came in as long before");
+                return Silence::Breach(why);
+            }
+            // After a restart: a trial in one piece would have told.
+            if rate * self.long.as_secs_f64() >= EXPECTED {
+                silence = Silence::TooEarly;
+            }
+        }
+        silence
     }
+}
+
+/// Whether something is silent that should not be.
+enum Silence {
+    /// Nothing is.
+    None,
+    /// Something may be; this process has not run for long enough to tell.
+    TooEarly,
+    /// Something is.
+    Breach(String),
 }
 
 #[cfg(test)]
@@ -200,6 +232,7 @@ mod tests {
             time: Duration::from_secs(1000),
             pipelines: BTreeMap::from([("scores".into(), Before { windows: 1000, errors: 0, misses: 10 })]),
             sources: BTreeMap::from([("spindle".into(), heard(1000, 0))]),
+            brokers: BTreeSet::new(),
         }
     }
 
@@ -213,6 +246,7 @@ mod tests {
                 time: Duration::from_secs(seconds),
                 pipelines: BTreeMap::from([("scores".into(), Before { windows: seconds, errors: 0, misses: 0 })]),
                 sources: BTreeMap::from([("spindle".into(), heard(seconds, 0))]),
+                brokers: BTreeSet::new(),
             },
             stands: BTreeMap::from([("scores".into(), Stand::Serving)]),
             connected: true,
@@ -270,9 +304,15 @@ mod tests {
             judge().look(&seen)
         };
         assert_eq!(with(0, 31), Verdict::Going);
-        assert_eq!(with(1, 3200), Verdict::Going);
+        assert_eq!(with(3200, 1600), Verdict::Going);
+        assert!(breach(with(1, 3200)).starts_with("3200 of the 3201 messages"));
         let why = breach(with(0, 32));
-        assert_eq!(why, "none of the 32 messages of source spindle could be read: broken_json");
+        assert_eq!(why, "32 of the 32 messages of source spindle could not be read: broken_json");
+        let mut judge = judge();
+        judge.before.sources.insert("spindle".into(), heard(10, 1000));
+        let mut seen = seen(10);
+        seen.activity.sources.insert("spindle".into(), heard(1, 320));
+        assert_eq!(judge.look(&seen), Verdict::Going, "it was as bad before");
     }
 
     #[test]
@@ -310,12 +350,35 @@ mod tests {
         silent.activity.sources.insert("spindle".into(), Heard::default());
         silent.activity.pipelines.insert("scores".into(), Before::default());
         let why = breach(judge().look(&silent));
-        assert_eq!(why, "source spindle had no messages in 600 s, where it had 600 in as long before");
+        assert_eq!(why, "source spindle had no messages in 600 s, where 600 came in as long before");
         let mut judge = judge();
         judge.before.sources.insert("spindle".into(), heard(50, 0));
         judge.before.pipelines.insert("scores".into(), Before { windows: 50, errors: 0, misses: 0 });
         assert_eq!(judge.look(&silent), Verdict::Passed, "30 expected is too little to say");
         silent.activity.sources.insert("other".into(), Heard::default());
         assert_eq!(judge.look(&silent), Verdict::Passed, "a source that was not there before");
+    }
+
+    #[test]
+    fn another_name_does_not_hide_that_nothing_comes_any_more() {
+        let mut renamed = seen(600);
+        renamed.activity.sources = BTreeMap::from([("axle".into(), Heard::default())]);
+        renamed.activity.pipelines = BTreeMap::from([("axle".into(), Before::default())]);
+        let why = breach(judge().look(&renamed));
+        assert_eq!(why, "all sources together had no messages in 600 s, where 600 came in as long before");
+    }
+
+    #[test]
+    fn silence_after_a_restart_passes_only_when_there_was_time_to_tell() {
+        let trial =
+            ConfigurationTrial { before: before(), served: Duration::from_secs(595), ..ConfigurationTrial::default() };
+        let mut judge = Judge::new(LONG, &trial);
+        let silent = |seconds| {
+            let mut seen = seen(seconds);
+            seen.activity.sources.insert("spindle".into(), Heard::default());
+            seen
+        };
+        assert_eq!(judge.look(&silent(10)), Verdict::Going);
+        assert!(breach(judge.look(&silent(40))).contains("source spindle had no messages in 40 s"));
     }
 }

@@ -15,6 +15,25 @@ fn text(name: &str, model: &str, pipeline: &str) -> String {
     format!("{text}{pipeline}")
 }
 
+/// The gateway's own file, with the trial of signed configurations.
+fn file(broker: &Broker, depot: &Depot, trial: &str) -> String {
+    let config = config(depot, SHORT).replace("[depot]\n", &format!("[depot]\ntrial = \"{trial}\"\n"));
+    format!("{}{config}", local(broker))
+}
+
+/// An agent that serves version 1.0.0 of its model by its own file.
+fn serving(trial: &str) -> (Depot, Bench) {
+    let broker = Broker::start();
+    let depot = Depot::on(&broker);
+    let mut client = Client::connect(&broker);
+    client.subscribe(&["limpet/1/gw/#"]);
+    let agent = Agent::start_in(Home::empty(), &file(&broker, &depot, trial));
+    let mut bench = Bench { broker, client, agent };
+    depot.publish(&Package::loudness());
+    answers(&mut bench, "sound");
+    (depot, bench)
+}
+
 /// Signs a configuration for the gateway of the tests.
 #[track_caller]
 fn configure(depot: &Depot, text: &str) {
@@ -56,9 +75,9 @@ fn shown(bench: &Bench) -> Value {
 
 #[test]
 fn a_signed_configuration_takes_the_place_of_the_files_pipelines_without_another_process() {
-    let (depot, mut bench) = delivered(SHORT);
+    let (depot, mut bench) = serving("2s");
     let pid = bench.agent.pid();
-    configure(&depot, &text("noise", "loudness@*", "trial = { windows = 1, time = \"1s\" }\n"));
+    configure(&depot, &text("noise", "loudness@*", SHORT));
     assert_says(&said(&mut bench, "configuration-activated").into(), &[OWN, "checked and admitted"]);
     answers(&mut bench, "noise");
     assert_says(&said(&mut bench, "configuration-passed").into(), &[OWN, "passed its trial"]);
@@ -71,7 +90,7 @@ fn a_signed_configuration_takes_the_place_of_the_files_pipelines_without_another
     assert!(checked.stdout.contains("config.gw:") && checked.stdout.contains("noise"), "{}", checked.stdout);
     // After a power cut it is in effect at once, without a broker's word.
     let home = bench.agent.kill();
-    bench.agent = Agent::start_in(home, &format!("{}{}", local(&bench.broker), config_of(&depot)));
+    bench.agent = Agent::start_in(home, &file(&bench.broker, &depot, "2s"));
     answers(&mut bench, "noise");
     // And the file is in effect again when its publisher takes it away.
     depot.run(&["configure", "--remove", "--gateway", GATEWAY]).expect_code(0);
@@ -79,19 +98,22 @@ fn a_signed_configuration_takes_the_place_of_the_files_pipelines_without_another
     answers(&mut bench, "sound");
 }
 
-fn config_of(depot: &Depot) -> String {
-    super::config(depot, SHORT)
-}
-
 #[test]
 fn a_configuration_that_cannot_work_is_rejected_once_with_its_line_and_the_one_before_stays() {
-    let (depot, mut bench) = delivered(SHORT);
+    let (depot, mut bench) = serving("2s");
     for (wrong, words) in [
         (text("noise", "loudness@*", "dedline = \"1s\"\n"), &["config.gw:15", "dedline", "deadline"][..]),
-        (text("noise", "loudness@*", "deadline = \"1ns\"\n").replacen("deadline = \"30s\"\n", "", 1), &["noise"]),
+        (
+            text("noise", "loudness@*", "deadline = \"1ns\"\n").replacen("deadline = \"30s\"\n", "", 1),
+            &["config.gw:14", "pipeline.noise.deadline", "refused", "1 ns"],
+        ),
         (
             text("noise", "loudness@*", "").replace("\"local\"", "\"nowhere\""),
-            &["source.level.broker", "nowhere", "local"],
+            &["config.gw:3", "source.level.broker", "nowhere", "local"],
+        ),
+        (
+            format!("{}[budget]\ncpu = 64\n", text("noise", "loudness@*", "")),
+            &["config.gw:16", "budget.cpu", "64", "cores"],
         ),
     ] {
         configure(&depot, &wrong);
@@ -102,10 +124,10 @@ fn a_configuration_that_cannot_work_is_rejected_once_with_its_line_and_the_one_b
     }
     let state = shown(&bench);
     assert_eq!(state["name"], "file");
-    assert_says(&state["failure"], &[OWN, "nowhere"]);
+    assert_says(&state["failure"], &[OWN, "budget.cpu"]);
     // Not examined again by the next process; one that is good is.
     let (_, home, _) = bench.agent.stop();
-    bench.agent = Agent::start_in(home, &format!("{}{}", local(&bench.broker), config_of(&depot)));
+    bench.agent = Agent::start_in(home, &file(&bench.broker, &depot, "2s"));
     answers(&mut bench, "sound");
     configure(&depot, &text("noise", "loudness@*", SHORT));
     said(&mut bench, "configuration-activated");
@@ -115,7 +137,7 @@ fn a_configuration_that_cannot_work_is_rejected_once_with_its_line_and_the_one_b
 
 #[test]
 fn a_configuration_waits_until_the_models_that_it_names_are_here_and_proved() {
-    let (depot, mut bench) = delivered(SHORT);
+    let (depot, mut bench) = serving("2s");
     configure(&depot, &text("noise", "hum@^1", SHORT));
     let why = said(&mut bench, "configuration-waits");
     assert_says(
@@ -133,9 +155,55 @@ fn a_configuration_waits_until_the_models_that_it_names_are_here_and_proved() {
 }
 
 #[test]
+fn a_configuration_that_names_a_newer_version_gets_it_with_its_pipelines_and_not_before() {
+    let (depot, mut bench) = serving("2s");
+    let (_, home, _) = bench.agent.stop();
+    let file = file(&bench.broker, &depot, "2s").replace("loudness@*", "loudness@^1");
+    bench.agent = Agent::start_in(home, &file);
+    answers(&mut bench, "sound");
+    depot.publish(&Package::loudness_of("2.0.0", 0.01));
+    configure(&depot, &text("noise", "loudness@^2", SHORT));
+    said(&mut bench, "configuration-activated");
+    let record = bench.agent.home().record("loudness").expect("it serves");
+    assert_eq!(record["active"]["version"], "1.0.0", "that is what the file's pipelines run");
+    event_of(&mut bench.client, "model-activated", "2.0.0");
+    answers(&mut bench, "noise");
+    let record = bench.agent.home().record("loudness").expect("it serves");
+    assert_eq!(record["active"]["version"], "2.0.0");
+}
+
+#[test]
+fn a_configuration_that_listens_where_nothing_comes_is_taken_back() {
+    let (depot, mut bench) = serving("4s");
+    let mut sequence = 100_000;
+    let mut until = |bench: &mut Bench, kind: &str| {
+        let topic = uplink("event");
+        for _ in 0..4000 {
+            bench.client.send("plant/a/level", samples(sequence, &[0.1; HOP]));
+            sequence += 1;
+            let of_kind = |m: &Message| m.topic == topic && m.json()["kind"] == kind;
+            if let Some(event) = bench.client.try_wait_for(Duration::from_millis(10), of_kind) {
+                return event.json()["message"].clone();
+            }
+        }
+        panic!("no {kind}");
+    };
+    // The plant goes on as it did; only the topic is another.
+    let wrong = text("sound", "loudness@*", SHORT).replace("\"level\"", "\"axle\"");
+    configure(&depot, &wrong);
+    until(&mut bench, "configuration-activated");
+    let back = until(&mut bench, "configuration-rolled-back");
+    assert_says(
+        &back,
+        &["config.gw (", "was taken back, the file alone is in effect again", "had no", "came in as long before"],
+    );
+    answers(&mut bench, "sound");
+}
+
+#[test]
 fn a_configuration_under_which_nothing_can_be_read_is_taken_back_and_not_tried_again() {
-    let (depot, mut bench) = delivered(SHORT);
-    let wrong = text("sound", "loudness@*", "trial = { windows = 1, time = \"10m\" }\n");
+    let (depot, mut bench) = serving("8s");
+    let wrong = text("sound", "loudness@*", SHORT);
     let wrong = wrong.replace("/sound\"", "/level\"").replace("codec = { raw", "codec = { json = {} }\n#");
     configure(&depot, &wrong);
     said(&mut bench, "configuration-activated");
@@ -152,12 +220,16 @@ fn a_configuration_under_which_nothing_can_be_read_is_taken_back_and_not_tried_a
     };
     assert_says(
         &back,
-        &["config.gw (", "was taken back, the file alone is in effect again", "none of the", "source level"],
+        &[
+            "config.gw (",
+            "was taken back, the file alone is in effect again",
+            "messages of source level could not be read",
+        ],
     );
     answers(&mut bench, "sound");
     let state = shown(&bench);
     assert_eq!((&state["name"], &state["state"]), (&"file".into(), &"active".into()));
-    assert_says(&state["failure"], &[OWN, "could be read"]);
+    assert_says(&state["failure"], &[OWN, "could not be read"]);
     bench.agent.reload();
     answers(&mut bench, "sound");
     assert_eq!(shown(&bench)["name"], "file");
@@ -165,11 +237,11 @@ fn a_configuration_under_which_nothing_can_be_read_is_taken_back_and_not_tried_a
 
 #[test]
 fn an_agent_that_does_not_stay_up_under_a_configuration_goes_back_to_the_one_before() {
-    let (depot, mut bench) = delivered(SHORT);
-    configure(&depot, &text("noise", "loudness@*", "trial = { windows = 1, time = \"1h\" }\n"));
+    let (depot, mut bench) = serving("8s");
+    configure(&depot, &text("noise", "loudness@*", SHORT));
     said(&mut bench, "configuration-activated");
     answers(&mut bench, "noise");
-    let file = format!("{}{}", local(&bench.broker), config_of(&depot));
+    let file = file(&bench.broker, &depot, "8s");
     for _ in 0..2 {
         let home = bench.agent.kill();
         bench.agent = Agent::start_in(home, &file);
@@ -178,18 +250,21 @@ fn an_agent_that_does_not_stay_up_under_a_configuration_goes_back_to_the_one_bef
     let home = bench.agent.kill();
     bench.agent = Agent::start_in(home, &file);
     let back = said(&mut bench, "configuration-rolled-back");
-    assert_says(&back.into(), &["config.gw (", "was taken back", "started 3 times", "never ran for a minute"]);
+    assert_says(
+        &back.into(),
+        &["config.gw (", "was taken back", "3 starts of the agent under it ended without being told to"],
+    );
     answers(&mut bench, "sound");
 }
 
 #[test]
 fn a_file_that_no_longer_goes_with_the_configuration_takes_effect_alone() {
-    let (depot, mut bench) = delivered(SHORT);
-    configure(&depot, &text("noise", "loudness@*", "trial = { windows = 0 }\n"));
+    let (depot, mut bench) = serving("2s");
+    configure(&depot, &text("noise", "loudness@*", SHORT));
     said(&mut bench, "configuration-activated");
     answers(&mut bench, "noise");
     let (_, home, _) = bench.agent.stop();
-    let file = format!("{}{}", local(&bench.broker), config_of(&depot)).replace("\"local\"", "\"plant\"");
+    let file = file(&bench.broker, &depot, "2s").replace("\"local\"", "\"plant\"");
     let file = file.replace("[broker.local]", "[broker.plant]");
     bench.agent = Agent::start_in(home, &file);
     let back = said(&mut bench, "configuration-rolled-back");
@@ -209,7 +284,7 @@ fn a_configuration_for_a_label_comes_from_a_folder_with_the_models_that_it_names
     std::fs::write(&path, text("noise", "loudness@*", SHORT)).expect("the disk has room");
     depot.run(&["configure", program::text_of(&path), "--label", "line=3"]).expect_code(0);
     let home = Home::empty();
-    let trust = format!("[depot]\nroot = \"{}\"\njitter = \"0s\"\n", depot.root().display());
+    let trust = format!("[depot]\ntrial = \"2s\"\nroot = \"{}\"\njitter = \"0s\"\n", depot.root().display());
     // A file without any pipeline: what the gateway does is its publisher's affair.
     let file = format!("labels = {{ line = \"3\" }}\n{}{trust}", local(&broker));
     let config = home.write(&file);
