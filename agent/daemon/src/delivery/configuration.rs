@@ -113,10 +113,10 @@ impl Delivery {
         }
     }
 
-    /// Looks at what a configuration brings, in a way that may end the process. That is on record while it is done for the
-    /// first time in this process.
-    fn with_care<T>(&mut self, key: &str, look: impl FnOnce(&mut Self) -> T) -> Result<T, Not> {
-        if self.examined.as_deref() == Some(key) {
+    /// Looks at `what` a configuration brings, in a way that may end the process. That is on record while it is done for the
+    /// first time in a row.
+    fn with_care<T>(&mut self, what: &str, look: impl FnOnce(&mut Self) -> T) -> Result<T, Not> {
+        if self.examined.as_deref() == Some(what) {
             return Ok(look(self));
         }
         let mut attempts = 0;
@@ -130,7 +130,7 @@ impl Delivery {
         }
         let looked = look(self);
         self.store.update_configured(|configured| configured.attempts = 0).map_err(Not::yet)?;
-        self.examined = Some(key.to_owned());
+        self.examined = Some(what.to_owned());
         Ok(looked)
     }
 
@@ -264,7 +264,9 @@ impl Delivery {
             // What is there of it is wanted, though no record names it.
             self.fetching.insert(model.to_owned(), version.clone());
             let why = match self.take(trusted, &loaded.config, model, &version, reference).await {
-                Ok(Some(opened)) => match self.with_care(key, |delivery| delivery.prove(loaded, &opened))?? {
+                Ok(Some(opened)) => match self
+                    .with_care(&format!("{key} {model} {version}"), |delivery| delivery.prove(loaded, &opened))??
+                {
                     Ok(()) => return Ok(opened),
                     Err(why) => why,
                 },
