@@ -41,6 +41,31 @@ fn a_package_whose_golden_outputs_are_wrong_is_neither_packed_nor_published() {
 }
 
 #[test]
+fn a_file_that_was_packed_without_running_its_graphs_is_run_before_it_is_published() {
+    let out = tempfile::tempdir().unwrap();
+    let publish = |package: &Package, name: &str| {
+        let file = out.path().join(name);
+        let file = program::text_of(&file);
+        let arguments = ["pack", program::text_of(package.path()), "--output", file, "--no-prove"];
+        program::run("limpet-lab", &arguments).expect_code(0);
+        let depot = Depot::in_folder();
+        let outcome = depot.run(&["publish", file]);
+        let listed = depot.run(&["list"]).expect_code(0).stdout;
+        // Whoever knows better says so.
+        let unproved = depot.run(&["publish", file, "--no-prove"]).expect_code(0);
+        assert!(unproved.stdout.contains("; not run: f32.onnx"), "{unproved:?}");
+        (outcome, listed)
+    };
+    let (refused, listed) = publish(&wrong(), "wrong.limpet");
+    refused.expect_code(1).expect_complaint(&["f32.onnx failed on tract", "NMAE", " and should be "]);
+    assert_says(&listed.into(), &["nothing was published yet"]);
+    let (right, listed) = publish(&Package::loudness(), "right.limpet");
+    let right = right.expect_code(0);
+    assert!(!right.stderr.contains("warning") && !right.stdout.contains("not run"), "{right:?}");
+    assert_says(&listed.into(), &["loudness"]);
+}
+
+#[test]
 fn what_was_not_run_is_said_in_a_warning_and_in_the_last_line() {
     let package = wrong();
     let (outcome, written) = pack(&package, &["--no-prove"]);
