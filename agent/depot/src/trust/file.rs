@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::set::Set;
 use super::{TARGETS_MAX, TrustError};
 use crate::package::Digest;
+use crate::replace::fault;
 
 /// Largest file that is read back, in bytes: quotes inside of strings take two bytes.
 const FILE_MAX: u64 = 4 * TARGETS_MAX;
@@ -104,6 +105,9 @@ pub(super) fn read(folder: &Path) -> Result<Found, TrustError> {
 
 /// Replaces what is kept, at once or not at all, and after that for good, unless it is no longer what was `read`: an
 /// older set must never replace a newer one, whoever brings it. Gives what is to be known of it for the next time.
+///
+/// # Errors
+/// [`TrustError`]; what was kept before stands then.
 pub(super) fn write(folder: &Path, kept: &Kept, known: &Known) -> Result<Known, TrustError> {
     fs::create_dir_all(folder).map_err(failed(folder, "made"))?;
     let path = path(folder);
@@ -121,15 +125,37 @@ pub(super) fn write(folder: &Path, kept: &Kept, known: &Known) -> Result<Known, 
     let temporary = folder.join("trust.json.new");
     let envelope = Envelope { v: VERSION, r#type: "trust".into(), seal: seal(kept), kept: kept.clone() };
     let bytes = serde_json::to_vec(&envelope).expect("writing plain values into memory cannot fail");
-    let put = || {
+    let put = |bytes: &[u8]| {
+        fault::step()?;
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(&bytes)?;
+        let (first, rest) = bytes.split_at(bytes.len() / 2);
+        for half in [first, rest] {
+            fault::step()?;
+            file.write_all(half)?;
+        }
+        fault::step()?;
         file.sync_all()?;
+        fault::step()?;
         fs::rename(&temporary, &path)?;
+        fault::step()?;
         File::open(folder)?.sync_all()
     };
-    put().map_err(failed(&path, "written"))?;
-    Ok(Known::of(kept))
+    let before = fs::read(&path).ok();
+    let stands = || fs::read(&path).is_ok_and(|found| found == bytes);
+    let Err(error) = put(&bytes) else { return Ok(Known::of(kept)) };
+    if stands() {
+        // It has its name, and its folder was not synced: a power cut may take it away, so it is not for good. Nobody may
+        // go by it before it is, and the next try must find what this process knows of.
+        _ = match &before {
+            Some(before) => put(before),
+            None => fault::step().and_then(|()| fs::remove_file(&path)),
+        };
+        // There is no way back either, so this is what the next one finds.
+        if stands() {
+            return Ok(Known::of(kept));
+        }
+    }
+    Err(failed(&path, "written")(error))
 }
 
 /// Puts a damaged file aside, for whoever wants to know what happened.
@@ -138,4 +164,61 @@ pub(super) fn put_aside(folder: &Path) -> Result<PathBuf, TrustError> {
     let aside = folder.join("trust.json.damaged");
     fs::rename(&path, &aside).map_err(failed(&path, "put aside"))?;
     Ok(aside)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replace::fault::{Fault, with};
+
+    fn kept(second: i64) -> Kept {
+        let issued = Some(Timestamp::from_second(second).unwrap());
+        Kept { installed: "a".repeat(64), root: Some("{}".to_owned()), issued, disowned: false, set: None }
+    }
+
+    /// What stands; none if nothing does.
+    fn found(folder: &Path) -> Option<Kept> {
+        match read(folder).unwrap() {
+            Found::Nothing => None,
+            Found::Kept(kept) => Some(*kept),
+            Found::Damaged(reason) => panic!("half of something: {reason}"),
+        }
+    }
+
+    #[test]
+    fn a_fault_at_any_step_is_an_error_with_what_was_before_and_the_next_one_can_write() {
+        for (fault, before) in [Fault::Fails, Fault::Ends].into_iter().flat_map(|f| [(f, None), (f, Some(kept(1)))]) {
+            let mut steps = 0;
+            loop {
+                let folder = tempfile::tempdir().unwrap();
+                let folder = folder.path();
+                let mut known = Known::default();
+                if let Some(before) = &before {
+                    known = write(folder, before, &known).unwrap();
+                }
+                let (done, hit) = with(steps, fault, || write(folder, &kept(2), &known));
+                let what = format!("{fault:?} at {steps}");
+                match done {
+                    Ok(now) => {
+                        // Who ends after it has its name changes nothing any more.
+                        assert!(!hit || fault == Fault::Ends && steps == 5, "{what}");
+                        assert_eq!(found(folder), Some(kept(2)), "{what}");
+                        known = now;
+                    }
+                    Err(error) => {
+                        assert!(hit && error.to_string().contains("trust.json: cannot be written"), "{what}: {error}");
+                        assert_eq!(found(folder), before, "{what}");
+                    }
+                }
+                known = write(folder, &kept(3), &known).unwrap();
+                assert_eq!((found(folder), known), (Some(kept(3)), Known::of(&kept(3))), "{what}");
+                if !hit {
+                    break;
+                }
+                steps += 1;
+            }
+            // Made, written in two halves, synced, renamed, and its folder synced.
+            assert_eq!(steps, 6, "{fault:?}");
+        }
+    }
 }
