@@ -27,7 +27,7 @@ mod files;
 mod kept;
 mod record;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -65,6 +65,8 @@ struct Inner {
     folder: PathBuf,
     written: AtomicU64,
     notices: Mutex<Vec<String>>,
+    /// Copies that could not be written, and that was told.
+    behind: Mutex<BTreeSet<PathBuf>>,
 }
 
 /// While it lives, no process collects anything: what is being fetched is not named by a record yet.
@@ -82,7 +84,7 @@ impl Store {
     pub fn open(state: &Path) -> Result<Self, DepotError> {
         let folder = state.join("depot");
         fs::create_dir_all(state).map_err(DepotError::io(state, "made"))?;
-        let inner = Inner { folder, written: AtomicU64::new(0), notices: Mutex::new(Vec::new()) };
+        let inner = Inner { folder, written: AtomicU64::new(0), notices: Mutex::default(), behind: Mutex::default() };
         let store = Self { inner: Arc::new(inner) };
         for folder in [store.folder().to_owned(), store.chunks(), store.indexes(), store.models()] {
             files::make_folder(&folder)?;
@@ -235,7 +237,8 @@ impl Store {
 
     /// The record of a model; an empty one if there was none.
     ///
-    /// A record that is not whole is read from its copy, put right, and told of in [`Store::notices`].
+    /// A record that is not whole is read from its copy, put right, and told of in [`Store::notices`]; a copy that is not
+    /// whole, or was left behind, is written again.
     ///
     /// # Errors
     /// [`DepotError::Store`] if it cannot be a model's name, or with the file if both are damaged; [`DepotError::Io`] if
@@ -253,17 +256,19 @@ impl Store {
         self.inner.notices.lock().unwrap_or_else(PoisonError::into_inner).push(notice);
     }
 
-    /// What was put right since this was last asked: sentences for an event each.
+    /// What was put right, and what went wrong that is no error, since this was last asked: sentences for an event each.
     pub fn notices(&self) -> Vec<String> {
         std::mem::take(&mut *self.inner.notices.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Replaces the record of a model at once; returns when it is safe from a power cut.
+    /// Replaces the record of a model at once; returns when it is safe from a power cut. Once it stands for every reader,
+    /// nothing that goes wrong is an error any more: that its copy could not be written, which is tried again, or that the
+    /// disk does not say whether it would survive a power cut, which then may bring back the old one, is told of in
+    /// [`Store::notices`].
     ///
     /// # Errors
-    /// [`DepotError::Store`] if a name, version or digest in it cannot be one, and then the old record stands;
-    /// [`DepotError::Full`] or [`DepotError::Io`] if it cannot be written: then either stands, whole, and
-    /// [`record`](Self::record) tells which.
+    /// The old record stands then. [`DepotError::Store`] if a name, version or digest in it cannot be one;
+    /// [`DepotError::Full`] or [`DepotError::Io`] if it cannot be written.
     pub fn set_record(&self, model: &str, record: &Record) -> Result<(), DepotError> {
         let _lock = Lock::exclusive(&self.lock_path())?;
         self.set_record_locked(model, record)
@@ -289,11 +294,12 @@ impl Store {
         self.kept(&self.configured_paths())
     }
 
-    /// Changes that while no other process can; returns when it is safe from a power cut.
+    /// Changes that while no other process can; returns when it is safe from a power cut, or with what
+    /// [`Store::set_record`] says of notices.
     ///
     /// # Errors
-    /// As for [`Store::configured`]; [`DepotError::Full`] or [`DepotError::Io`] if it cannot be written: the old one
-    /// stands then.
+    /// As for [`Store::configured`]; [`DepotError::Store`] if a text in it is too long, [`DepotError::Full`]
+    /// or [`DepotError::Io`] if it cannot be written: the old one stands then.
     pub fn update_configured(&self, change: impl FnOnce(&mut Configured)) -> Result<Configured, DepotError> {
         self.update_kept(&self.configured_paths(), change)
     }
@@ -360,6 +366,11 @@ impl Store {
     }
 
     fn replace(&self, path: &Path, bytes: &[u8]) -> Result<(), DepotError> {
+        self.try_replace(path, bytes).map_err(|error| files::writing(path, error))
+    }
+
+    /// The same, for whoever finds out what stands after an error.
+    fn try_replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let written = files::replace(path, bytes)?;
         self.inner.written.fetch_add(written, Ordering::Relaxed);
         Ok(())

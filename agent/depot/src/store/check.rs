@@ -212,10 +212,14 @@ impl Store {
         self.remove_temporary()?;
         for Damaged { path, .. } in &checked.damaged {
             if self.configured_paths().contains(path) {
-                self.repair_configured()?;
+                self.repair_configured(path)?;
             } else if let Some(model) = recorded_model(path) {
                 match self.record_locked(model) {
-                    Ok(record) => self.set_record_locked(model, &record)?,
+                    Ok(record) => {
+                        self.set_record_locked(model, &record)?;
+                        // A copy that could not be written is no error there.
+                        read_kept::<Record>(path)?;
+                    }
                     Err(_) => {
                         for path in self.record_paths(model)? {
                             files::remove(&path)?;
@@ -241,10 +245,13 @@ impl Store {
     }
 
     /// From the copy; where both are lost they go, and the gateway's own file takes effect.
-    fn repair_configured(&self) -> Result<(), DepotError> {
+    fn repair_configured(&self, damaged: &Path) -> Result<(), DepotError> {
         let paths = self.configured_paths();
         match self.kept_locked::<Configured>(&paths) {
-            Ok(configured) => self.set_kept_locked(&paths, &configured),
+            Ok(configured) => {
+                self.set_kept_locked(&paths, &configured)?;
+                read_kept::<Configured>(damaged).map(|_| ())
+            }
             Err(_) => paths.iter().try_for_each(|path| files::remove(path).map(|_| ())),
         }
     }

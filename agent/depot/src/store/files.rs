@@ -19,8 +19,8 @@ pub(super) fn on_disk(length: u64) -> u64 {
 }
 
 /// Writes a file under its name at once or not at all ([`crate::replace`]). Gives the bytes that the disk wrote.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<u64, DepotError> {
-    crate::replace::replace(path, TEMPORARY, bytes).map_err(|error| writing(path, error))?;
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<u64> {
+    crate::replace::replace(path, TEMPORARY, bytes)?;
     Ok(on_disk(bytes.len() as u64))
 }
 
@@ -40,7 +40,7 @@ pub(super) fn make_folder(folder: &Path) -> Result<bool, DepotError> {
 }
 
 /// A full disk is an answer, not a failure: nothing was kept of what did not fit.
-fn writing(path: &Path, error: io::Error) -> DepotError {
+pub(super) fn writing(path: &Path, error: io::Error) -> DepotError {
     match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => DepotError::Full {
             path: path.to_owned(),

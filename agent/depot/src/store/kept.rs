@@ -3,8 +3,12 @@
 //! Each is one JSON object, `{"sha256": …, "v": 1, …}`: the first key is the SHA-256 of the object without that key. Its
 //! copy is the same file again, written after the first whenever more than progress has changed, and read where the first
 //! is not whole.
+//!
+//! The first is what counts: once it has its name, the change stands. What fails after that is told of, not refused, and a
+//! copy that is behind or not whole is written again whenever somebody reads or writes.
 
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -90,24 +94,39 @@ pub(super) fn read<K: Kept>(path: &Path) -> Result<Option<K>, DepotError> {
     K::from_text(&bytes).map(Some).map_err(|reason| DepotError::store(path, reason))
 }
 
+/// Whether a copy is not whole, or lacks more than progress.
+fn is_behind<K: Kept>(copy: &Path, kept: &K) -> bool {
+    let copied: Option<K> = read(copy).ok().flatten();
+    copied.is_none_or(|copied| !copied.differs_by_progress_alone(kept))
+}
+
 impl Store {
-    /// What the file or its copy holds; nothing, if neither was ever written. What is not whole is put right from the
-    /// copy, and told of in [`Store::notices`].
+    /// What the file or its copy holds; nothing, if neither was ever written. What is not whole is put right, and told of
+    /// in [`Store::notices`].
     pub(super) fn kept<K: Kept>(&self, paths: &[PathBuf; 2]) -> Result<K, DepotError> {
         let [main, copy] = paths;
-        match read(main) {
-            Ok(Some(kept)) => return Ok(kept),
+        let whole = match read(main) {
+            Ok(Some(kept)) if !is_behind(copy, &kept) => return Ok(kept),
             Ok(None) if !copy.exists() => return Ok(K::default()),
-            _ => {}
+            Ok(whole) => whole,
+            Err(_) => None,
+        };
+        // The copy is behind for a moment whenever somebody writes; under the lock it shows whether it stayed so.
+        let locked = Lock::exclusive(&self.lock_path()).and_then(|_lock| self.kept_locked(paths));
+        match whole {
+            Some(whole) => Ok(locked.unwrap_or(whole)),
+            None => locked,
         }
-        let _lock = Lock::exclusive(&self.lock_path())?;
-        self.kept_locked(paths)
     }
 
     /// The same under the exclusive lock, which putting it right needs.
-    pub(super) fn kept_locked<K: Kept>(&self, [main, copy]: &[PathBuf; 2]) -> Result<K, DepotError> {
+    pub(super) fn kept_locked<K: Kept>(&self, paths: &[PathBuf; 2]) -> Result<K, DepotError> {
+        let [main, copy] = paths;
         let damage = match (read(main), copy.exists()) {
-            (Ok(Some(kept)), _) => return Ok(kept),
+            (Ok(Some(kept)), _) => {
+                self.copy_locked(paths, &kept);
+                return Ok(kept);
+            }
             (Ok(None), false) => return Ok(K::default()),
             (Ok(None), true) => DepotError::store(main, "is not there, but its copy is"),
             (Err(error), _) => error,
@@ -116,21 +135,51 @@ impl Store {
             let reason = format!("{damage}; its copy {} does not help; {}", copy.display(), K::LOST);
             return Err(DepotError::store(main, reason));
         };
-        self.replace(main, kept.to_text().as_bytes())?;
-        self.notice(format!("{damage}; its copy took its place"));
+        // A disk that is full keeps nobody from reading.
+        match self.try_replace(main, kept.to_text().as_bytes()) {
+            Ok(()) => self.notice(format!("{damage}; its copy took its place")),
+            Err(error) => {
+                self.notice(format!("{damage}; its copy stands in for it, and did not take its place: {error}"))
+            }
+        }
         Ok(kept)
     }
 
-    /// Writes both. The old ones stand where that fails.
-    pub(super) fn set_kept_locked<K: Kept>(&self, [main, copy]: &[PathBuf; 2], kept: &K) -> Result<(), DepotError> {
-        kept.check().map_err(|reason| DepotError::store(main, format!("is not written: {reason}")))?;
+    /// Writes both. The old ones stand where that fails; what goes wrong after the change stands is told of in
+    /// [`Store::notices`].
+    pub(super) fn set_kept_locked<K: Kept>(&self, paths: &[PathBuf; 2], kept: &K) -> Result<(), DepotError> {
+        let [main, _] = paths;
+        let refuse = |reason: String| DepotError::store(main, format!("is not written: {reason}"));
+        kept.check().map_err(refuse)?;
         let text = kept.to_text();
-        self.replace(main, text.as_bytes())?;
-        let copied: Option<K> = read(copy).ok().flatten();
-        if copied.is_none_or(|copied| !copied.differs_by_progress_alone(kept)) {
-            self.replace(copy, text.as_bytes())?;
+        if let Err(error) = self.try_replace(main, text.as_bytes()) {
+            // The last step syncs the folder; the file has its name by then, and every reader finds it.
+            if !files::read(main, K::BYTES_MAX).is_ok_and(|found| found.is_some_and(|found| found == text.as_bytes())) {
+                return Err(files::writing(main, error));
+            }
+            let main = main.display();
+            self.notice(format!("{main}: is written, but a power cut may bring back the one before: {error}"));
         }
+        self.copy_locked(paths, kept);
         Ok(())
+    }
+
+    /// Writes the copy if it is behind. Where that fails it is tried again by whoever comes next, and told of once.
+    fn copy_locked<K: Kept>(&self, [main, copy]: &[PathBuf; 2], kept: &K) {
+        let copied = match is_behind(copy, kept) {
+            true => self.try_replace(copy, kept.to_text().as_bytes()),
+            false => Ok(()),
+        };
+        let mut behind = self.inner.behind.lock().unwrap_or_else(PoisonError::into_inner);
+        match copied {
+            Ok(()) => _ = behind.remove(copy),
+            Err(error) if behind.insert(copy.clone()) => self.notice(format!(
+                "{}: this copy of {} could not be written: {error}; it is tried again",
+                copy.display(),
+                main.display()
+            )),
+            Err(_) => {}
+        }
     }
 
     /// Changes it while no other process can. Nothing is written if `change` changes nothing.

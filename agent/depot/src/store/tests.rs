@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::trial::{Before, Mode, Progress};
 use tar::{Builder, EntryType, Header};
 
-use super::kept::Kept as _;
+use super::kept::Kept;
 use super::*;
 use crate::chunk::tests::{noise, package};
 use crate::chunk::{Cut, cut};
@@ -611,6 +611,41 @@ fn a_full_disk_is_a_clean_refusal_and_what_was_there_stays() {
     assert!(store.check(false).unwrap().damaged.is_empty());
     fs::remove_file(log).unwrap();
     store.set_record("m", &Record::default()).unwrap();
+}
+
+#[test]
+fn a_disk_that_fills_up_between_a_record_and_its_copy_keeps_the_new_one_and_copies_it_when_there_is_room() {
+    let small = match Small::mount(128 << 10) {
+        Ok(small) => small,
+        Err(why) => {
+            println!("a small file system cannot be mounted here, so ENOSPC is not tried: {why}");
+            return;
+        }
+    };
+    let store = Store::open(small.0.path()).unwrap();
+    store.set_record("m", &full_record()).unwrap();
+    let [main, copy] = store.record_paths("m").unwrap();
+    let mut larger = full_record();
+    let rejection =
+        |version: &str| Rejection { version: version.into(), reason: "x".repeat(900), at: None, under: None };
+    larger.rejected = (0..20u8).map(|n| (Hex(&[n; 32]).to_string(), rejection("3.0.0"))).collect();
+    // Room for the larger one, and not for a second.
+    let filler = small.0.path().join("filler");
+    let mut filling = fs::File::create(&filler).unwrap();
+    let free = || rustix::fs::statvfs(small.0.path()).unwrap().f_bavail * 4096;
+    while free() > files::on_disk(larger.to_text().len() as u64) {
+        filling.write_all(&[0; 4096]).unwrap();
+    }
+    store.set_record("m", &larger).unwrap();
+    let notices = store.notices();
+    assert!(matches!(&notices[..], [one] if one.contains(copy.to_str().unwrap())), "{notices:?}");
+    assert_eq!(store.record("m").unwrap(), larger);
+    assert_eq!(store.notices(), [""; 0], "once is enough");
+    assert_eq!(Record::from_text(&fs::read(&copy).unwrap()), Ok(full_record()), "the old copy is whole");
+    drop(filling);
+    fs::remove_file(filler).unwrap();
+    assert_eq!(store.record("m").unwrap(), larger);
+    assert!(fs::read(&main).unwrap() == fs::read(&copy).unwrap());
 }
 
 #[test]
