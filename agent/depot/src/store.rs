@@ -267,8 +267,8 @@ impl Store {
     /// [`Store::notices`].
     ///
     /// # Errors
-    /// The old record stands then. [`DepotError::Store`] if a name, version or digest in it cannot be one;
-    /// [`DepotError::Full`] or [`DepotError::Io`] if it cannot be written.
+    /// The old record stands then. [`DepotError::Store`] if a name, version or digest in it cannot be one, or if it is too
+    /// large to be read again; [`DepotError::Full`] or [`DepotError::Io`] if it cannot be written.
     pub fn set_record(&self, model: &str, record: &Record) -> Result<(), DepotError> {
         let _lock = Lock::exclusive(&self.lock_path())?;
         self.set_record_locked(model, record)
@@ -298,7 +298,7 @@ impl Store {
     /// [`Store::set_record`] says of notices.
     ///
     /// # Errors
-    /// As for [`Store::configured`]; [`DepotError::Store`] if a text in it is too long, [`DepotError::Full`]
+    /// As for [`Store::configured`]; [`DepotError::Store`] if a text in it or all of it is too long, [`DepotError::Full`]
     /// or [`DepotError::Io`] if it cannot be written: the old one stands then.
     pub fn update_configured(&self, change: impl FnOnce(&mut Configured)) -> Result<Configured, DepotError> {
         self.update_kept(&self.configured_paths(), change)

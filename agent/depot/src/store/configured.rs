@@ -98,7 +98,7 @@ impl Configured {
 impl Kept for Configured {
     const WHAT: &'static str = "record of signed configurations";
     const VERSION: u64 = 1;
-    // Three texts, which JSON makes twice as long at most, and the rejections.
+    // Three texts, which JSON makes twice as long at most, but for control characters, and the rejections.
     const BYTES_MAX: usize = 8 * CONFIGURATION_MAX;
     const LOST: &'static str = "which signed configuration was in effect is not known: put the files back from a backup, \
                                 or remove both, and the file of this gateway takes effect until it is fetched again";
@@ -194,6 +194,24 @@ mod tests {
         assert!(error.contains("configuration.json") && error.contains("remove both"), "{error}");
         home.store.check(true).unwrap();
         assert_eq!(home.store.configured().unwrap(), Configured::default());
+    }
+
+    #[test]
+    fn what_would_be_too_large_to_be_read_again_is_not_written() {
+        let home = home();
+        home.store.update_configured(|configured| configured.activate(Some(one("a")), None)).unwrap();
+        let files = || home.store.configured_paths().map(|path| std::fs::read(path).unwrap());
+        let (before, written) = (files(), home.store.bytes_written());
+        // As JSON, each of these is six bytes.
+        let control = one(&"\u{1}".repeat(CONFIGURATION_MAX));
+        let set = |configured: &mut Configured| {
+            configured.activate(Some(control.clone()), Some(ConfigurationTrial::default()));
+            configured.staged = Some(control.clone());
+        };
+        let error = home.store.update_configured(set).unwrap_err().to_string();
+        assert!(error.contains("is not written: it would have") && error.contains("at most 2097152"), "{error}");
+        assert_eq!((files(), home.store.bytes_written()), (before, written));
+        assert_eq!(home.store.configured().unwrap().active, Some(one("a")));
     }
 
     #[test]

@@ -152,6 +152,9 @@ impl Store {
         let refuse = |reason: String| DepotError::store(main, format!("is not written: {reason}"));
         kept.check().map_err(refuse)?;
         let text = kept.to_text();
+        if text.len() > K::BYTES_MAX {
+            return Err(refuse(format!("it would have {} bytes; expected at most {}", text.len(), K::BYTES_MAX)));
+        }
         if let Err(error) = self.try_replace(main, text.as_bytes()) {
             // The last step syncs the folder; the file has its name by then, and every reader finds it.
             if !files::read(main, K::BYTES_MAX).is_ok_and(|found| found.is_some_and(|found| found == text.as_bytes())) {
