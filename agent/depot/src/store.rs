@@ -288,8 +288,11 @@ impl Store {
 
     /// What this gateway is configured by, beside its own file.
     ///
+    /// If the record and its copy are both damaged, they are put aside as `*.damaged`, and there is nothing beside the file;
+    /// [`Store::notices`] tells of it. A gateway that nobody visits must not be deaf for ever.
+    ///
     /// # Errors
-    /// [`DepotError::Store`] with the file if it and its copy are damaged; [`DepotError::Io`] if they cannot be read.
+    /// [`DepotError::Store`] or [`DepotError::Io`] if they cannot be read or put aside.
     pub fn configured(&self) -> Result<Configured, DepotError> {
         self.kept(&self.configured_paths())
     }

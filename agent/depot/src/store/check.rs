@@ -139,7 +139,7 @@ impl Store {
 
     /// Reads everything and tells what is not as it was written. `repair` removes what is damaged or stray, so that it is
     /// fetched again, and puts records right from their copies; a record that is lost twice goes too, and its model is
-    /// fetched and proved as if it was new.
+    /// fetched and proved as if it was new (that of configurations is put aside, see [`Store::configured`]).
     ///
     /// # Errors
     /// [`DepotError`] if a folder cannot be read or a file not be removed.
@@ -244,7 +244,7 @@ impl Store {
         self.remove_empty_folders()
     }
 
-    /// From the copy; where both are lost they go, and the gateway's own file takes effect.
+    /// From the copy; where both are lost they are put aside, or go, and the gateway's own file takes effect.
     fn repair_configured(&self, damaged: &Path) -> Result<(), DepotError> {
         let paths = self.configured_paths();
         match self.kept_locked::<Configured>(&paths) {

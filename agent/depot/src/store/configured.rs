@@ -100,8 +100,10 @@ impl Kept for Configured {
     const VERSION: u64 = 1;
     // Three texts, which JSON makes twice as long at most, but for control characters, and the rejections.
     const BYTES_MAX: usize = 8 * CONFIGURATION_MAX;
-    const LOST: &'static str = "which signed configuration was in effect is not known: put the files back from a backup, \
-                                or remove both, and the file of this gateway takes effect until it is fetched again";
+    const LOST: &'static str = "which signed configuration was in effect is not known: the file of this gateway takes \
+                                effect until it is fetched again";
+    // A gateway that nobody visits must not be deaf for ever.
+    const BEGINS_ANEW: bool = true;
 
     fn check(&self) -> Result<(), String> {
         let previous = self.trial.iter().filter_map(|trial| trial.previous.as_ref());
@@ -173,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn the_record_survives_a_flipped_bit_in_either_file_and_is_never_taken_for_an_empty_one() {
+    fn the_record_survives_a_flipped_bit_in_either_file() {
         let home = home();
         let set = |configured: &mut Configured| configured.activate(Some(one("[budget]\n")), None);
         let configured = home.store.update_configured(set).unwrap();
@@ -188,12 +190,47 @@ mod tests {
             home.store.check(true).unwrap();
             assert!(home.store.check(false).unwrap().is_whole(), "{}", path.display());
         }
-        std::fs::write(&main, "{").unwrap();
+        std::fs::remove_file(&main).unwrap();
+        assert_eq!(home.store.configured().unwrap(), configured, "absence proves nothing");
+    }
+
+    #[test]
+    fn a_record_that_is_lost_twice_is_put_aside_and_told_of_and_the_file_alone_is_in_effect() {
+        let repair = |store: &crate::Store| _ = store.check(true).unwrap();
+        let change = |store: &crate::Store| _ = store.update_configured(|configured| configured.staged = None).unwrap();
+        let read = |store: &crate::Store| _ = store.configured().unwrap();
+        for find in [&read as &dyn Fn(&crate::Store), &repair, &change] {
+            let home = home();
+            home.store.update_configured(|configured| configured.activate(Some(one("a")), None)).unwrap();
+            let [main, copy] = home.store.configured_paths();
+            std::fs::write(&main, "{").unwrap();
+            std::fs::write(&copy, "[").unwrap();
+            find(&home.store);
+            let notices = home.store.notices();
+            let [notice] = &notices[..] else { panic!("{notices:?}") };
+            for part in ["configuration.json: is no record", "configuration.copy.damaged", "the file of this gateway"] {
+                assert!(notice.contains(part), "{notice}");
+            }
+            assert_eq!(home.store.configured().unwrap(), Configured::default());
+            assert_eq!(std::fs::read(main.with_file_name("configuration.json.damaged")).unwrap(), b"{");
+            assert_eq!(std::fs::read(copy.with_file_name("configuration.copy.damaged")).unwrap(), b"[");
+            assert!(home.store.check(false).unwrap().is_whole());
+            // And it goes on.
+            home.store.update_configured(|configured| configured.activate(Some(one("b")), None)).unwrap();
+            assert_eq!(home.store.configured().unwrap().active, Some(one("b")));
+        }
+    }
+
+    #[test]
+    fn a_record_that_the_system_does_not_give_is_an_error_and_stays_where_it_is() {
+        let home = home();
+        let [main, copy] = home.store.configured_paths();
+        // A folder is opened and not read.
+        std::fs::create_dir(&main).unwrap();
         std::fs::write(&copy, "{").unwrap();
         let error = home.store.configured().unwrap_err().to_string();
-        assert!(error.contains("configuration.json") && error.contains("remove both"), "{error}");
-        home.store.check(true).unwrap();
-        assert_eq!(home.store.configured().unwrap(), Configured::default());
+        assert!(error.contains("configuration.json: cannot be read"), "{error}");
+        assert!(main.is_dir() && copy.is_file());
     }
 
     #[test]

@@ -24,6 +24,17 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<u64> {
     Ok(on_disk(bytes.len() as u64))
 }
 
+/// Puts a damaged file aside, for whoever wants to know what happened. Gives where; none if there is no such file.
+pub(super) fn put_aside(path: &Path) -> Result<Option<PathBuf>, DepotError> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".damaged");
+    match fault::step().and_then(|()| fs::rename(path, &aside)) {
+        Ok(()) => Ok(Some(aside.into())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(DepotError::io(path, "put aside")(error)),
+    }
+}
+
 /// Makes what was renamed, made or removed in a folder last.
 pub(super) fn sync_folder(folder: &Path) -> Result<(), DepotError> {
     let sync = || fault::step().and_then(|()| File::open(folder)?.sync_all());

@@ -30,8 +30,10 @@ pub(super) trait Kept: Clone + Default + PartialEq + Serialize + DeserializeOwne
     const VERSION: u64;
     /// Largest file, in bytes.
     const BYTES_MAX: usize;
-    /// What to do where the file and its copy are both lost.
+    /// What it means, and what to do, where the file and its copy are both lost.
     const LOST: &'static str;
+    /// Whether nothing takes its place then, and the agent goes on; else that is an error until a person comes.
+    const BEGINS_ANEW: bool;
 
     /// Whether everything in it can be so; else what was found and expected.
     fn check(&self) -> Result<(), String>;
@@ -131,9 +133,9 @@ impl Store {
             (Ok(None), true) => DepotError::store(main, "is not there, but its copy is"),
             (Err(error), _) => error,
         };
-        let Ok(Some(kept)) = read::<K>(copy) else {
-            let reason = format!("{damage}; its copy {} does not help; {}", copy.display(), K::LOST);
-            return Err(DepotError::store(main, reason));
+        let kept = match read::<K>(copy) {
+            Ok(Some(kept)) => kept,
+            copied => return self.lost(paths, &damage, copied.err().as_ref()),
         };
         // A disk that is full keeps nobody from reading.
         match self.try_replace(main, kept.to_text().as_bytes()) {
@@ -143,6 +145,28 @@ impl Store {
             }
         }
         Ok(kept)
+    }
+
+    /// Neither the file nor its copy is of any help.
+    fn lost<K: Kept>(
+        &self,
+        [main, copy]: &[PathBuf; 2],
+        damage: &DepotError,
+        of_copy: Option<&DepotError>,
+    ) -> Result<K, DepotError> {
+        // What the system does not give today may be whole tomorrow.
+        let gone = |error: &DepotError| matches!(error, DepotError::Store { .. });
+        if !K::BEGINS_ANEW || !gone(damage) || !of_copy.is_none_or(gone) {
+            let reason = format!("{damage}; its copy {} does not help; {}", copy.display(), K::LOST);
+            return Err(DepotError::store(main, reason));
+        }
+        let mut aside = Vec::new();
+        for path in [main, copy] {
+            aside.extend(files::put_aside(path)?.map(|path| path.display().to_string()));
+        }
+        let (copy, aside) = (copy.display(), aside.join(" and "));
+        self.notice(format!("{damage}; its copy {copy} does not help; put aside as {aside}; {}", K::LOST));
+        Ok(K::default())
     }
 
     /// Writes both. The old ones stand where that fails; what goes wrong after the change stands is told of in

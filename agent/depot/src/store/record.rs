@@ -107,6 +107,8 @@ impl Kept for Record {
     const BYTES_MAX: usize = 1 << 20;
     const LOST: &'static str = "which version served is not known: put the files back from a backup, or remove both, and the \
                                 model is fetched and proved again";
+    // An empty one would let the model serve nothing without a word.
+    const BEGINS_ANEW: bool = false;
 
     /// Versions become parts of paths.
     fn check(&self) -> Result<(), String> {

@@ -150,6 +150,28 @@ fn a_fault_at_any_step_of_putting_a_damaged_record_right_keeps_nobody_from_readi
 }
 
 #[test]
+fn a_fault_at_any_step_of_putting_a_record_aside_that_is_lost_twice_is_completed_by_the_next() {
+    for fault in FAULTS {
+        for at in 0.. {
+            let home = configured();
+            let paths = home.store.configured_paths();
+            paths.iter().for_each(|path| flip(path, 100));
+            let (read, hit) = with(at, fault, || home.store.configured());
+            assert_eq!(read.is_ok(), !hit, "{fault:?} at {at}");
+            let home = next_process(home, fault);
+            assert_eq!(home.store.configured().unwrap(), Configured::default(), "{fault:?} at {at}");
+            assert!(paths.iter().all(|path| !path.exists()));
+            let aside = |name: &str| home.store.folder().join(name).exists();
+            assert!(aside("configuration.json.damaged") && aside("configuration.copy.damaged"));
+            if !hit {
+                assert_eq!(at, 2);
+                break;
+            }
+        }
+    }
+}
+
+#[test]
 fn a_fault_at_any_step_of_a_delivery_leaves_a_version_that_serves_and_the_delivery_goes_on_where_it_was() {
     let new = example("2.0.0", 2);
     for fault in FAULTS {
