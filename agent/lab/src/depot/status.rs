@@ -21,8 +21,12 @@ use super::place::{credentials, prefix};
 use crate::bench::text::table;
 use crate::unavailable;
 
-/// When nothing has come for so long, all that is retained is there.
+/// When nothing retained has come for so long, all of it is there; and so long changes are gathered for the next table.
 const QUIET: Duration = Duration::from_secs(1);
+/// As long as a terminal is shown the same table, at least.
+const LIVE: Duration = Duration::from_millis(200);
+/// After so long all that is retained counts as there, whatever still comes.
+const SETTLED: Duration = Duration::from_secs(10);
 /// Without a connection for so long, it is given up.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Waits between tries.
@@ -172,6 +176,46 @@ impl Fleet {
     }
 }
 
+/// When the table is due. A fleet at work is never quiet, so what moves only ever brings it nearer.
+struct Pace {
+    /// From a change to the table with it.
+    each: Duration,
+    /// When the broker took the first subscription, until what was retained then is there.
+    settling: Option<Instant>,
+    settled: bool,
+    due: Option<Instant>,
+}
+
+impl Pace {
+    fn new(each: Duration) -> Self {
+        Self { each, settling: None, settled: false, due: None }
+    }
+
+    /// The broker took a subscription: it sends what is retained.
+    fn subscribed(&mut self, now: Instant) {
+        if self.settled {
+            self.due.get_or_insert(now + self.each);
+        } else {
+            self.settling.get_or_insert(now);
+            self.due = Some(now + QUIET);
+        }
+    }
+
+    /// Something about a gateway came, as it was retained or as it happened.
+    fn heard(&mut self, now: Instant, retained: bool) {
+        if self.settled {
+            self.due.get_or_insert(now + self.each);
+        } else if let (true, Some(since)) = (retained, self.settling) {
+            self.due = Some((now + QUIET).min(since + SETTLED));
+        }
+    }
+
+    /// The table was due: from now on all that was retained is there.
+    fn shown(&mut self) {
+        (self.settled, self.due) = (true, None);
+    }
+}
+
 fn phase(state: ModelPhase) -> String {
     serde_json::to_value(state).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }
@@ -221,12 +265,15 @@ async fn watch(
     let mut fleet = Fleet::default();
     let once = args.once || args.json;
     let live = !once && std::io::stdout().is_terminal();
-    let (mut lost, mut quiet_at, mut shown) = (Some(Instant::now()), None, None);
+    let mut pace = Pace::new(if live { LIVE } else { QUIET });
+    let (mut lost, mut shown) = (Some(Instant::now()), None);
     loop {
-        let wake = quiet_at.unwrap_or_else(|| Instant::now() + PATIENCE);
+        let wake = pace.due.unwrap_or_else(|| Instant::now() + PATIENCE);
         let event = tokio::select! {
-            event = told.recv() => Some(event.context("the connection's task ended")?),
+            // A table that is due is shown, however much comes.
+            biased;
             () = tokio::time::sleep_until(wake) => None,
+            event = told.recv() => Some(event.context("the connection's task ended")?),
         };
         match event {
             Some(Ok(Event::Incoming(Packet::ConnAck(_)))) => {
@@ -242,11 +289,17 @@ async fn watch(
                     )));
                 }
                 lost = None;
-                quiet_at = Some(Instant::now() + QUIET);
+                pace.subscribed(Instant::now());
             }
             Some(Ok(Event::Incoming(Packet::Publish(publish)))) => {
                 if fleet.take(prefix, &String::from_utf8_lossy(&publish.topic), &publish.payload) {
-                    quiet_at = Some(Instant::now() + if live { QUIET / 5 } else { QUIET });
+                    pace.heard(Instant::now(), publish.retain);
+                    if pace.settled
+                        && let Some(halting) = Halting::due(args, open, &fleet)
+                    {
+                        tell(args, &fleet, live, &mut shown)?;
+                        return halting.halt().await;
+                    }
                 }
             }
             Some(Ok(_)) => {}
@@ -255,25 +308,15 @@ async fn watch(
                     return Err(unavailable(format!("no connection to {}: {error}", args.broker)));
                 }
             }
-            None if quiet_at.is_none() && lost.is_some() => {
+            None if pace.due.is_none() && lost.is_some() => {
                 return Err(unavailable(format!("{}: the broker does not answer", args.broker)));
             }
+            None if pace.due.is_none() => {}
             None => {
-                quiet_at = None;
-                if args.json {
-                    println!("{}", fleet.json());
-                } else {
-                    let text = fleet.text();
-                    if shown.as_ref() != Some(&text) {
-                        show(&text, live, shown.is_none())?;
-                        shown = Some(text);
-                    }
-                }
-                if let (Some((model, version)), Some(at), Some(open)) = (&args.halt, args.at, open) {
-                    let failed = fleet.failed(model, version);
-                    if failed.len() as u64 >= at {
-                        return halt(open, model, version, &failed).await;
-                    }
+                pace.shown();
+                tell(args, &fleet, live, &mut shown)?;
+                if let Some(halting) = Halting::due(args, open, &fleet) {
+                    return halting.halt().await;
                 }
                 if once {
                     return Ok(ExitCode::SUCCESS);
@@ -281,6 +324,20 @@ async fn watch(
             }
         }
     }
+}
+
+/// Prints what the gateways say, if it is not what was printed last.
+fn tell(args: &StatusArgs, fleet: &Fleet, live: bool, shown: &mut Option<String>) -> anyhow::Result<()> {
+    if args.json {
+        println!("{}", fleet.json());
+        return Ok(());
+    }
+    let text = fleet.text();
+    if shown.as_ref() != Some(&text) {
+        show(&text, live, shown.is_none())?;
+        *shown = Some(text);
+    }
+    Ok(())
 }
 
 /// Prints a table; on a terminal over the one before.
@@ -302,7 +359,28 @@ async fn ready_to_halt(args: &StatusArgs, model: &str, version: &str) -> anyhow:
     Ok(open)
 }
 
-async fn halt(open: &Open, model: &str, version: &str, failed: &BTreeSet<&str>) -> anyhow::Result<ExitCode> {
+/// A rollout that failed on as many gateways as it may.
+struct Halting<'a> {
+    open: &'a Open,
+    model: &'a str,
+    version: &'a str,
+    failed: Vec<&'a str>,
+}
+
+impl<'a> Halting<'a> {
+    /// None as long as it may go on.
+    fn due(args: &'a StatusArgs, open: Option<&'a Open>, fleet: &'a Fleet) -> Option<Self> {
+        let ((model, version), at) = (args.halt.as_ref()?, args.at?);
+        let failed: Vec<&str> = fleet.failed(model, version).into_iter().collect();
+        (failed.len() as u64 >= at).then_some(Self { open: open?, model, version, failed })
+    }
+
+    async fn halt(self) -> anyhow::Result<ExitCode> {
+        halt(self.open, self.model, self.version, &self.failed).await
+    }
+}
+
+async fn halt(open: &Open, model: &str, version: &str, failed: &[&str]) -> anyhow::Result<ExitCode> {
     let change = ReleaseChange { halted: Some(true), ..ReleaseChange::default() };
     let waits = Instant::now();
     let mut publisher = loop {
@@ -313,12 +391,11 @@ async fn halt(open: &Open, model: &str, version: &str, failed: &BTreeSet<&str>) 
         }
     };
     publisher.rollout(model, version, &change).await?;
-    let gateways: Vec<&str> = failed.iter().copied().collect();
     eprintln!(
         "limpet-lab: {model} {version} failed on {} gateways ({}): its rollout is halted. `limpet-lab depot withdraw {model} \
          {version}` takes it back from the others, `limpet-lab depot rollout {model} {version} --resume` goes on",
-        gateways.len(),
-        gateways.join(", ")
+        failed.len(),
+        failed.join(", ")
     );
     Ok(ExitCode::FAILURE)
 }
@@ -332,6 +409,27 @@ mod tests {
         json!({"v": 1, "type": "models", "agent": "1", "labels": {}, "clock": "synced", "models": [model]})
             .to_string()
             .into_bytes()
+    }
+
+    #[test]
+    fn a_fleet_that_is_never_quiet_is_shown_all_the_same_and_at_its_pace() {
+        let begun = Instant::now();
+        let after = |millis: u64| begun + Duration::from_millis(millis);
+        let mut pace = Pace::new(LIVE);
+        pace.heard(begun, true);
+        assert_eq!(pace.due, None, "nothing is known before a subscription is taken");
+        pace.subscribed(begun);
+        // What is retained comes first, and what happens meanwhile does not put it off.
+        pace.heard(after(500), true);
+        (0..1000).for_each(|n| pace.heard(after(500 + n), false));
+        assert_eq!(pace.due, Some(after(1500)));
+        (0..20_000).for_each(|n| pace.heard(after(n), true));
+        assert_eq!(pace.due, Some(begun + SETTLED), "nor does a broker that marks all as retained");
+        pace.shown();
+        assert!(pace.settled && pace.due.is_none());
+        (0..1000).for_each(|n| pace.heard(after(20_000 + n), n % 2 == 0));
+        pace.subscribed(after(20_999));
+        assert_eq!(pace.due, Some(after(20_000) + LIVE), "the first change after a table sets the next one's time");
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Who gets a version: labels, channels, times, shares, and rollouts that are halted.
 
+use std::time::{Duration, Instant};
+
 use limpet_tests::agent::Home;
 use limpet_tests::forge::sha256;
-use limpet_tests::{Agent, Client, Depot, Package, program};
-use serde_json::Value;
+use limpet_tests::{Agent, Broker, Client, Depot, LIMIT, Package, program};
+use serde_json::{Value, json};
 
 use super::damage::AT_ONCE;
 use super::{config, delivered, event_of};
@@ -191,4 +193,44 @@ fn a_rollout_that_fails_on_gateways_is_halted_by_whoever_watches_and_reaches_no_
     assert_eq!(status["gateways"].as_object().map(serde_json::Map::len), Some(3), "{status}");
     let newest = status["versions"].as_array().and_then(|all| all.iter().find(|v| v["version"] == "2.0.0"));
     assert_eq!(newest.map(|version| version["failed"].clone()), Some(2.into()), "{status}");
+}
+
+#[test]
+fn a_rollout_is_halted_while_the_fleet_never_stops_talking() {
+    let broker = Broker::start();
+    let depot = Depot::on(&broker);
+    let package = Package::loudness_of("2.0.0", 0.0);
+    depot.run(&["publish", program::text_of(package.path()), "--percent", "50"]).expect_code(0);
+    let mut client = Client::connect(&broker);
+    let mut says = |gateway: &str, state: &str, done: Option<f64>| {
+        let model = json!({"name": "loudness", "version": "2.0.0", "state": state, "progress": done});
+        let models =
+            json!({"v": 1, "type": "models", "agent": "1", "labels": {}, "clock": "synced", "models": [model]});
+        client.publish_with(&format!("limpet/1/{gateway}/models"), true, models.to_string());
+    };
+    says("gw-1", "failed", None);
+    let (url, keys) = (broker.url(), depot.keys());
+    let what = ["--halt", "loudness@2.0.0", "--halt-at", "2", "--keys", program::text_of(&keys)];
+    let mark = broker.mark();
+    let arguments = [&["depot", "status", "--broker", &url][..], &what].concat();
+    let mut watched = program::Running::start("limpet-lab", &arguments, &[]);
+    broker.wait_subscribed_after(mark, "limpet/1/+/models");
+    // Far more often than tables are shown; the second fails when a first table has been.
+    let (begun, tick) = (Instant::now(), Duration::from_millis(20));
+    let mut number = 0;
+    while watched.runs() {
+        assert!(begun.elapsed() < LIMIT, "it is not halted as long as somebody talks");
+        if begun.elapsed() > Duration::from_secs(3) {
+            says("gw-2", "failed", None);
+        }
+        number += 1;
+        says(&format!("gw-{}", 3 + number % 50), "fetching", Some(f64::from(number % 100) / 100.0));
+        std::thread::sleep(tick);
+    }
+    let watched = watched.end().expect_code(1);
+    let watched = watched.expect_complaint(&["loudness 2.0.0 failed on 2 gateways (gw-1, gw-2)", "halted"]);
+    assert_eq!(release(&depot, "2.0.0")["halted"], true);
+    let tables = watched.stdout.matches("loudness 2.0.0: active on").count();
+    assert!((2..=12).contains(&tables), "about one a second: {}", watched.stdout);
+    assert!(watched.stdout.contains("failed on 1") && watched.stdout.contains("failed on 2"), "{}", watched.stdout);
 }
