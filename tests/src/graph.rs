@@ -49,6 +49,24 @@ pub fn dense(columns: usize, width: usize, layers: usize) -> Vec<u8> {
 /// A graph `input [1, columns] → output [1, columns]` in f32 that gives its input back, to a millionth, after `products`
 /// of matrices of `size × size` which all depend on the input. It takes long, holds little, and takes no batch.
 pub fn slow(columns: usize, size: usize, products: usize) -> Vec<u8> {
+    let (nodes, tensors) = toil(columns, size, products, "output");
+    model(&nodes, &tensors, columns, columns)
+}
+
+/// [`gemm`] after the products of [`slow`]: its own outputs, to a millionth, only later.
+///
+/// # Panics
+/// As [`gemm`].
+pub fn slowed(rows: usize, columns: usize, weights: &[f32], bias: &[f32], size: usize, products: usize) -> Vec<u8> {
+    assert_eq!((weights.len(), bias.len()), (rows * columns, columns));
+    let (mut nodes, mut tensors) = toil(rows, size, products, "same");
+    nodes.push(node("Gemm", &["same", "weights", "bias"], "output"));
+    tensors.extend([tensor("weights", &[rows, columns], weights), tensor("bias", &[columns], bias)]);
+    model(&nodes, &tensors, rows, columns)
+}
+
+/// Nodes and tensors that give `input [1, columns]` back as `output` after `products` of matrices.
+fn toil(columns: usize, size: usize, products: usize, output: &str) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     // u = 1 + x ÷ 100, repeated; c = 1 ÷ size; A = c · u; A · A = (u · c) A, and u · c is about 1: the numbers keep their size for as
     // many products as one likes.
     let spread: Vec<f32> =
@@ -59,15 +77,15 @@ pub fn slow(columns: usize, size: usize, products: usize) -> Vec<u8> {
     nodes.extend((0..products).map(|power| node("MatMul", &[&powers[power], &powers[0]], &powers[power + 1])));
     nodes.push(node("MatMul", &["sum", &powers[products]], "sums"));
     nodes.push(node("MatMul", &["sums", "trace"], "hint"));
-    nodes.push(node("Add", &["input", "hint"], "output"));
-    let tensors = [
+    nodes.push(node("Add", &["input", "hint"], output));
+    let tensors = vec![
         tensor("spread", &[columns, size], &spread),
         tensor("ones", &[size], &vec![1.0; size]),
         tensor("column", &[size, 1], &vec![1.0 / size as f32; size]),
         tensor("sum", &[1, size], &vec![1.0; size]),
         tensor("trace", &[size, columns], &vec![1e-9; size * columns]),
     ];
-    model(&nodes, &tensors, columns, columns)
+    (nodes, tensors)
 }
 
 /// [`gemm`] whose outputs are all zero, whatever the input, where the sum of the input is `least` or smaller, and right

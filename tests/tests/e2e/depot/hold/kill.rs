@@ -111,26 +111,65 @@ fn a_gateway_killed_at_any_moment_serves_the_old_or_the_new_version_at_once_and_
     eprintln!("a delivery takes {took:.2?}");
     let mut phases: BTreeMap<&str, usize> = BTreeMap::new();
     for case in 0..repeats(120) {
+        let aim = AIMS[case % AIMS.len()];
         let phase;
-        (line, phase) = kill_gateway(line, case, took.mul_f64(1.1));
-        // The machine is not as fast all the while: about a sixth should come too late.
-        took = took.mul_f64(if phase == "after" { 0.95 } else { 1.01 });
+        (line, phase) = kill_gateway(line, case, aim, took.mul_f64(1.1));
+        if aim == Aim::Anywhere {
+            // The machine is not as fast all the while: about a sixth should come too late.
+            took = took.mul_f64(if phase == "after" { 0.95 } else { 1.01 });
+        }
         *phases.entry(phase).or_default() += 1;
     }
     eprintln!("killed in: {phases:?}");
-    if repeats(120) == 120 {
-        assert!(["chunks", "proof"].iter().all(|phase| phases.contains_key(phase)), "{phases:?}");
+    assert_hit(&phases, &["metadata", "proof", "activation"], &["chunks", "after"], repeats(120) == 120);
+}
+
+/// That each of the phases that are aimed at was hit, and in a soak the others, too.
+#[track_caller]
+fn assert_hit(phases: &BTreeMap<&str, usize>, aimed: &[&str], others: &[&str], soak: bool) {
+    let missed = |of: &[&str]| of.iter().any(|phase| !phases.contains_key(phase));
+    assert!(!missed(aimed) && !(soak && missed(others)), "killed in: {phases:?}");
+}
+
+/// Where in a delivery the gateway is to be killed.
+#[derive(Clone, Copy, PartialEq)]
+enum Aim {
+    /// At any moment of it.
+    Anywhere,
+    /// When its metadata is out.
+    Metadata,
+    /// When all of it is there.
+    Proof,
+    /// When it was proved: while the record is written and the sessions change.
+    Activation,
+}
+
+/// In turns, since most of the time of a delivery goes into its chunks.
+const AIMS: [Aim; 4] = [Aim::Anywhere, Aim::Activation, Aim::Metadata, Aim::Proof];
+/// How long after what is waited for an aimed kill comes at most; the shortest phase takes longer.
+const LATER: Duration = Duration::from_millis(8);
+
+impl Aim {
+    /// Waits for the moment in the delivery of a version whose metadata has just come out.
+    fn wait(self, random: &mut Random, agent: &Agent, version: &str, within: Duration) {
+        match self {
+            Self::Anywhere | Self::Metadata => {}
+            Self::Proof => drop(agent.wait_for_log(&["is here", version])),
+            Self::Activation => drop(agent.wait_for_log(&["proved", version])),
+        }
+        std::thread::sleep(if self == Self::Anywhere { within } else { LATER }.mul_f64(random.share()));
     }
 }
 
-fn kill_gateway(mut line: Line, case: usize, within: Duration) -> (Line, &'static str) {
+fn kill_gateway(mut line: Line, case: usize, aim: Aim, within: Duration) -> (Line, &'static str) {
     let (old, new) = (version(line.number), version(line.number + 1));
     // Sometimes the trial of the old version is over, sometimes it goes on.
     let windows = 1 + line.random.below(40);
     line.heard(windows);
-    let point = within.mul_f64(line.random.share());
     let (publishing, _package) = line.publish_next();
-    std::thread::sleep(point);
+    let from = Instant::now();
+    aim.wait(&mut line.random, &line.bench.agent, &new, within);
+    let point = from.elapsed();
     let (home, log) = line.bench.agent.kill_and_read();
     let phase = phase(&log, &home, line.number);
     publishing.end().expect_code(0);
@@ -187,12 +226,16 @@ fn a_gateway_killed_at_any_moment_of_its_first_delivery_goes_on_with_it() {
     let mut bench = Bench { broker, client, agent };
     until_serving(&mut bench, &version(1));
     let took = from.elapsed();
+    let mut phases: BTreeMap<&str, usize> = BTreeMap::new();
     for case in 0..repeats(30) {
+        let from = Instant::now();
         bench.agent = Agent::start_in(Home::empty(), &config);
-        let point = took.mul_f64(1.1 * random.share());
-        std::thread::sleep(point);
+        let aim = [Aim::Anywhere, Aim::Activation, Aim::Proof][case % 3];
+        aim.wait(&mut random, &bench.agent, &version(1), took.mul_f64(1.1));
+        let point = from.elapsed();
         let (home, log) = bench.agent.kill_and_read();
         let phase = phase(&log, &home, 1);
+        *phases.entry(phase).or_default() += 1;
         assert_clean(&home, true);
         let here = Stored::of(&home, &version(1)).map(|stored| stored.here).unwrap_or_default();
         bench.client.came_on(&uplink("models"));
@@ -210,6 +253,8 @@ fn a_gateway_killed_at_any_moment_of_its_first_delivery_goes_on_with_it() {
         Stream::named("knock").knock(&mut bench.client);
         assert_clean(bench.agent.home(), false);
     }
+    eprintln!("killed in: {phases:?}");
+    assert_hit(&phases, &["proof", "activation"], &["chunks"], repeats(30) == 30);
 }
 
 #[test]
@@ -222,9 +267,7 @@ fn a_publisher_killed_at_any_moment_leaves_the_old_or_the_new_version_and_the_co
         *phases.entry(kill_publisher(&mut line, case, took)).or_default() += 1;
     }
     eprintln!("killed in: {phases:?}");
-    if repeats(80) == 80 {
-        assert!(["nothing sent", "chunks"].iter().all(|phase| phases.contains_key(phase)), "{phases:?}");
-    }
+    assert_hit(&phases, &["metadata", "after"], &["nothing sent", "chunks"], repeats(80) == 80);
 }
 
 fn kill_publisher(line: &mut Line, case: usize, within: Duration) -> &'static str {
@@ -234,12 +277,22 @@ fn kill_publisher(line: &mut Line, case: usize, within: Duration) -> &'static st
     sent(&mut line.bench);
     let mut publishing = line.depot.start_publishing(&package);
     let mut before = BTreeSet::new();
-    // Before anything was sent, or after so many messages.
+    // Every second time when the first of the metadata came, or the last: those are few, and one soon after the other.
+    let aim: Option<fn(&str) -> bool> = match case % 4 {
+        1 => Some(is_metadata),
+        3 => Some(|name| name == "meta/timestamp"),
+        _ => None,
+    };
+    // Else before anything was sent, or after so many messages.
     let messages = line.random.below(MESSAGES + MESSAGES / 4).saturating_sub(MESSAGES / 4);
-    if messages == 0 {
+    if messages == 0 && aim.is_none() {
         std::thread::sleep(within.mul_f64(line.random.share()));
     }
-    while before.len() < messages && publishing.runs() {
+    let enough = |before: &BTreeSet<String>| match aim {
+        Some(wanted) => before.iter().any(|name| wanted(name)),
+        None => before.len() >= messages,
+    };
+    while !enough(&before) && publishing.runs() {
         let message = line.bench.client.try_wait_for(Duration::from_millis(1), |m| name(m).is_some());
         before.extend(message.as_ref().and_then(name));
     }
@@ -251,7 +304,7 @@ fn kill_publisher(line: &mut Line, case: usize, within: Duration) -> &'static st
     before.extend(sent(&mut line.bench));
     let phase = match () {
         () if before.contains("meta/timestamp") => "after",
-        () if before.iter().any(|name| name.starts_with("meta/") || name.starts_with("target/")) => "metadata",
+        () if before.iter().any(|name| is_metadata(name)) => "metadata",
         () if !before.is_empty() => "chunks",
         () => "nothing sent",
     };
@@ -263,6 +316,11 @@ fn kill_publisher(line: &mut Line, case: usize, within: Duration) -> &'static st
     line.depot.run(&["verify"]).expect_code(0);
     assert_clean(line.bench.agent.home(), false);
     phase
+}
+
+/// Whether an object of this name is published after all chunks.
+fn is_metadata(name: &str) -> bool {
+    name.starts_with("meta/") || name.starts_with("target/")
 }
 
 /// The object that a message of the depot holds.
