@@ -597,7 +597,8 @@ def swap_figures(pipeline, quiet, during, moments, stalls, after):
         "tail": tail, "quiet_tail": quiet_tail, "quiet_max": max(load["latency_us"]["total"]["max"] for load in quiet),
         "quiet_slow": sum(long["total_us"] > limit for load in quiet for long in load["longest"]),
         "p99": totals["p99"], "max": totals["max"], "slow": len(slow),
-        "in_a_swap": sum(any(begin <= long["sent_ns"] <= end for begin, end in moments) for long in slow),
+        "in_a_swap": sum(any(begin < long["sent_ns"] + long["total_us"] * 1e3 and end > long["sent_ns"] for begin, end in moments)
+                         for long in slow),
         "machine": sum(stalls.explain(long["sent_ns"], long["sent_ns"] + long["total_us"] * 1e3,
                                       max(long["total_us"] - limit, WAITS_US)) for long in slow),
     }

@@ -3,9 +3,12 @@
 Real programs throughout: `limpet-lab depot` publishes, mosquitto with its default limits keeps the depot, the agent
 fetches, proves and serves. Moments are those at which a client of the same broker heard what publisher and agent said.
 
-The package is the int8 autoencoder of MLPerf Tiny (eight dense layers, 277 KB) with its 40 golden vectors: 329 KB in
-three files. Further versions of it are graphs that prove, too: the lowest bit of weights is turned, and the golden outputs
-are computed anew by LiteRT.
+What is delivered alone is the int8 autoencoder of MLPerf Tiny (dense layers, a graph of 277 KB) with 57 golden vectors: a
+package of 350 KB in three files. Further versions of it are graphs that prove, too: the lowest bit of weights is turned, and
+the golden outputs are computed anew by LiteRT.
+
+What is swapped under load is the project's motor-health with its front end, in windows of 0.36 s that lie 10 ms apart: its
+LiteRT graph, with other weights each time, takes turns with its ONNX graph.
 """
 
 import http.client
@@ -24,6 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import paho.mqtt.client as mqtt
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -33,19 +37,30 @@ import wire
 from report import table
 
 MODEL = "anomaly-detection"
-LAYERS = ("functional_1/dense_1/MatMul",)  # what a second version changes: 128 × 128 of 266,240 weights
+VECTORS = 57  # golden ones: the 40 of the reference, and some of them mirrored, so that the package has 350 KB
+PACKAGE = 350_000  # bytes that it must have at least
+WHOLE = "functional_1/dense_1/MatMul"  # the layer that a second version changes: all of its 128 × 128 weights
+LAYER, CHANGED = "functional_1/dense/MatMul", 0.1  # and a third: in this one a tenth of the package's bytes
+JITTER = "0s"  # before a fetch; a gateway waits up to 30 s by default
 DELIVERIES = 6
+SLOW_RATE = 10  # windows a second while a version comes
 TARGET_S = 3.0
 MOVED = 0.35
 WRITTEN = 2.5
 RATE = 100  # windows a second
 SWAPPED = 5  # models that are swapped side by side
 SWAPS = 1000
-SWAP_SECONDS = 200
+SWAP_SECONDS = 220
+MOTOR = "motor-health"
+SAMPLES = 32  # of a message, and from one frame and one window to the next: 100 windows a second at the 3200 Hz of the model
+MOTOR_SCALE = 2048  # of a sample in g
+FILLS_S = 0.36  # a window of 1,152 samples
 QUIET_SECONDS = 20
 PROCESSES = 4
 GATEWAYS = 125  # in each
 BLOCK = 4096
+WEAR_TRIAL_S = 5  # a trial by default takes 600 s
+KEPT_EVERY_S = 60  # how often a trial's progress is written
 ROOM = 1 << 30  # bytes in memory that the stores of a fleet may take
 
 
@@ -150,8 +165,8 @@ class Depot:
             sys.exit(f"bench: depot {command} ended with {done.returncode}:\n{done.stderr}")
         return done.stdout
 
-    def publish(self, *packages):
-        return json.loads(self.run("publish", *packages, "--json"))
+    def publish(self, *packages, prove=True):
+        return json.loads(self.run("publish", *packages, "--json", *([] if prove else ["--no-prove"])))
 
     def stored_bytes(self, model, version):
         listed = json.loads(self.run("list", "--json"))["models"]
@@ -171,7 +186,9 @@ class Delivery(budget.Budget):
         source = shared / "models" / "mlperf-tiny" / MODEL
         self.graph = (source / "int8.tflite").read_bytes()
         with safe_open(source / "int8.golden.safetensors", "np") as file:
-            self.metadata, self.input = file.metadata(), file.get_tensor("input")
+            self.metadata, reference = file.metadata(), file.get_tensor("input")
+        mirrored = np.flip(reference.reshape(len(reference), -1), 1).reshape(reference.shape)
+        self.input = np.ascontiguousarray(np.concatenate([reference, mirrored])[:VECTORS])
         self.weights = self.layers()
 
     def layers(self):
@@ -187,11 +204,11 @@ class Delivery(budget.Budget):
 
     def package(self, name, version, layers=(), seed=0):
         """A version whose weights in these layers have their lowest bits turned, all (seed 0) or some, and its golden
-        outputs."""
+        outputs. `layers`: names, or where in the graph weights lie."""
         graph = np.frombuffer(self.graph, np.uint8).copy()
         rng = np.random.default_rng(seed)
         for layer in layers:
-            where = self.weights[layer]
+            where = layer if isinstance(layer, slice) else self.weights[layer]
             graph[where] ^= rng.integers(0, 2, where.stop - where.start, np.uint8) if seed else np.uint8(1)
         folder = self.run_folder.parent / "packages" / f"{name}-{version}"
         folder.mkdir(parents=True)
@@ -200,6 +217,8 @@ class Delivery(budget.Budget):
         save_file({"input": self.input, "output": outputs}, folder / "golden.safetensors", self.metadata)
         (folder / "model.toml").write_text(
             f'format = 1\n\n[model]\nname = "{name}"\nversion = "{version}"{wire.MANIFEST[MODEL]}')
+        if (size := size_of(folder)) < PACKAGE:
+            sys.exit(f"bench: the package has {size:,} bytes and should have {PACKAGE:,}")
         return folder
 
     def fresh(self, part):
@@ -216,24 +235,26 @@ class Delivery(budget.Budget):
 
     def delivered(self, names, keys="", source=None):
         """The configuration of pipelines over models of the depot."""
-        body = f'\n[depot]\nroot = {json.dumps(str(self.depot.root))}\njitter = "0s"\n'
+        body = f'\n[depot]\nroot = {json.dumps(str(self.depot.root))}\njitter = "{JITTER}"\n'
         for name in names:
-            body += self.source(MODEL, RATE, name)
+            body += source(name) if source else self.source(MODEL, RATE, name)
             body += f'\n[[pipeline]]\nname = "{name}"\nsource = "{name}"\nmodel = "{name}@*"\n{keys}\n'
         return body
 
     @contextmanager
     def gateway(self, part, body):
         """The agent, once it runs and looks at the depot, and a client that hears what it says."""
-        ear = Ear(self.broker.port, ["limpet/1/bench/event", "limpet/1/bench/models", "limpet/1/depot/meta/timestamp"])
+        ear = Ear(self.broker.port, ["limpet/1/bench/event", f"limpet/1/bench/result/{MODEL}/a", "limpet/1/bench/models",
+                                     "limpet/1/depot/meta/timestamp"])
         try:
             with self.agent(part, body, states=("serving", "waiting")) as process:
                 yield process, ear
         finally:
             ear.stop()
 
-    def deliver(self, ear, package, model, version):
-        """Publishes a version, waits until it serves, and gives the moments, in seconds from the start of `publish`."""
+    def deliver(self, ear, package, model, version, result=False):
+        """Publishes a version, waits until it serves, or with `result` until it answered, and gives the moments, in seconds
+        from the start of `publish`."""
         start, begun = len(ear.heard), time.monotonic()
         sent = self.depot.publish(package)
         ended = time.monotonic()
@@ -248,6 +269,10 @@ class Delivery(budget.Budget):
             "proved": ear.event("model-proved", None, start, model=model),
             "active": ear.event("model-activated", version, start),
         }
+        if result:
+            def answers(topic, payload):
+                return "/result/" in topic and f'"{version}"' in payload.decode()
+            moments["result"] = ear.wait_for(f"a result of {version}", answers, start)[0]
         return sent, {"ended": ended - begun, **{name: when - begun for name, when in moments.items()}}
 
     # 1
@@ -255,50 +280,67 @@ class Delivery(budget.Budget):
     def time(self):
         """A whole package each time: from the start of `publish` until the new version serves."""
         self.fresh("time")
-        rows, totals, after = [], [], []
-        with self.gateway("time", self.delivered([MODEL])) as (_, ear):
+        rows, totals, after, answered = [], [], [], []
+        load = None
+        with self.gateway("time", self.delivered([MODEL], 'publish = "every"')) as (_, ear):
+            # Nobody hears the windows before a first version serves.
+            load = self.load(MODEL, 120, "--rate", SLOW_RATE, answers=False)
             for number in range(DELIVERIES):
                 version = f"1.{number}.0"
                 package = self.package(MODEL, version, self.weights, number)
-                sent, at = self.deliver(ear, package, MODEL, version)
+                sent, at = self.deliver(ear, package, MODEL, version, result=True)
+                answered.append(at["result"])
                 steps = [at[a] - at[b] for a, b in itertools.pairwise(("active", "proved", "fetched", "notice", "out"))]
                 rows.append((version, sent["sent_bytes"], at["out"] * 1e3, *[step * 1e3 for step in reversed(steps)],
-                             at["active"] * 1e3, (at["active"] - at["ended"]) * 1e3))
+                             at["active"] * 1e3, (at["active"] - at["ended"]) * 1e3, at["result"] * 1e3))
                 totals.append(at["active"])
                 after.append(at["active"] - at["ended"])
-        size = sum(file.stat().st_size for file in package.iterdir())
+            wire.stop(load)
+        size = size_of(package)
         middle = [statistics.median(column) for column in list(zip(*rows))[2:7]]
         note = ("publisher {:,.0f}, trust and index {:,.0f}, chunks at 256 KiB/s {:,.0f}, proof {:,.0f}, "
                 "activation {:,.0f} ms; load average {:.1f}").format(*middle, os.getloadavg()[0])
         files = len(list(package.iterdir()))
-        table(f"A package of {size:,} bytes in {files} files, delivered to a gateway with the default rate, ms",
+        graph = (package / "int8.tflite").stat().st_size
+        table(f"A package of {size:,} bytes in {files} files, its graph {graph:,}, delivered to a gateway with the default "
+              f"rate and a jitter of {JITTER} (by default up to 30 s), {SLOW_RATE} windows/s meanwhile, ms",
               ["version", "bytes sent", "publisher", "trust, index", "chunks", "proof", "activation", "from start",
-               "from end"], rows)
+               "from end", "first result"], rows)
         self.report.at_most(f"start of publish to active, median of {DELIVERIES}", statistics.median(totals), TARGET_S,
                             "s", note)
         self.report.at_most("end of publish to active, median", statistics.median(after), TARGET_S, "s",
                             f"slowest {max(after):.2f} s; the first also restarts the pipelines")
+        self.report.at_most(f"start of publish to the first result at {SLOW_RATE} windows/s, median",
+                            statistics.median(answered), TARGET_S, "s",
+                            f"jitter {JITTER}; slowest {max(answered):.2f} s; the windows are {1000 // SLOW_RATE} ms apart")
         columns = ("version", "bytes", "publisher_ms", "trust_ms", "chunks_ms", "proof_ms", "activation_ms", "total_ms",
-                   "from_end_ms")
+                   "from_end_ms", "first_result_ms")
         self.report.figures["delivery_time"] = [dict(zip(columns, row)) for row in rows]
 
     # 2
 
     def change(self):
-        """A second version with one layer changed, and the same one again, through a proxy that counts."""
+        """Versions with one layer changed, and the same one again, through a proxy that counts."""
         self.fresh("change")
         counting = Counting(self.broker.port)
         self.port = counting.port
-        first, second = self.package(MODEL, "1.0.0"), self.package(MODEL, "1.1.0", LAYERS)
-        pairs = [((first / name).read_bytes(), (second / name).read_bytes())
-                 for name in ("int8.tflite", "golden.safetensors")]
-        differ = sum(a != b for one, two in pairs for a, b in zip(one, two))
-        size = sum(file.stat().st_size for file in second.iterdir())
+        first = self.package(MODEL, "1.0.0")
+        size = size_of(first)
+        start = self.weights[LAYER].start
+        tenth = slice(start, start + int(np.ceil(size * CHANGED)))
+        if tenth.stop > self.weights[LAYER].stop:
+            sys.exit(f"bench: the layer {LAYER} is less than {CHANGED:.0%} of the package")
+        # Each over the one before it, which the gateway has.
+        versions = {"1.0.0": first, "1.1.0": self.package(MODEL, "1.1.0", (WHOLE,)),
+                    "1.2.0": self.package(MODEL, "1.2.0", (WHOLE, tenth))}
+        differ = {version: {file.name: differing(before / file.name, file) for file in sorted(package.iterdir())}
+                  for (_, before), (version, package) in itertools.pairwise(versions.items())}
+        versions["again"] = versions["1.2.0"]
         rows, moved = [], {}
         try:
             with self.gateway("change", self.delivered([MODEL])) as (_, ear):
                 self.quiet(counting)
-                for version, package in (("1.0.0", first), ("1.1.0", second), ("again", second)):
+                for version, package in versions.items():
                     before, heard = counting.down, len(ear.heard)
                     if version == "again":
                         sent = self.depot.publish(package)
@@ -311,8 +353,8 @@ class Delivery(budget.Budget):
                     moved[version] = {"sent": sent, "wire": counting.down - before, "chunks": chunks, "chunk_bytes": fetched}
         finally:
             counting.stop()
-        stored = {version: self.depot.stored_bytes(MODEL, version) for version in ("1.0.0", "1.1.0")}
-        stored["again"] = stored["1.1.0"]
+        stored = {version: self.depot.stored_bytes(MODEL, version) for version in versions if version != "again"}
+        stored["again"] = stored["1.2.0"]
         for version, of in moved.items():
             rows.append((version, stored[version], of["sent"]["sent_chunks"], of["sent"]["sent_bytes"],
                          of["sent"]["metadata_bytes"], of["chunks"], of["chunk_bytes"], of["wire"],
@@ -321,11 +363,16 @@ class Delivery(budget.Budget):
               "over its connection",
               ["version", "package", "chunks sent", "bytes", "metadata", "chunks fetched", "bytes", "on the wire", "share"],
               rows)
-        share = moved["1.1.0"]["wire"] / stored["1.1.0"]
-        self.report.at_most("one layer changed: share of the package that moves", share, MOVED, "",
-                            f"{differ:,} of {size:,} bytes differ ({differ / size:.0%}): 128 × 128 weights and the golden "
-                            f"outputs; chunks alone {moved['1.1.0']['chunk_bytes'] / stored['1.1.0']:.3f}, the rest is "
-                            "metadata, index and MQTT")
+        for version, what, layer in (("1.1.0", "a small layer changed, all of it", WHOLE),
+                                     ("1.2.0", f"{CHANGED:.0%} of the package's bytes changed in one layer", LAYER)):
+            files, where = differ[version], self.weights[layer]
+            chunks = moved[version]["chunk_bytes"] / stored[version]
+            self.report.at_most(f"{what}: share that moves", moved[version]["wire"] / stored[version], MOVED, "",
+                                f"{sum(files.values()):,} of {size:,} bytes differ ({sum(files.values()) / size:.1%}): in a row "
+                                f"{files['int8.tflite']:,} ({files['int8.tflite'] / size:.1%}) of the {where.stop - where.start:,} "
+                                f"weights of {layer}, {files['golden.safetensors']:,} of the golden outputs, which all change "
+                                f"with it, and {files['model.toml']:,} of the manifest; chunks alone {chunks:.3f}, the rest is "
+                                "metadata, index and MQTT")
         again = moved["again"]
         self.report.at_most("the same published again: chunk bytes sent and fetched",
                             again["sent"]["sent_bytes"] + again["chunk_bytes"], 0, "",
@@ -351,15 +398,22 @@ class Delivery(budget.Budget):
         """Deliveries one after the other while windows come: each round brings a new version of every model."""
         self.fresh("swaps")
         names = [f"swapped-{letter}" for letter in "abcde"[:SWAPPED]]
-        packages = {name: self.package(name, "1.0.0") for name in names}
+        motor = Motor(self.folder / "swaps")
+        packages = {name: motor.folder / name for name in names}
+        self.payloads[MOTOR] = motor.payloads()
         # The queue holds what comes in a second of standstill: what is lost is then a swap's doing.
         keys = ('class = "realtime"\ndeadline = "2s"\npublish = "every"\nqueue = { depth = 128, policy = "drop_oldest" }\n'
                 'trial = { windows = 20, time = "100ms" }')
 
         def loads(seconds, **more):
-            return [self.load(MODEL, seconds, "--rate", RATE, "--warm-up", 0, source=name, **more) for name in names]
+            return [self.load(MOTOR, seconds, "--rate", RATE, "--warm-up", 0, source=name, **more) for name in names]
+
+        def write(number):
+            for name in names:
+                motor.write(packages[name], name, number)
+        write(0)
         moments, rounds = [], SWAPS // SWAPPED
-        with self.gateway("swaps", self.delivered(names, keys)) as (process, ear):
+        with self.gateway("swaps", self.delivered(names, keys, motor.source)) as (process, ear):
             self.depot.publish(*packages.values())
             self.serve_all()
             for load in loads(2):  # the first window of a stream is another matter
@@ -371,9 +425,7 @@ class Delivery(budget.Budget):
             begun, done = time.monotonic(), 0
             while done < rounds and time.monotonic() < end:
                 done += 1
-                for name in names:
-                    manifest = packages[name] / "model.toml"
-                    manifest.write_text(manifest.read_text().replace(f"1.{done - 1}.0", f"1.{done}.0"))
+                write(done)
                 self.round(ear, packages, names, moments, f"1.{done}.0")
             took = time.monotonic() - begun
             swapped = [self.end(load) for load in going]
@@ -389,8 +441,8 @@ class Delivery(budget.Budget):
         total = {key: sum(found[key] for found in figures) for key in
                  ("windows", "versions", "missing", "repeated", "errors", "quiet_slow", "slow", "in_a_swap", "machine")}
         self.report.at_least("swaps of delivered versions under load", total["versions"] - SWAPPED, SWAPS, "",
-                             f"{SWAPPED} models, {done} versions of each, published, fetched, proved and on trial, "
-                             f"{took:.0f} s")
+                             f"{SWAPPED} models with a front end, {done} versions of each, LiteRT and ONNX in turns, "
+                             f"published, fetched, proved and on trial, {took:.0f} s")
         # A window without result is a missing one, unless it came before or after the load.
         self.report.at_most("windows missing, repeated or without result",
                             max(total["missing"], total["errors"]) + total["repeated"], 0, "", f"of {total['windows']:,}")
@@ -400,6 +452,10 @@ class Delivery(budget.Budget):
                             f"of {total['slow']}, {total['in_a_swap']} of them in a swap; {total['quiet_slow']} above it "
                             f"without swaps; longest {worst['max']:,.0f} µs, without swaps {worst['quiet_max']:,.0f}; "
                             f"{stalls.longest()}")
+        share = min(covered(moments) / took, 1)
+        self.report.at_most("of the slow ones in a swap, with nothing taken off for the machine", total["in_a_swap"], 0, "",
+                            f"from the arrival of any version until {FILLS_S} s, a window, after its start, which is "
+                            f"{share:.0%} of the time and has {total['in_a_swap'] / max(total['slow'], 1):.0%} of the slow ones")
         self.report.figures["delivery_swaps"] = {"swaps": done * SWAPPED, "seconds": took, "pipelines": figures}
 
     def serve_all(self, patience=60):
@@ -417,11 +473,12 @@ class Delivery(budget.Budget):
     def round(self, ear, packages, names, moments, version):
         """Publishes a version of every model, waits until all serve, and notes when each was swapped in."""
         start, offset = len(ear.heard), budget.boottime() - time.monotonic()
-        self.depot.publish(*packages.values())
+        # A publisher has a machine of its own; here it would take the cores of the gateway, which proves anyway.
+        self.depot.publish(*packages.values(), prove=False)
         for name in names:
             begin = ear.event("model-staged", version, start, model=name)
             end = ear.event("model-activated", version, start, model=name)
-            moments.append(((begin + offset) * 1e9, (end + offset) * 1e9))
+            moments.append(((begin + offset) * 1e9, (end + offset + FILLS_S) * 1e9))
 
     # 4
 
@@ -429,14 +486,23 @@ class Delivery(budget.Budget):
         """What a delivery writes to the disk, as the kernel counts it for the agent and the proofs that it waited for."""
         self.fresh("wear")
         kind = file_system(self.state)
+        if kind in ("tmpfs", "ramfs"):
+            sys.exit(f"bench: {self.state} is {kind}: what is written there wears no disk; set TMPDIR to a folder on one")
         rows, shares = [], []
-        with self.gateway("wear", self.delivered([MODEL])) as (process, ear):
+        keys = f'publish = "every"\ntrial = {{ windows = 100, time = "{WEAR_TRIAL_S}s" }}'
+        with self.gateway("wear", self.delivered([MODEL], keys)) as (process, ear):
             for number in range(3):
                 version = f"1.{number}.0"
                 package = self.package(MODEL, version, self.weights, 100 + number)
-                before, files = written(process.pid), self.files()
+                before, files, start = written(process.pid), self.files(), len(ear.heard)
+                load = self.load(MODEL, 60, "--rate", RATE, answers=False)
                 self.deliver(ear, package, MODEL, version)
-                time.sleep(1)  # what follows the swap
+                if number:
+                    ear.event("trial-passed", version, start)
+                else:  # on trial only beside one to go back to
+                    time.sleep(WEAR_TRIAL_S)
+                wire.stop(load)
+                self.still(process.pid)  # what the trial's end and the collection write
                 bytes_written, now = written(process.pid) - before, self.files()
                 fresh = {path: stat for path, stat in now.items() if files.get(path) != stat}
                 stored = self.depot.stored_bytes(MODEL, version)
@@ -445,13 +511,24 @@ class Delivery(budget.Budget):
                 rest = sum(blocks for _, _, blocks in fresh.values()) - sum(parts)
                 shares.append(bytes_written / stored)
                 rows.append((version, stored, bytes_written, shares[-1], *parts, rest, bytes_written - sum(parts) - rest))
-        table(f"Bytes written for a delivery, on {kind}: by the kernel's count, what of it stands in files, in whole blocks, "
+        table(f"Bytes written for a delivery until its trial of {WEAR_TRIAL_S} s at {RATE} windows/s was passed and what it "
+              f"replaced was collected, on {kind}: by the kernel's count, what of it stands in files, in whole blocks, "
               "and the rest: files that were replaced, folders and inodes",
               ["version", "package", "written", "÷ package", "chunks", "index", "records", "trust", "proofs", "other", "rest"],
               rows)
         self.report.at_most("bytes written to disk ÷ package, the most of 3", max(shares), WRITTEN, "×",
-                            f"on {kind}, agent and proof; a journal of the file system is not in it")
+                            f"on {kind}, agent and proof; a journal of the file system is not in it, nor that a longer "
+                            f"trial writes its record (a block, and what the file system adds) every {KEPT_EVERY_S} s: 10 times "
+                            "in one as by default")
         self.report.figures["delivery_wear"] = {"file_system": kind, "rows": rows}
+
+    def still(self, pid, seconds=2):
+        """Waits until a process has written nothing for a while."""
+        last, since = written(pid), time.monotonic()
+        while time.monotonic() - since < seconds:
+            time.sleep(0.1)
+            if (now := written(pid)) != last:
+                last, since = now, time.monotonic()
 
     def files(self):
         """Files of the state directory: what changes when one is written, and what it takes."""
@@ -541,6 +618,102 @@ class Delivery(budget.Budget):
         start = len(ear.heard) + 2  # both counts once more, so that nothing from before is missing
         return [int(ear.wait_for(what, lambda topic, _, what=what: topic.endswith(what), start)[1])
                 for what in ("bytes/sent", "messages/sent")]
+
+
+class Motor:
+    """The project's motor-health as versions that differ: graphs of two kinds, weights of their own, windows 10 ms apart."""
+
+    def __init__(self, folder):
+        source = Path(__file__).resolve().parents[2] / "models" / MOTOR
+        sys.path.append(str(source))
+        import front_end
+        front_end.HOP = SAMPLES
+        self.folder = folder / "packages"
+        self.labels, self.manifest = ((source / name).read_text() for name in ("labels.txt", "model.toml"))
+        for old, new in (("hop = 512", f"hop = {SAMPLES}"), ("frames = 5, hop = 2", "frames = 5, hop = 1")):
+            if old not in self.manifest:
+                sys.exit(f"bench: the manifest of {MOTOR} has no {old!r}")
+            self.manifest = self.manifest.replace(old, new)
+        self.lite, self.onnx = ((source / name).read_bytes() for name in ("int8.tflite", "int8-qdq.onnx"))
+        with safe_open(source / "golden.int8.safetensors", "np") as file:
+            self.metadata, samples = file.metadata(), file.get_tensor("samples")
+        self.all_samples = samples
+        length = front_end.LENGTH + (front_end.FRAMES - 1) * SAMPLES
+        self.samples = np.ascontiguousarray(samples[:, :length])
+        self.features = front_end.features(self.samples)
+        made = wire.interpreter(self.lite)
+        scale, zero = made.get_input_details()[0]["quantization"]
+        self.quantized = np.clip(np.round(self.features / scale) + zero, -128, 127).astype(np.int8)
+        self.weights = max((content for content in map(self.content(made), made.get_tensor_details())
+                            if content and self.lite.count(content) == 1), key=len)
+
+    @staticmethod
+    def content(made):
+        def of(tensor):
+            try:
+                return made.get_tensor(tensor["index"]).tobytes() if tensor["dtype"] == np.int8 else None
+            except ValueError:  # of a step between, which is nowhere yet
+                return None
+        return of
+
+    def write(self, folder, name, number):
+        """Version 1.NUMBER.0: the LiteRT graph with weights of its own, or the ONNX graph."""
+        folder.mkdir(parents=True, exist_ok=True)
+        keep, drop = ("int8-qdq.onnx", "int8.tflite") if number % 2 else ("int8.tflite", "int8-qdq.onnx")
+        if number % 2:
+            session = onnxruntime.InferenceSession(self.onnx, providers=["CPUExecutionProvider"])
+            graph, inputs = self.onnx, self.features.reshape(len(self.features), 1, -1, self.features.shape[-1])
+            outputs, metadata = session.run(None, {session.get_inputs()[0].name: inputs})[0], None
+        else:
+            graph, at = np.frombuffer(self.lite, np.uint8).copy(), self.lite.index(self.weights)
+            graph[at:at + len(self.weights)] ^= np.random.default_rng(number).integers(0, 2, len(self.weights), np.uint8)
+            graph, metadata = graph.tobytes(), self.metadata
+            outputs = wire.outputs(graph, self.quantized)
+        (folder / drop).unlink(missing_ok=True)
+        (folder / keep).write_bytes(graph)
+        save_file({"samples": self.samples, "features": self.features, "output": outputs}, folder / "golden.safetensors",
+                  metadata)
+        text = self.manifest.replace(f'name = "{MOTOR}"', f'name = "{name}"').replace('"1.0.0"', f'"1.{number}.0"')
+        (folder / "model.toml").write_text(text.replace(f'[[variant]]\nfile = "{drop}"\n', ""))
+        (folder / "labels.txt").write_text(self.labels)
+
+    def payloads(self):
+        """The samples of the golden windows as messages: a file and the length of one."""
+        path = self.folder.parent / "motor.payloads"
+        values = np.round(self.all_samples.reshape(-1, 3) * MOTOR_SCALE)
+        path.write_bytes(np.clip(values, -32768, 32767).astype("<i2").tobytes())
+        return path, SAMPLES * 3 * 2
+
+    @staticmethod
+    def source(name):
+        return f"""
+[[source]]
+name = "{name}"
+broker = "bench"
+topic = "in/{{stream}}/{name}"
+scale = {json.dumps([f"1/{MOTOR_SCALE}"] * 3)}
+max_streams = 1
+max_gap = "2s" # messages that a busy machine brings late are no gap: every window that is missing is a swap's doing
+codec = {{ raw = {{ type = "i16", channels = 3, header = [{{ tag = "u64le" }}] }} }}
+"""
+
+
+def size_of(folder):
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def differing(one, other):
+    """Bytes that differ between two files of a length."""
+    one, other = (np.frombuffer(file.read_bytes(), np.uint8) for file in (one, other))
+    return int((one != other).sum()) if len(one) == len(other) else max(len(one), len(other))
+
+
+def covered(intervals):
+    """Seconds in any of these intervals of nanoseconds."""
+    total, until = 0, 0
+    for begin, end in sorted(intervals):
+        total, until = total + max(0, end - max(begin, until)), max(end, until)
+    return total / 1e9
 
 
 PARTS_ON_DISK = ("depot/chunks", "depot/indexes", "depot/models", "depot/trust", "proofs")
