@@ -511,13 +511,20 @@ class Delivery(budget.Budget):
                 rest = sum(blocks for _, _, blocks in fresh.values()) - sum(parts)
                 shares.append(bytes_written / stored)
                 rows.append((version, stored, bytes_written, shares[-1], *parts, rest, bytes_written - sum(parts) - rest))
+            before = written(process.pid)
+            load = self.load(MODEL, 60, "--rate", RATE, answers=False)
+            time.sleep(2 * WEAR_TRIAL_S)
+            wire.stop(load)
+            self.still(process.pid)
+            idle = written(process.pid) - before
         table(f"Bytes written for a delivery until its trial of {WEAR_TRIAL_S} s at {RATE} windows/s was passed and what it "
               f"replaced was collected, on {kind}: by the kernel's count, what of it stands in files, in whole blocks, "
               "and the rest: files that were replaced, folders and inodes",
               ["version", "package", "written", "÷ package", "chunks", "index", "records", "trust", "proofs", "other", "rest"],
               rows)
         self.report.at_most("bytes written to disk ÷ package, the most of 3", max(shares), WRITTEN, "×",
-                            f"on {kind}, agent and proof; a journal of the file system is not in it, nor that a longer "
+                            f"on {kind}, agent and proof; {idle:,} bytes in {2 * WEAR_TRIAL_S} s of the same load without a "
+                            f"delivery are not taken off; a journal of the file system is not in it, nor that a longer "
                             f"trial writes its record (a block, and what the file system adds) every {KEPT_EVERY_S} s: 10 times "
                             "in one as by default")
         self.report.figures["delivery_wear"] = {"file_system": kind, "rows": rows}
