@@ -1,9 +1,9 @@
 //! Where packages are, and how they are opened: at a path, or in the store of what the depot delivered.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use limpet_depot::store::Rejection;
+use limpet_depot::store::{Installed, Record, Rejection};
 use limpet_depot::{DepotError, Digest, Package, Store};
 
 use crate::config::{Config, ModelRef};
@@ -42,10 +42,23 @@ pub struct TakenBack {
     pub story: String,
 }
 
+/// A version that could not be opened, so that the one before it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoodIn {
+    /// Name of the model.
+    pub model: String,
+    /// The version that could not be opened.
+    pub version: String,
+    /// What happened, in a sentence.
+    pub story: String,
+}
+
 /// Opens packages.
 #[derive(Debug, Clone, Default)]
 pub struct Library {
     store: Option<Store>,
+    /// Shared by clones; each once.
+    stood_in: Arc<Mutex<Vec<StoodIn>>>,
 }
 
 impl Library {
@@ -55,7 +68,7 @@ impl Library {
     /// If the store cannot be opened.
     pub fn new(config: &Config) -> Result<Self, DepotError> {
         let store = config.depot.as_ref().map(|_| Store::open(&config.gateway.state)).transpose()?;
-        Ok(Self { store })
+        Ok(Self { store, ..Self::default() })
     }
 
     /// One with what the store holds, if it is there already: for whoever only looks, and need not be who runs the agent.
@@ -93,12 +106,65 @@ impl Library {
 
     /// Opens the package that a model has now; none if no version of it was delivered yet.
     ///
+    /// If the version that should serve cannot be opened, a version before it is, the newest first, which
+    /// [`Library::stood_in`] tells of. The record is as it was: what is damaged is fetched again, and takes over when it is
+    /// whole.
+    ///
     /// # Errors
-    /// As for [`place`](Self::place) and [`open`](Self::open).
+    /// If the store's record of it cannot be read, and as for [`open`](Self::open), of the version that should serve.
     pub fn current(&self, model: &ModelRef) -> Result<Option<Opened>, DepotError> {
-        let Some(place) = self.place(model)? else { return Ok(None) };
-        let package = Arc::new(self.open(&place)?);
-        Ok(Some(Opened { model: model.clone(), place, package }))
+        let open = |place: Place| {
+            let package = Arc::new(self.open(&place)?);
+            Ok(Opened { model: model.clone(), place, package })
+        };
+        let (reference, store) = match (model, &self.store) {
+            (ModelRef::Path(path), _) => return open(Place::Path(path.clone())).map(Some),
+            (ModelRef::Depot(_), None) => return Ok(None),
+            (ModelRef::Depot(reference), Some(store)) => (reference, store),
+        };
+        let record = store.record(&reference.name)?;
+        let Some(active) = record.active.clone() else { return Ok(None) };
+        let name = reference.name.to_string();
+        let stored = |one: &Installed| Place::Stored { model: name.clone(), version: one.version.clone() };
+        let error = match open(stored(&active)) {
+            Ok(opened) => return Ok(Some(opened)),
+            Err(error) => error,
+        };
+        let may_serve = |one: &&Installed| {
+            let fits = one.version.parse().is_ok_and(|version| reference.range.matches(&version));
+            fits && !record.rejected.contains_key(&one.package)
+        };
+        for before in record.previous.iter().filter(may_serve) {
+            match open(stored(before)) {
+                Ok(opened) => {
+                    let story = format!(
+                        "{name} {} cannot be opened, {} serves until it is whole: {error}",
+                        active.version, before.version
+                    );
+                    self.stands_in(StoodIn { model: name, version: active.version, story });
+                    return Ok(Some(opened));
+                }
+                Err(error) => {
+                    tracing::error!(model = name, version = before.version, %error, "cannot be opened either");
+                }
+            }
+        }
+        Err(error)
+    }
+
+    /// Remembers what [`stood_in`](Self::stood_in) tells of, and logs it.
+    fn stands_in(&self, stood_in: StoodIn) {
+        let mut all = self.stood_in.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |one: &StoodIn| (&one.model, &one.version) == (&stood_in.model, &stood_in.version);
+        if !all.iter().any(same) {
+            tracing::error!("{}", stood_in.story);
+            all.push(stood_in);
+        }
+    }
+
+    /// The versions that could not be opened so far, so that others were: each once.
+    pub fn stood_in(&self) -> Vec<StoodIn> {
+        self.stood_in.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Takes back delivered versions that ended the process too often, and says so. `blamed` tells why a package may not
@@ -113,14 +179,24 @@ impl Library {
             let version = manifest.version.to_string();
             let at = Some(jiff::Timestamp::now());
             let rejection = Rejection { version: version.clone(), reason: why.clone(), at, under: None };
+            let mut stood_in = false;
             // With nothing to go back to it stays on record, and is refused at every start until it changes.
-            let changed = store.update_record(&manifest.name, |record| _ = record.go_back(Some(rejection)));
+            let changed = store.update_record(&manifest.name, |record| {
+                stood_in = stands_in(record, &version);
+                if stood_in {
+                    // What it stood in for stays on record; another one before that may stand in for it.
+                    record.previous.retain(|one| one.version != version);
+                    record.rejected.insert(opened.package.digest().to_string(), rejection);
+                } else {
+                    record.go_back(Some(rejection));
+                }
+            });
             match changed {
                 Ok(record) => {
                     let now = record.active.filter(|active| active.version != version);
                     let Some(now) = now else { continue };
-                    let story =
-                        format!("{} {version} was taken back, {} serves again: {why}", manifest.name, now.version);
+                    let becomes = if stood_in { "is not stood in for by it" } else { "serves again" };
+                    let story = format!("{} {version} was taken back, {} {becomes}: {why}", manifest.name, now.version);
                     tracing::error!("{story}");
                     taken.push(TakenBack { model: manifest.name.clone(), story });
                 }
@@ -131,21 +207,12 @@ impl Library {
         }
         taken
     }
+}
 
-    /// Where the package of a model is now; none if no version of it was delivered yet.
-    ///
-    /// # Errors
-    /// If the store's record of it cannot be read.
-    pub fn place(&self, model: &ModelRef) -> Result<Option<Place>, DepotError> {
-        match (model, &self.store) {
-            (ModelRef::Path(path), _) => Ok(Some(Place::Path(path.clone()))),
-            (ModelRef::Depot(_), None) => Ok(None),
-            (ModelRef::Depot(model), Some(store)) => {
-                let active = store.record(&model.name)?.active;
-                Ok(active.map(|active| Place::Stored { model: model.name.to_string(), version: active.version }))
-            }
-        }
-    }
+/// Whether a version is one that stands in for what should serve.
+fn stands_in(record: &Record, version: &str) -> bool {
+    let should_serve = record.active.as_ref().is_some_and(|active| active.version == version);
+    !should_serve && record.previous.iter().any(|one| one.version == version)
 }
 
 /// What a proof was made under: another agent may have other engines.

@@ -208,6 +208,10 @@ async fn serve_by(
     }
     configurations.iter().for_each(|story| reporter.event("configuration-rolled-back", story, &[]));
     taken_back.iter().for_each(|taken| reporter.event("rolled-back", &taken.story, &[("model", &taken.model)]));
+    for damaged in library.stood_in() {
+        let about = [("model", damaged.model.as_str()), ("version", &damaged.version)];
+        reporter.event("model-damaged", &damaged.story, &about);
+    }
     let links = Arc::new(links);
     let outputs = Outputs::new(Arc::clone(&uplink), Arc::clone(&links), Arc::clone(&reporter));
     let (requests, asked) = std::sync::mpsc::channel();

@@ -210,7 +210,21 @@ impl Store {
         Ok(Some(index))
     }
 
+    /// Removes a chunk that is not what its name says, so that [`Store::missing`] names it and it is fetched again. What
+    /// cannot be read stays, and so does what somebody put right meanwhile.
+    fn remove_if_damaged(&self, stored: &Sha256) -> Result<(), DepotError> {
+        let path = self.chunk_path(stored);
+        let _lock = Lock::exclusive(&self.lock_path())?;
+        let bytes = files::read(&path, MESSAGE_MAX)?;
+        if bytes.is_some_and(|bytes| Digest::of(&bytes).0 != *stored) {
+            files::remove(&path)?;
+        }
+        Ok(())
+    }
+
     /// A package, read from its chunks into memory. [`Package::path`] is then its name and version.
+    ///
+    /// A chunk that turns out to be damaged is removed: its length alone would not tell [`Store::missing`].
     ///
     /// # Errors
     /// What [`Store::chunk`] gives for a chunk; [`DepotError::Index`] if the chunks make up another package than the
@@ -545,6 +559,8 @@ impl Read for Tar<'_> {
             match self.store.chunk(next) {
                 Ok(bytes) => self.chunk = io::Cursor::new(bytes),
                 Err(error) => {
+                    // What is damaged is told below. Where it cannot be removed, whoever checks the store finds it.
+                    let _ = self.store.remove_if_damaged(&next.stored);
                     self.failed = Some(error);
                     return Err(io::Error::other("a chunk could not be read"));
                 }

@@ -287,6 +287,25 @@ fn full_record() -> Record {
 }
 
 #[test]
+fn a_damaged_chunk_is_missing_once_its_package_was_opened() {
+    let home = home();
+    let (index, cuts) = example("1.0.0", 1);
+    home.put(&(index.clone(), cuts.clone()));
+    let [damaged, unreadable] = [&cuts[1], &cuts[2]].map(|cut| home.store.chunk_path(&cut.reference.stored));
+    flip(&damaged, 20);
+    assert!(home.store.missing(&index).is_empty(), "it is as long as before");
+    says(&home.store.package(&index).unwrap_err(), &["is damaged"]);
+    assert_eq!(home.store.missing(&index), [cuts[1].reference]);
+    home.store.put(&cuts[1].reference, &cuts[1].stored).unwrap();
+    home.store.package(&index).expect("it is whole again");
+    // What cannot be read may be whole.
+    fs::remove_file(&unreadable).unwrap();
+    std::os::unix::fs::symlink(home.state.path(), &unreadable).unwrap();
+    assert!(matches!(home.store.package(&index), Err(DepotError::Io { .. })));
+    assert!(fs::symlink_metadata(&unreadable).is_ok(), "it was not removed");
+}
+
+#[test]
 fn a_record_reads_back_and_a_model_without_one_has_an_empty_one() {
     let home = home();
     assert_eq!(home.store.record("m").unwrap(), Record::default());
@@ -699,8 +718,9 @@ proptest! {
         prop_assert_eq!(home.store.package(&example.0).unwrap().digest(), package.digest());
         let path = home.store.chunk_path(&at.get(&example.1).reference.stored);
         flip(&path, at.index(fs::metadata(&path).unwrap().len() as usize));
+        prop_assert_eq!(home.store.check(false).unwrap().damaged.len(), 1);
         prop_assert!(home.store.package(&example.0).is_err());
-        prop_assert_eq!(home.store.check(true).unwrap().damaged.len(), 1);
+        prop_assert_eq!(home.store.missing(&example.0).len(), 1);
         home.put(&example);
         prop_assert_eq!(home.store.package(&example.0).unwrap().digest(), package.digest());
     }
