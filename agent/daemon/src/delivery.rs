@@ -3,7 +3,8 @@
 //! A thread of its own, which steps back behind everything else (nice 19, and by that the lowest best-effort I/O
 //! priority), with a tokio of its own. It follows the depot's timestamp. Whenever that changes, when somebody imported
 //! a folder, and every `refresh`, it brings its trust up to date, chooses a version of each model that pipelines name,
-//! fetches what is missing and hands it over. What it cannot do now it tries again later; nothing that runs depends on it.
+//! fetches what is missing and hands it over. What was withdrawn gives way before anything is fetched, and what does not
+//! come lets others go first. What it cannot do now it tries again later; nothing that runs depends on it.
 
 mod configuration;
 
@@ -16,12 +17,12 @@ use std::time::{Duration, Instant as StdInstant};
 use jiff::Timestamp;
 use limpet_depot::ask::{Fetcher, Missing, desk};
 use limpet_depot::clock::Clock;
-use limpet_depot::fetch::{self, Bounds, Chunks, FetchError, Progress};
+use limpet_depot::fetch::{self, Bounds, Chunks, FetchError, Progress, Watched};
 use limpet_depot::remote::Remote;
 use limpet_depot::select::{self, Choice, Gateway};
 use limpet_depot::store::Record;
 use limpet_depot::trust::{Trust, TrustError, Trusted};
-use limpet_depot::{Digest, Store};
+use limpet_depot::{DepotError, Digest, Store};
 use limpet_wire::depot::{Index, MESSAGE_MAX, Name, Sha256, index_name};
 use semver::VersionReq;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -39,6 +40,10 @@ use crate::wall;
 
 /// First wait after something failed; doubles up to `refresh`.
 const AGAIN: Duration = Duration::from_secs(15);
+/// How long nothing may come of a fetch before others go first. A broker was asked four times by then.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest wait after that.
+const STALLED_WAIT: Duration = Duration::from_secs(300);
 
 /// What a delivery works with.
 pub struct Tools {
@@ -73,6 +78,27 @@ pub enum Nudge {
     Look,
     /// The loader has dealt with a version of this model.
     Settled(String),
+    /// The loader could not take up a version of this model, through no fault of the version.
+    NotNow(String),
+}
+
+/// What a version is fetched for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Whose {
+    /// What is in effect.
+    InEffect,
+    /// A configuration that may take effect.
+    Candidate,
+}
+
+/// A version that the loader could not take up.
+#[derive(Debug)]
+struct NotNow {
+    version: String,
+    /// When it is handed over again; none once that was due.
+    at: Option<Instant>,
+    /// How long was waited for that.
+    wait: Duration,
 }
 
 /// Starts the thread. What the uplink's connection does for it, and how to nudge it.
@@ -115,7 +141,7 @@ struct Delivery {
     pending: BTreeMap<String, String>,
     /// What is being fetched, or was when something came between: no record names it yet, and what is there of it is
     /// wanted.
-    fetching: BTreeMap<String, String>,
+    fetching: BTreeMap<(Whose, String), String>,
     /// The configuration that this process has looked at, and lives.
     examined: Option<String>,
     /// Indexes whose packages were rejected, by model and digest of the index.
@@ -124,6 +150,12 @@ struct Delivery {
     told: BTreeMap<String, String>,
     /// Packages that the loader has had from here, by model: what it made of them is its affair until something changes.
     handed: BTreeMap<String, Sha256>,
+    /// What it is to have again, by model.
+    not_now: BTreeMap<String, NotNow>,
+    /// Versions that the loader was asked to go back from, by model.
+    gave_way: BTreeMap<String, String>,
+    /// Whether nothing came of a fetch in this round.
+    stalled: bool,
     /// The timestamp for which the jitter was waited out.
     jittered: Option<u64>,
 }
@@ -149,6 +181,9 @@ impl Delivery {
             rejected,
             told,
             handed,
+            not_now: BTreeMap::new(),
+            gave_way: BTreeMap::new(),
+            stalled: false,
             jittered: None,
         })
     }
@@ -161,8 +196,10 @@ impl Delivery {
         loop {
             let next = tokio::select! {
                 good = self.round(ask) => {
-                    wait = if good { AGAIN } else { (wait * 2).min(self.depot.refresh.0) };
-                    Instant::now() + if good { self.depot.refresh.0 } else { wait }
+                    let refresh = self.depot.refresh.0;
+                    let most = if std::mem::take(&mut self.stalled) { refresh.min(STALLED_WAIT) } else { refresh };
+                    wait = if good { AGAIN } else { (wait * 2).min(most) };
+                    Instant::now() + if good { refresh } else { wait }
                 }
                 _ = following.next() => {
                     // Newer metadata: what is under way may be out of date.
@@ -181,6 +218,12 @@ impl Delivery {
                 () = tokio::time::sleep_until(next) => {
                     ask = true;
                     self.handed.clear();
+                    self.gave_way.clear();
+                }
+                () = due(self.not_now.values().filter_map(|one| one.at).min()) => {
+                    ask = false;
+                    let now = Instant::now();
+                    self.not_now.values_mut().for_each(|one| one.at = one.at.filter(|at| *at > now));
                 }
                 _ = following.next() => ask = true,
                 nudge = nudges.recv() => match nudge {
@@ -199,23 +242,47 @@ impl Delivery {
             Nudge::Look => {
                 self.jittered = None;
                 self.handed.clear();
+                self.not_now.clear();
+                self.gave_way.clear();
             }
             Nudge::Settled(model) => {
                 self.pending.remove(&model);
-                let wanted: Vec<(String, String)> =
-                    self.pending.clone().into_iter().chain(self.fetching.clone()).collect();
-                match self.store.collect(&wanted) {
-                    Ok(collected) if collected.files > 0 => {
-                        tracing::debug!(
-                            files = collected.files,
-                            bytes = collected.bytes,
-                            "nobody needs these any more"
-                        );
-                    }
-                    Ok(_) => {}
-                    Err(error) => self.complain("collect", "depot-refused", &error.to_string()),
-                }
+                self.not_now.remove(&model);
+                self.collect();
             }
+            Nudge::NotNow(model) => {
+                self.handed.remove(&model);
+                if let Some(version) = self.pending.remove(&model) {
+                    let before = self.not_now.get(&model).filter(|before| before.version == version);
+                    let wait = before.map_or(AGAIN, |before| (before.wait * 2).min(self.depot.refresh.0));
+                    self.not_now.insert(model, NotNow { version, at: Some(Instant::now() + wait), wait });
+                }
+                // The disk may have been full.
+                self.collect();
+            }
+        }
+    }
+
+    /// Drops what nobody needs any more. Says whether there was anything.
+    fn collect(&mut self) -> bool {
+        let fetching = self.fetching.iter().map(|((_, model), version)| (model.clone(), version.clone()));
+        let wanted: Vec<(String, String)> = self.pending.clone().into_iter().chain(fetching).collect();
+        match self.store.collect(&wanted) {
+            Ok(collected) if collected.files > 0 => {
+                tracing::debug!(files = collected.files, bytes = collected.bytes, "nobody needs these any more");
+                return true;
+            }
+            Ok(_) => {}
+            Err(error) => self.complain("collect", "depot-refused", &error.to_string()),
+        }
+        false
+    }
+
+    /// Notes what is being fetched. What was before it makes room.
+    fn fetches(&mut self, whose: Whose, model: &str, version: &str) {
+        let before = self.fetching.insert((whose, model.to_owned()), version.to_owned());
+        if before.is_some_and(|before| before != version) {
+            self.collect();
         }
     }
 
@@ -248,11 +315,50 @@ impl Delivery {
         }
         let time = trust.judge(clock).time;
         let Some(trusted) = trust.trusted() else { return true };
+        self.withdrawals(trusted, time);
         let mut good = self.configuration(trusted, time).await;
         for (model, (reference, range)) in self.wanted.clone() {
             good &= self.model(trusted, time, &model, &reference, &range).await;
         }
         good
+    }
+
+    /// Lets what was withdrawn give way to a version that is here, of whichever model: that needs nothing to be fetched.
+    fn withdrawals(&mut self, trusted: &Trusted, time: Timestamp) {
+        for (model, (_, range)) in self.wanted.clone() {
+            // What cannot be read is told where the model is looked at.
+            let Ok(record) = self.store.record(&model) else { continue };
+            let Some(active) = &record.active else { continue };
+            let rejected = |version: &str| self.is_rejected(trusted, &model, version);
+            let choice = select::choose(trusted, &self.gateway, &model, &range, Some(&active.version), &rejected, time);
+            match choice {
+                Choice::Stay(_) => {}
+                Choice::Withdrawn { withdrawn } => self.give_way(&model, &record, withdrawn),
+                Choice::Take(version) => {
+                    let withdrawn = select::withdrawn(trusted, &model);
+                    let before = record.previous.iter().find(|before| !withdrawn.contains(&before.version));
+                    let fits = |version: &str| version.parse().is_ok_and(|version| range.matches(&version));
+                    let back = before.is_some_and(|one| fits(&one.version) && self.is_whole(&model, &one.version));
+                    if withdrawn.contains(&active.version) && back && !self.is_whole(&model, &version) {
+                        self.give_way(&model, &record, withdrawn);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Has the loader go back from a withdrawn version, once.
+    fn give_way(&mut self, model: &str, record: &Record, withdrawn: Vec<String>) {
+        let Some(active) = record.active.as_ref().filter(|_| !record.withdrawn) else { return };
+        if self.gave_way.insert(model.to_owned(), active.version.clone()).as_ref() != Some(&active.version) {
+            let _ = self.tools.requests.send(Request::Withdrawn { model: model.to_owned(), withdrawn });
+        }
+    }
+
+    /// Whether all of a version is in the store.
+    fn is_whole(&self, model: &str, version: &str) -> bool {
+        let index = self.store.index(model, version);
+        index.is_ok_and(|index| index.is_some_and(|index| self.store.missing(&index).is_empty()))
     }
 
     /// Does what there is to do for a model. Says whether it went well.
@@ -276,27 +382,25 @@ impl Delivery {
             let rejected = |version: &str| self.is_rejected(trusted, model, version);
             let version = match select::choose(trusted, &self.gateway, model, range, active, &rejected, time) {
                 Choice::Stay(why) => {
-                    self.fetching.remove(model);
+                    self.fetching.remove(&(Whose::InEffect, model.to_owned()));
                     tracing::debug!(model, why, "nothing to deliver");
                     return self.mend(trusted, model, reference, &record).await;
                 }
                 Choice::Withdrawn { withdrawn } => {
-                    self.fetching.remove(model);
-                    if !record.withdrawn && !self.pending.contains_key(model) {
-                        self.pending.insert(model.to_owned(), "withdrawn".to_owned());
-                        let _ = self.tools.requests.send(Request::Withdrawn { model: model.to_owned(), withdrawn });
-                    }
+                    self.fetching.remove(&(Whose::InEffect, model.to_owned()));
+                    self.give_way(model, &record, withdrawn);
                     return true;
                 }
                 Choice::Take(version) => version,
             };
-            if self.pending.contains_key(model) {
+            let later = |one: &NotNow| one.version == version && one.at.is_some_and(|at| at > Instant::now());
+            if self.pending.contains_key(model) || self.not_now.get(model).is_some_and(later) {
                 return true;
             }
-            self.fetching.insert(model.to_owned(), version.clone());
+            self.fetches(Whose::InEffect, model, &version);
             match self.take(trusted, &Arc::clone(&self.tools.config), model, &version, reference).await {
                 Ok(Some(opened)) => {
-                    self.fetching.remove(model);
+                    self.fetching.remove(&(Whose::InEffect, model.to_owned()));
                     self.told.remove(model);
                     let digest = opened.package.digest().0;
                     if self.handed.insert(model.to_owned(), digest) == Some(digest) {
@@ -344,11 +448,7 @@ impl Delivery {
         for (number, installed) in record.active.iter().chain(&record.previous).enumerate() {
             let version = installed.version.as_str();
             let listed = trusted.targets.contains_key(&index_name(model, version));
-            let whole = self
-                .store
-                .index(model, version)
-                .is_ok_and(|index| index.is_some_and(|index| self.store.missing(&index).is_empty()));
-            if whole || !listed || self.pending.contains_key(model) {
+            if self.is_whole(model, version) || !listed || self.pending.contains_key(model) {
                 continue;
             }
             match self.take(trusted, &Arc::clone(&self.tools.config), model, version, reference).await {
@@ -380,8 +480,24 @@ impl Delivery {
         version: &str,
         reference: &ModelRef,
     ) -> Result<Option<Opened>, FetchError> {
-        let _hold = self.store.hold()?;
-        let index = fetch::index(trusted, &self.store, &self.fetcher, model, version).await?;
+        let taken = self.bring_in(trusted, config, model, version, reference).await;
+        self.stalled |= matches!(taken, Err(FetchError::Stalled { .. }));
+        taken
+    }
+
+    async fn bring_in(
+        &mut self,
+        trusted: &Trusted,
+        config: &Config,
+        model: &str,
+        version: &str,
+        reference: &ModelRef,
+    ) -> Result<Option<Opened>, FetchError> {
+        let mut hold = Some(self.store.hold()?);
+        let index = {
+            let depot = Watched::new(&self.fetcher, PATIENCE);
+            depot.bound(fetch::index(trusted, &self.store, &depot, model, version)).await?
+        };
         let record = self.store.record(model)?;
         let rejection = record.rejected.get(&Digest(index.package).to_string());
         if rejection.is_some_and(|rejection| library::still_counts(rejection.under.as_deref(), config)) {
@@ -393,8 +509,27 @@ impl Delivery {
             tokio::time::sleep(jitter).await;
             self.jittered = Some(trusted.versions.timestamp);
         }
-        self.fetch(trusted, &index).await?;
-        let package = Arc::new(fetch::open(&self.store, &index)?);
+        match self.fetch(trusted, &index).await {
+            Err(full @ FetchError::Store(DepotError::Full { .. })) => {
+                // What was being fetched before, perhaps by another process, may be in the way. While it is held, nothing goes.
+                drop(hold.take());
+                if !self.collect() {
+                    return Err(full);
+                }
+                hold = Some(self.store.hold()?);
+                self.fetch(trusted, &index).await?;
+            }
+            fetched => fetched?,
+        }
+        let package = match fetch::open(&self.store, &index) {
+            // What was damaged was removed when it was found.
+            Err(FetchError::Store(_)) if !self.store.missing(&index).is_empty() => {
+                self.fetch(trusted, &index).await?;
+                fetch::open(&self.store, &index)
+            }
+            opened => opened,
+        };
+        let package = Arc::new(package?);
         let bytes: u64 = missing.iter().map(|chunk| u64::from(chunk.stored_len)).sum();
         let message = format!(
             "{model} {version} is here: {} of {} chunks were fetched, {bytes} of {} bytes",
@@ -404,6 +539,7 @@ impl Delivery {
         );
         tracing::info!("{message}");
         self.tools.reporter.event("model-staged", &message, &[("model", model), ("version", version)]);
+        drop(hold);
         let place = Place::Stored { model: model.to_owned(), version: version.to_owned() };
         Ok(Some(Opened { model: reference.clone(), place, package }))
     }
@@ -422,7 +558,8 @@ impl Delivery {
                 board.set_fetching(model, version, Some(progress.done as f32 / progress.of.max(1) as f32), None);
             }
         };
-        fetch::chunks(&self.store, chunks.remote(), index, bounds, &progress).await
+        let chunks = Watched::new(chunks.remote(), PATIENCE);
+        chunks.bound(fetch::chunks(&self.store, &chunks, index, bounds, &progress)).await
     }
 
     /// Says what went wrong, once until it is something else.
@@ -431,6 +568,14 @@ impl Delivery {
             tracing::warn!("{message}");
             self.tools.reporter.event(kind, message, &[("about", about)]);
         }
+    }
+}
+
+/// Waits until a moment, if there is one, or else for ever.
+async fn due(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

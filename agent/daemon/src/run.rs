@@ -356,6 +356,7 @@ async fn serve_by(
             _ = hangup.recv() => look(),
             Some(settled) = heard.recv() => match settled {
                 Settled::Model(model) => nudge(Nudge::Settled(model)),
+                Settled::NotNow(model) => nudge(Nudge::NotNow(model)),
                 Settled::Again(why) => {
                     tracing::info!(why, "beginning again");
                     reporter.event("begins-again", &why, &[]);

@@ -297,6 +297,8 @@ impl Places {
 pub enum Settled {
     /// What is known of this model has changed.
     Model(String),
+    /// A version of this model could not be taken up, through no fault of its own: it is to be handed over again.
+    NotNow(String),
     /// Another plan is to run, because a pipeline that waited can, or by another configuration: the agent has to begin
     /// again.
     Again(String),

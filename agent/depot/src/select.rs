@@ -95,14 +95,16 @@ pub fn choose(
             Choice::Take(offered.to_string())
         }
         (Some(active), Some(_)) => Choice::Stay(format!("{active} is the newest version offered")),
-        (Some(_), None) if withdrawn => {
-            let releases = releases.into_iter().flatten();
-            let withdrawn = releases.filter(|(_, release)| release.withdrawn).map(|(version, _)| version.clone());
-            Choice::Withdrawn { withdrawn: withdrawn.collect() }
-        }
+        (Some(_), None) if withdrawn => Choice::Withdrawn { withdrawn: self::withdrawn(trusted, model) },
         (None, Some(offered)) => Choice::Take(offered.to_string()),
         (_, None) => Choice::Stay(why()),
     }
+}
+
+/// The versions of a model that were withdrawn.
+pub fn withdrawn(trusted: &Trusted, model: &str) -> Vec<String> {
+    let releases = trusted.rollout.models.get(model).into_iter().flatten();
+    releases.filter(|(_, release)| release.withdrawn).map(|(version, _)| version.clone()).collect()
 }
 
 /// Whether a release is for this gateway, now; or why not.

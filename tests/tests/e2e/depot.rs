@@ -1,5 +1,6 @@
 //! Models over the air: published by `limpet-lab depot`, fetched, proved, swapped in, watched and taken back.
 
+mod blocked;
 mod clock;
 mod configured;
 mod damage;
@@ -201,13 +202,16 @@ fn a_withdrawn_version_gives_way_to_the_one_before_it() {
     depot.publish(&Package::loudness_of("2.0.0", 0.01));
     event_of(&mut bench.client, "model-activated", "2.0.0");
     depot.run(&["withdraw", "loudness", "2.0.0"]).expect_code(0);
-    bench.agent.wait_for_status("the version before", |status| {
-        let models = status["models"].as_array()?;
-        let serves =
-            |model: &Value| model["version"] == "1.0.0" && (model["state"] == "active" || model["state"] == "trial");
-        models.iter().any(serves).then_some(())
-    });
+    bench.agent.wait_for_status("the version before", |status| serves(status, "1.0.0"));
     Flow::start(&mut bench, &[("1.0.0", 0.0)]).until(&mut bench, "1.0.0", 20);
+}
+
+/// Whether a version of any model serves.
+fn serves(status: &Value, version: &str) -> Option<()> {
+    let models = status["models"].as_array()?;
+    let serves =
+        |model: &Value| model["version"] == version && (model["state"] == "active" || model["state"] == "trial");
+    models.iter().any(serves).then_some(())
 }
 
 #[test]
@@ -249,21 +253,24 @@ fn a_folder_is_a_depot_too_with_and_without_an_agent() {
     event_of(&mut bench.client, "model-activated", "2.0.0");
 }
 
+/// Publishes a package while no gateway is there, and has the broker lose so many of the chunks that only it has.
+#[track_caller]
+fn lose(client: &mut Client, depot: &Depot, package: &Package, count: usize) {
+    let next = |client: &mut Client| client.try_wait_for(Duration::from_millis(300), |m| m.topic.contains("/chunk/"));
+    client.subscribe(&["limpet/1/depot/chunk/+"]);
+    while next(client).is_some() {}
+    depot.publish(package);
+    let lost: Vec<String> = std::iter::from_fn(|| next(client)).map(|message| message.topic).take(count).collect();
+    assert!(!lost.is_empty());
+    lost.iter().for_each(|topic| _ = client.publish_with(topic, true, ""));
+}
+
 #[test]
 fn a_chunk_that_the_broker_lost_is_named_and_comes_with_a_repair() {
     let (depot, mut bench) = delivered("");
     let newer = Package::loudness_of("2.0.0", 0.01);
-    // Published while the gateway is away; then the broker loses the chunks that only this version has.
     let (_, home, _) = bench.agent.stop();
-    bench.client.subscribe(&["limpet/1/depot/chunk/+"]);
-    while bench.client.try_wait_for(Duration::from_millis(300), |m| m.topic.contains("/chunk/")).is_some() {}
-    depot.publish(&newer);
-    let mut lost = Vec::new();
-    while let Some(message) = bench.client.try_wait_for(Duration::from_millis(300), |m| m.topic.contains("/chunk/")) {
-        lost.push(message.topic);
-    }
-    assert!(!lost.is_empty());
-    lost.iter().for_each(|topic| _ = bench.client.publish_with(topic, true, ""));
+    lose(&mut bench.client, &depot, &newer, usize::MAX);
     bench.agent = Agent::start_in(home, &format!("{}{}", local(&bench.broker), config(&depot, "")));
     let missing = event(&mut bench.client, "missing-chunk");
     assert_says(&missing["message"], &["chunk/", "limpet-lab depot repair"]);
@@ -317,4 +324,34 @@ fn a_damaged_chunk_in_the_store_is_found_and_fetched_again() {
     let repaired = check(&["--repair"]).expect_code(0).stdout;
     assert!(repaired.contains("the agent fetches what is missing now"), "{repaired}");
     bench.agent.wait_for_status("the chunk", |_| (check(&[]).code == Some(0)).then_some(()));
+}
+
+#[test]
+fn a_damaged_version_is_stood_in_for_by_the_one_before_until_it_is_whole() {
+    let (depot, mut bench) = delivered(SHORT);
+    let before = bench.agent.home().chunks();
+    let newer = Package::loudness_of("2.0.0", 0.01);
+    depot.publish(&newer);
+    event_of(&mut bench.client, "model-activated", "2.0.0");
+    until_event(&mut bench, 1, "trial-passed", "2.0.0");
+    let own: Vec<_> = bench.agent.home().chunks().into_iter().filter(|path| !before.contains(path)).collect();
+    let chunk = own.first().expect("it has chunks of its own");
+    let home = bench.agent.kill();
+    let mut bytes = std::fs::read(chunk).unwrap();
+    bytes[3] ^= 1;
+    std::fs::write(chunk, &bytes).unwrap();
+    // It cannot come at once, so what serves meanwhile is to be seen.
+    let topic = format!("limpet/1/depot/chunk/{}", chunk.file_name().unwrap().to_str().unwrap());
+    bench.client.publish_with(&topic, true, "");
+    bench.agent = Agent::start_in(home, &format!("{}{}", local(&bench.broker), config(&depot, SHORT)));
+    let damaged = event_of(&mut bench.client, "model-damaged", "2.0.0");
+    assert_says(&damaged["message"], &["loudness 2.0.0 cannot be opened", "1.0.0 serves", "is damaged"]);
+    bench.agent.wait_for_status("the version before", |status| serves(status, "1.0.0"));
+    bench.broker.wait_subscribed("plant/+/level");
+    Flow::start(&mut bench, &[("1.0.0", 0.0)]).until(&mut bench, "1.0.0", 20);
+    depot.run(&["repair", program::text_of(newer.path())]).expect_code(0);
+    event_of(&mut bench.client, "model-activated", "2.0.0");
+    let record = bench.agent.home().record("loudness").expect("it serves");
+    assert_eq!(record["active"]["version"], "2.0.0");
+    assert_eq!(record["previous"][0]["version"], "1.0.0");
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use limpet_depot::ProofStore;
-use limpet_depot::fetch::{self, FetchError};
+use limpet_depot::fetch::{self, FetchError, Watched};
 use limpet_depot::select::{self, Choice};
 use limpet_depot::store::{Configuration, Configured, Installed, Record, Rejection};
 use limpet_depot::trial::ConfigurationTrial;
@@ -21,7 +21,7 @@ use limpet_depot::trust::Trusted;
 use limpet_wire::depot::Hex;
 use semver::VersionReq;
 
-use super::{Delivery, wanted};
+use super::{Delivery, PATIENCE, Whose, wanted};
 use crate::config::{Loaded, ModelRef, Size};
 use crate::library::{Opened, this_agent};
 use crate::pipeline::plan::Packages;
@@ -64,6 +64,7 @@ impl Delivery {
         };
         let Some((configured, candidate)) = staged else {
             self.told.remove("configuration");
+            self.fetching.retain(|(whose, _), _| *whose != Whose::Candidate);
             return true;
         };
         match self.examine(trusted, time, candidate.as_ref()).await {
@@ -161,13 +162,17 @@ impl Delivery {
         if let Some(staged) = configured.staged.clone().filter(|staged| same(&staged)) {
             return Ok(Some((configured, Some(staged))));
         }
-        let fetched = match fetch::configuration(trusted, &self.fetcher, &target).await {
+        let depot = Watched::new(&self.fetcher, PATIENCE);
+        let fetched = match depot.bound(fetch::configuration(trusted, &depot, &target)).await {
             Ok(fetched) => fetched,
             Err(FetchError::Unfit { why, .. }) => {
                 self.turn_down(&configured, &target, key, None, &why);
                 return Ok(None);
             }
-            Err(error) => return Err(error.to_string()),
+            Err(error) => {
+                self.stalled |= matches!(error, FetchError::Stalled { .. });
+                return Err(error.to_string());
+            }
         };
         let keep = fetched.clone();
         let kept = self.store.update_configured(|configured| {
@@ -186,8 +191,9 @@ impl Delivery {
         let loaded = configured::apply(&self.tools.path, &self.tools.file, candidate).map_err(Not::ever)?;
         fits_machine(&loaded)?;
         let key = Configured::key(candidate);
-        let mut new = Vec::new();
-        for (model, (reference, range)) in wanted(&loaded.config) {
+        let (mut new, models) = (Vec::new(), wanted(&loaded.config));
+        self.fetching.retain(|(whose, model), _| *whose != Whose::Candidate || models.contains_key(model));
+        for (model, (reference, range)) in models {
             let record = self.store.record(&model).map_err(Not::yet)?;
             let serves = record.active.as_ref().filter(|_| !record.withdrawn);
             let serves = serves.and_then(|active| active.version.parse().ok());
@@ -262,7 +268,7 @@ impl Delivery {
                 Choice::Withdrawn { .. } => return Err(Not::Yet(format!("all versions of {model} were withdrawn"))),
             };
             // What is there of it is wanted, though no record names it.
-            self.fetching.insert(model.to_owned(), version.clone());
+            self.fetches(Whose::Candidate, model, &version);
             let why = match self.take(trusted, &loaded.config, model, &version, reference).await {
                 Ok(Some(opened)) => match self
                     .with_care(&format!("{key} {model} {version}"), |delivery| delivery.prove(loaded, &opened))??

@@ -164,7 +164,7 @@ impl<S: Sink + 'static> Loader<S> {
             }
             Err(why) => {
                 self.refuse(opened, &why);
-                self.dealt_with(opened);
+                self.not_now(opened);
             }
         }
     }
@@ -183,6 +183,9 @@ impl<S: Sink + 'static> Loader<S> {
                 self.refuse(&opened, &why);
                 if its_fault {
                     self.reject(&opened, Grounds::Configuration, &why);
+                } else {
+                    self.brought_up();
+                    return self.not_now(&opened);
                 }
             }
             self.brought_up();
@@ -686,10 +689,18 @@ impl<S: Sink + 'static> Loader<S> {
 
     /// A proof failed.
     pub(super) fn not_proved(&mut self, opened: &Opened, not_proved: &NotProved) {
-        if not_proved.its_fault {
-            self.reject(opened, Grounds::Agent, &not_proved.why);
+        if !not_proved.its_fault {
+            return self.not_now(opened);
         }
+        self.reject(opened, Grounds::Agent, &not_proved.why);
         self.dealt_with(opened);
+    }
+
+    /// A version could not be taken up, through no fault of its own: it is to be handed over again.
+    fn not_now(&self, opened: &Opened) {
+        if opened.model.depot().is_some() {
+            self.tell(Settled::NotNow(opened.package.manifest().name.clone()));
+        }
     }
 
     /// Nothing more is done about a version: the next one may be handed over.

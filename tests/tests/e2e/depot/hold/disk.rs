@@ -81,8 +81,7 @@ fn a_disk_that_fills_up_during_the_proof_keeps_what_serves_and_the_version_comes
     let Some(disk) = SmallDisk::mount(DISK) else { return };
     let broker = Broker::start();
     let depot = Depot::on(&broker);
-    let config = config(&depot, "64MiB", SHORT).replace("[depot]\n", "[depot]\nrefresh = \"10s\"\n");
-    let config = format!("{}{config}", at(&broker.url()));
+    let config = format!("{}{}", at(&broker.url()), config(&depot, "64MiB", SHORT));
     let mut bench = serving(broker, &depot, disk.home(), &config);
     bench.broker.wait_subscribed("plant/+/level");
     // Its proof takes far longer than the disk needs to fill up.
