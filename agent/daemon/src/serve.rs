@@ -32,6 +32,7 @@ use crate::library::Opened;
 use crate::link::outgoing::Outgoing;
 use crate::pipeline::model::{Facts, Model};
 use crate::pipeline::observe::Observation;
+use crate::pipeline::shadow::Watch;
 use crate::wall::Wall;
 
 pub use delivered::NotProved;
@@ -325,8 +326,8 @@ pub enum Request {
         /// Versions.
         withdrawn: Vec<String>,
     },
-    /// The version that a pipeline watches was judged.
-    Judged(usize, Verdict),
+    /// The version that a pipeline watches was judged, by this watch.
+    Judged(usize, Arc<Watch>, Verdict),
     /// Keep what a restart goes on with, and say when that is done.
     Keep(Sender<()>),
 }

@@ -10,6 +10,7 @@ use crate::link::outgoing::{Body, Fleeting, Outgoing};
 use crate::pipeline::model::{Facts, Model};
 use crate::pipeline::observe::Observation;
 use crate::pipeline::plan::PipelinePlan;
+use crate::pipeline::shadow::Watch;
 use crate::pipeline::worker::{Decided, Sink};
 use crate::report::Reporter;
 use crate::serve::{Request, Requests};
@@ -130,8 +131,8 @@ impl Sink for LinkSink {
         self.running.set(None);
     }
 
-    fn judged(&mut self, pipeline: usize, verdict: Verdict) {
-        self.ask(Request::Judged(pipeline, verdict));
+    fn judged(&mut self, pipeline: usize, watch: &Arc<Watch>, verdict: Verdict) {
+        self.ask(Request::Judged(pipeline, Arc::clone(watch), verdict));
     }
 
     fn released(&mut self, model: Model) {

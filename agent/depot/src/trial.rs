@@ -21,7 +21,8 @@
 //!
 //! At the end of the time and the windows that are asked for, each share must be within its limit as counted. Where one is
 //! not, though not surely beyond it, the trial goes on, up to twice as long; then that is the breach. So a trial ends
-//! wherever windows come.
+//! wherever windows come. Where the other version runs beside it and fewer than 32 windows were compared, it goes on up to
+//! twice as long as well; then it passes without, which whoever tells of it should say ([`Progress::is_compared`]).
 //!
 //! Two versions **agree** on a window when they name the same class, or stand on the same side of their thresholds; where
 //! there are none, when they differ by no more than the other version's values spread around their means, or by a
@@ -80,11 +81,14 @@ pub struct Rules {
     pub misses: f64,
     /// What 99 of 100 sessions must not take longer than, if that is judged. None by default.
     pub p99: Option<Duration>,
+    /// Whether the other version runs on the same windows, so that a comparison can be waited for. By default not.
+    pub beside: bool,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { windows: 1000, time: Duration::from_secs(600), agreement: 0.9, errors: 0.01, misses: 0.01, p99: None }
+        let time = Duration::from_secs(600);
+        Self { windows: 1000, time, agreement: 0.9, errors: 0.01, misses: 0.01, p99: None, beside: false }
     }
 }
 
@@ -166,6 +170,11 @@ impl Progress {
     /// Share of the compared windows on which both versions agree, if any were compared.
     pub fn agreement(&self) -> Option<f64> {
         (self.compared > 0).then(|| self.agreed as f64 / self.compared as f64)
+    }
+
+    /// Whether so many windows were compared that they say something of agreement.
+    pub fn is_compared(&self) -> bool {
+        self.compared >= WINDOWS
     }
 }
 
@@ -447,7 +456,7 @@ impl Trial {
                 self.still.varied
             ));
         }
-        if *compared >= WINDOWS {
+        if progress.is_compared() {
             if upper(*agreed, *compared, SURE) < rules.agreement {
                 return Verdict::Breach(disagrees());
             }
@@ -461,7 +470,8 @@ impl Trial {
             return Verdict::Going;
         }
         let within = |count: u64, of: u64, limit: f64| count as f64 <= limit * of as f64;
-        let judged = progress.mode == Mode::Shadow || *compared >= WINDOWS;
+        let long = seen >= rules.windows.saturating_mul(2) && progress.served >= rules.time.saturating_mul(2);
+        let judged = progress.mode == Mode::Shadow || progress.is_compared();
         let beyond = if !within(*errors, *windows, error_limit) {
             no_answer()
         } else if !within(misses.count, *windows, miss_limit) {
@@ -470,10 +480,12 @@ impl Trial {
             too_slow()
         } else if judged && (*agreed as f64) < rules.agreement * *compared as f64 {
             disagrees()
+        } else if !judged && rules.beside && !long {
+            // Too few windows met so far. Whether the two agree is worth as much time again, and no more.
+            return Verdict::Going;
         } else {
             return Verdict::Passed;
         };
-        let long = seen >= rules.windows.saturating_mul(2) && progress.served >= rules.time.saturating_mul(2);
         if long { Verdict::Breach(format!("{beyond}, after twice the trial's length")) } else { Verdict::Going }
     }
 }

@@ -136,8 +136,9 @@ pub trait Sink: Send {
     /// It has ended.
     fn ends(&mut self) {}
 
-    /// The trial of a pipeline came to its end: once, from the worker that saw the window that decided it.
-    fn judged(&mut self, _pipeline: usize, _verdict: trial::Verdict) {}
+    /// The trial of a pipeline came to its end: once, from the worker that saw the window that decided it. By the time
+    /// that anybody hears of it, another version may be on trial there.
+    fn judged(&mut self, _pipeline: usize, _watch: &Arc<Watch>, _verdict: trial::Verdict) {}
 
     /// A model is not needed any more. It may take a while to drop.
     fn released(&mut self, _model: Model) {}
@@ -313,8 +314,9 @@ impl<S: Sink + 'static> Worker<S> {
 
     fn tell_news(&mut self) {
         for (pipeline, watched) in self.watched.iter().enumerate() {
-            if let Some(verdict) = watched.as_ref().and_then(|watched| watched.watch.news()) {
-                self.sink.judged(pipeline, verdict);
+            let Some(Watched { watch, .. }) = watched else { continue };
+            if let Some(verdict) = watch.news() {
+                self.sink.judged(pipeline, watch, verdict);
             }
         }
     }

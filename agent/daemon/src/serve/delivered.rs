@@ -8,7 +8,7 @@
 //! From there on the version is on [trial](limpet_depot::trial): the one before it stays loaded, if memory allows, runs
 //! in shadow, and takes over again the moment the judge says so. With `shadow = true` it is the other way round first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,9 +19,9 @@ use limpet_depot::{DepotError, Manifest};
 use limpet_wire::message::ModelPhase;
 
 use super::loader::{Loader, Prepared};
-use super::{PipelineState, Proved, Settled};
+use super::{PipelineState, Proved, Request, Settled};
 use crate::admission::Candidate;
-use crate::config;
+use crate::config::{self, ModelRef};
 use crate::fit;
 use crate::library::{Opened, Place};
 use crate::pipeline::shadow::{Companion, Watch, before};
@@ -40,6 +40,25 @@ pub(super) struct Delivered {
     serving: Option<Ready>,
     /// What is watched.
     watched: Option<Watched>,
+    /// What takes the place of what serves once it is proved: the version to go back to had no valid proof.
+    coming_back: Option<ComingBack>,
+}
+
+/// A version that served before and takes over again when it is proved.
+struct ComingBack {
+    installed: Installed,
+    /// The version that is to go, why, and whether that is a breach; else it was withdrawn.
+    left: String,
+    why: String,
+    breach: bool,
+}
+
+/// How far going back to a version is.
+enum Back {
+    /// It serves.
+    Serves,
+    /// It is proved first.
+    Proving,
 }
 
 /// A version that passed the gate.
@@ -70,6 +89,10 @@ impl Ready {
         &self.manifest.name
     }
 
+    fn numbers(&self) -> BTreeSet<u32> {
+        self.candidates.values().flat_map(Candidate::numbers).collect()
+    }
+
     fn uses(&self, number: u32) -> bool {
         self.candidates.values().any(|candidate| candidate.uses(number))
     }
@@ -82,8 +105,10 @@ struct Watched {
     own: Ready,
     /// The other one: what served before, or still does in shadow.
     other: Option<Ready>,
-    /// By pipeline, until each is judged.
+    /// By pipeline, until each is judged…
     open: BTreeMap<usize, Arc<Watch>>,
+    /// …and those on which it passed.
+    done: BTreeMap<usize, Arc<Watch>>,
     /// When its progress was written last.
     kept: Instant,
 }
@@ -91,6 +116,48 @@ struct Watched {
 impl Watched {
     fn pipelines(&self) -> Vec<usize> {
         self.own.candidates.keys().copied().collect()
+    }
+
+    /// A pipeline on which the version was on trial and is not compared with the other one.
+    fn uncompared(&self) -> Option<usize> {
+        let watches = self.open.iter().chain(&self.done).filter(|_| self.mode == Mode::Trial);
+        watches.into_iter().find(|(_, watch)| !watch.progress().is_compared()).map(|(pipeline, _)| *pipeline)
+    }
+
+    /// What runs beside the version that serves.
+    fn companion(&self) -> Option<&Ready> {
+        match self.mode {
+            Mode::Trial => self.other.as_ref(),
+            Mode::Shadow => Some(&self.own),
+        }
+    }
+}
+
+/// How far a trial is that begins, or goes on.
+#[derive(Clone)]
+struct Begun {
+    progress: Progress,
+    by_pipeline: BTreeMap<String, Progress>,
+}
+
+impl Begun {
+    /// The one that is on record for this package, if one is.
+    fn of(record: Record, mode: Mode, installed: &Installed) -> Option<Self> {
+        let is_of = |progress: &Progress| progress.mode == mode && progress.package == installed.package;
+        let progress = record.trial.filter(is_of)?;
+        let by_pipeline = record.trials.into_iter().filter(|(_, progress)| is_of(progress)).collect();
+        Some(Self { progress, by_pipeline })
+    }
+
+    /// How far it is on a pipeline.
+    fn on(&self, pipeline: &str) -> Progress {
+        let Progress { package, mode, before, .. } = &self.progress;
+        match self.by_pipeline.get(pipeline) {
+            Some(progress) => progress.clone(),
+            None if self.by_pipeline.is_empty() => self.progress.clone(),
+            // It was not there when the others began.
+            None => Progress::new(package.clone(), *mode, *before),
+        }
     }
 }
 
@@ -122,14 +189,24 @@ impl NotProved {
     }
 
     /// It does not fit what it would serve in.
-    fn unfit(why: String) -> Self {
+    pub(super) fn unfit(why: String) -> Self {
         Self { why, its_fault: true }
+    }
+
+    /// It does not fit beside what is loaded now, which is another thing later.
+    pub(super) fn for_now(why: String) -> Self {
+        Self { why, its_fault: false }
     }
 
     /// It could not be put on record, perhaps for want of room; another time it may be.
     fn not_on_record(why: String) -> Self {
         Self { why, its_fault: false }
     }
+}
+
+/// What a version is called that served and was taken back.
+fn left_as(breach: bool) -> ModelPhase {
+    if breach { ModelPhase::Failed } else { ModelPhase::Withdrawn }
 }
 
 impl<S: Sink + 'static> Loader<S> {
@@ -173,24 +250,62 @@ impl<S: Sink + 'static> Loader<S> {
     pub(super) fn take_up(&mut self, prepared: Prepared, served: &[usize]) {
         let opened = prepared.opened.clone();
         let name = opened.package.manifest().name.clone();
+        let coming = self.delivered.get_mut(&name).and_then(|delivered| {
+            delivered.coming_back.take_if(|coming| coming.installed == Installed::of(&opened.package))
+        });
         if served.is_empty() {
             self.introduce(&[prepared]);
+        } else if let Some(coming) = coming {
+            self.came_back(&coming, Ready::of(&prepared, served));
         } else {
             let ready = Ready::of(&prepared, served);
             let shadow = served.iter().any(|pipeline| self.config.pipelines[*pipeline].trial.shadow);
+            if shadow && self.is_on_trial(&name) {
+                // It would take the place of a judge that has not said its word yet.
+                return self.hold(opened, "the version that serves is on trial");
+            }
             let outcome = if shadow { self.begin_shadow(ready) } else { self.switch(ready) };
-            if let Err(NotProved { why, its_fault }) = outcome {
-                self.refuse(&opened, &why);
-                if its_fault {
-                    self.reject(&opened, Grounds::Configuration, &why);
-                } else {
-                    self.brought_up();
-                    return self.not_now(&opened);
+            match outcome {
+                Ok(()) => {}
+                Err(NotProved { why, its_fault: false }) if self.watches() => return self.hold(opened, &why),
+                Err(NotProved { why, its_fault }) => {
+                    self.refuse(&opened, &why);
+                    if its_fault {
+                        self.reject(&opened, Grounds::Configuration, &why);
+                    } else {
+                        self.brought_up();
+                        return self.not_now(&opened);
+                    }
                 }
             }
             self.brought_up();
         }
         self.tell(Settled::Model(name));
+    }
+
+    /// Whether the version of a model that serves is on trial.
+    fn is_on_trial(&self, name: &str) -> bool {
+        let watched = self.delivered.get(name).and_then(|delivered| delivered.watched.as_ref());
+        watched.is_some_and(|watched| watched.mode == Mode::Trial)
+    }
+
+    /// Takes a version up when a trial has ended, and not before. Until then it is not dealt with, and so nobody clears
+    /// it out of the store.
+    fn hold(&mut self, opened: Opened, why: &str) {
+        let manifest = opened.package.manifest();
+        tracing::info!(model = manifest.name, version = %manifest.version, why, "waits for the end of a trial");
+        let waits = format!("it waits for the end of a trial: {why}");
+        if !self.board.is_active(manifest) {
+            self.board.set(manifest, ModelPhase::Proving, None, Some(waits));
+        }
+        self.held.insert(manifest.name.clone(), opened);
+        self.brought_up();
+    }
+
+    /// A trial has ended: what waited for that is looked at again.
+    fn release_held(&mut self) {
+        let held = std::mem::take(&mut self.held).into_values();
+        self.later.extend(held.map(Request::Arrived));
     }
 
     /// Notes what was brought up of the depot: what serves, and the trials that go on.
@@ -216,22 +331,36 @@ impl<S: Sink + 'static> Loader<S> {
                 tracing::error!(model = name, why, "what serves could not be put on record");
                 self.record(&name)
             });
-            let progress =
-                record.trial.filter(|trial| trial.mode == Mode::Trial && trial.package == ready.installed.package);
+            let begun = Begun::of(record, Mode::Trial, &ready.installed);
             self.delivered.entry(name.clone()).or_default().serving = Some(ready.clone());
-            if let Some(progress) = progress {
+            if let Some(begun) = begun {
                 let other = self.previous_ready(&name, &made.opened, &serving);
-                self.watch(Mode::Trial, ready, other, &progress, &[]);
+                self.watch(Mode::Trial, ready, other, &begun, &[]);
             }
+            self.prove_previous(&name, &made.opened.model);
+        }
+    }
+
+    /// The version that served before the one that serves.
+    fn previous(&self, name: &str, model: &ModelRef) -> Option<Opened> {
+        let previous = self.record(name).previous.into_iter().next()?;
+        let place = Place::Stored { model: name.to_owned(), version: previous.version };
+        let package = Arc::new(self.library.open(&place).ok()?);
+        Some(Opened { model: model.clone(), place, package })
+    }
+
+    /// Proves the version before the one that serves, if it has no proof that is valid: going back to it cannot wait for
+    /// that.
+    fn prove_previous(&mut self, name: &str, model: &ModelRef) {
+        let Some(opened) = self.previous(name, model) else { return };
+        if self.proof_of(&opened).is_none() && self.spare.insert(opened.package.digest()) {
+            self.prove(vec![opened]);
         }
     }
 
     /// The version before the one that serves, loaded beside it if there is room.
     fn previous_ready(&mut self, name: &str, opened: &Opened, pipelines: &[usize]) -> Option<Ready> {
-        let previous = self.record(name).previous.into_iter().next()?;
-        let place = Place::Stored { model: name.to_owned(), version: previous.version };
-        let package = Arc::new(self.library.open(&place).ok()?);
-        let opened = Opened { model: opened.model.clone(), place, package };
+        let opened = self.previous(name, &opened.model)?;
         let proved = self.proof_of(&opened)?;
         let prepared = self.prepare(&opened, proved).ok()?;
         let ready = Ready::of(&prepared, pipelines);
@@ -244,19 +373,19 @@ impl<S: Sink + 'static> Loader<S> {
     /// Why it does not serve; the old one does.
     fn switch(&mut self, ready: Ready) -> Result<(), NotProved> {
         let name = ready.name().to_owned();
+        let on_trial = self.is_on_trial(&name);
         let delivered = self.delivered.entry(name.clone()).or_default();
-        let old = delivered.serving.clone();
-        let on_trial = delivered.watched.as_ref().is_some_and(|watched| watched.mode == Mode::Trial);
-        let before: BTreeMap<usize, Before> =
-            ready.candidates.keys().map(|p| (*p, before(&self.plan.pipelines[*p].ledger))).collect();
-        let (with, admitted) = self.make_ready(&ready.candidates).map_err(NotProved::unfit)?;
-        // What was on trial and is replaced never showed that one can go back to it: the one before it did.
-        let old = match self.take_watched(&name) {
-            Some(watched) if on_trial => watched.other,
-            _ => old,
+        let old = match &delivered.watched {
+            // What was on trial and is replaced never showed that one can go back to it: the one before it did.
+            Some(watched) if on_trial => watched.other.clone(),
+            _ if delivered.coming_back.is_some() => None,
+            _ => delivered.serving.clone(),
         };
         // Where a publisher went back, it is what takes over.
         let old = old.filter(|old| old.installed != ready.installed);
+        let before: BTreeMap<usize, Before> =
+            ready.candidates.keys().map(|p| (*p, before(&self.plan.pipelines[*p].ledger))).collect();
+        let (with, admitted) = self.make_ready(&ready.candidates)?;
         let rules = self.rules(&ready);
         let trial = rules.values().any(|rules| rules.windows > 0);
         let progress = trial.then(|| {
@@ -275,23 +404,33 @@ impl<S: Sink + 'static> Loader<S> {
                 record.active = record.previous.first().cloned();
             }
             record.activate(installed, keep);
-            record.trial = kept;
+            match kept {
+                Some(progress) => record.set_trial(progress, BTreeMap::new()),
+                None => record.end_trial(),
+            }
         });
         if let Err(why) = recorded {
-            self.unwatch(&pipelines);
+            // What serves goes on, and so does its trial.
+            self.call_off(&ready.numbers());
             return Err(NotProved::not_on_record(why));
         }
+        self.take_watched(&name);
         self.settle(with, &admitted);
         let serves: Vec<_> = pipelines.iter().filter_map(|pipeline| self.about_to_serve(*pipeline)).collect();
-        self.delivered.entry(name.clone()).or_default().serving = Some(ready.clone());
+        let delivered = self.delivered.entry(name.clone()).or_default();
+        (delivered.serving, delivered.coming_back) = (Some(ready.clone()), None);
         let phase = if trial { ModelPhase::Trial } else { ModelPhase::Active };
         self.board.set(&ready.manifest, phase, Some(&ready.proved), None);
         let (manifest, proved) = (Arc::clone(&ready.manifest), Arc::clone(&ready.proved));
         match progress {
-            Some(progress) => self.watch(Mode::Trial, ready, old, &progress, &serves),
+            Some(progress) => {
+                let begun = Begun { progress, by_pipeline: BTreeMap::new() };
+                self.watch(Mode::Trial, ready, old, &begun, &serves);
+            }
             None => {
                 serves.iter().for_each(|serve| self.hand_over(serve));
                 self.unwatch(&pipelines);
+                self.release_held();
             }
         }
         self.reporter.model_activated(&manifest, &proved);
@@ -310,22 +449,24 @@ impl<S: Sink + 'static> Loader<S> {
         };
         self.stop_watching(&name);
         if !self.load_beside(&ready) {
-            return Err(NotProved::unfit(format!(
+            // What ran beside until now may be on its way out still.
+            self.await_leaving(&ready.numbers());
+        }
+        if !self.load_beside(&ready) {
+            self.unload_unserved(&ready.numbers());
+            return Err(self.no_room_now(format!(
                 "old and new version do not fit together into budget.memory = {}, and `shadow = true` runs both; raise the budget, or leave shadow out",
                 limpet_runtime::admission::Mebibytes(self.config.budget.memory.0)
             )));
         }
-        let went_on = self
-            .record(&name)
-            .trial
-            .filter(|trial| trial.mode == Mode::Shadow && trial.package == ready.installed.package);
-        let progress = went_on.unwrap_or_else(|| {
+        let begun = Begun::of(self.record(&name), Mode::Shadow, &ready.installed).unwrap_or_else(|| {
             let before = ready.candidates.keys().map(|p| before(&self.plan.pipelines[*p].ledger)).next();
-            Progress::new(ready.installed.package.clone(), Mode::Shadow, before.unwrap_or_default())
+            let progress = Progress::new(ready.installed.package.clone(), Mode::Shadow, before.unwrap_or_default());
+            Begun { progress, by_pipeline: BTreeMap::new() }
         });
-        let kept = progress.clone();
-        self.on_record(&name, |record| record.trial = Some(kept)).map_err(NotProved::not_on_record)?;
-        self.watch(Mode::Shadow, ready, Some(serving), &progress, &[]);
+        let Begun { progress, by_pipeline } = begun.clone();
+        self.on_record(&name, |record| record.set_trial(progress, by_pipeline)).map_err(NotProved::not_on_record)?;
+        self.watch(Mode::Shadow, ready, Some(serving), &begun, &[]);
         Ok(())
     }
 
@@ -360,7 +501,7 @@ impl<S: Sink + 'static> Loader<S> {
     }
 
     /// Watches a version on all of its pipelines. `serves`: what their workers do not serve yet, and do from then on.
-    fn watch(&mut self, mode: Mode, own: Ready, other: Option<Ready>, progress: &Progress, serves: &[Arc<Serve>]) {
+    fn watch(&mut self, mode: Mode, own: Ready, other: Option<Ready>, begun: &Begun, serves: &[Arc<Serve>]) {
         let mut open = BTreeMap::new();
         for (pipeline, rules) in self.rules(&own) {
             let new = serves.iter().find(|serve| serve.pipeline == pipeline);
@@ -371,7 +512,6 @@ impl<S: Sink + 'static> Loader<S> {
                 }
                 continue;
             }
-            let trial = Trial::new(rules, progress.clone());
             let beside = match mode {
                 Mode::Trial => other.as_ref(),
                 Mode::Shadow => Some(&own),
@@ -384,6 +524,8 @@ impl<S: Sink + 'static> Loader<S> {
                     Companion { serve: Arc::new(Serve::new(pipeline, version, full, reduced, period)), share }
                 });
             let Some(serving) = self.serves(pipeline) else { continue };
+            let progress = begun.on(&self.plan.pipelines[pipeline].name);
+            let trial = Trial::new(Rules { beside: companion.is_some(), ..rules }, progress);
             let watch = Arc::new(Watch::new(trial, &serving, own.noise, companion));
             for worker in self.places_of(pipeline) {
                 let watch = Arc::clone(&watch);
@@ -409,7 +551,7 @@ impl<S: Sink + 'static> Loader<S> {
             self.board.set(&other.manifest, ModelPhase::Shadow, Some(&other.proved), None);
         }
         let over = open.is_empty();
-        let watched = Watched { mode, own, other, open, kept: Instant::now() };
+        let watched = Watched { mode, own, other, open, done: BTreeMap::new(), kept: Instant::now() };
         self.delivered.entry(name.clone()).or_default().watched = Some(watched);
         if over {
             self.passed(&name);
@@ -438,10 +580,12 @@ impl<S: Sink + 'static> Loader<S> {
         }
     }
 
-    /// What is watched on a pipeline was judged.
-    pub(super) fn judged(&mut self, pipeline: usize, verdict: Verdict) {
+    /// What is watched on a pipeline was judged. A verdict may have been on its way while another version took over:
+    /// it is of no account then.
+    pub(super) fn judged(&mut self, pipeline: usize, watch: &Arc<Watch>, verdict: Verdict) {
         let watches = |delivered: &Delivered| {
-            delivered.watched.as_ref().is_some_and(|watched| watched.open.contains_key(&pipeline))
+            let open = delivered.watched.as_ref().and_then(|watched| watched.open.get(&pipeline));
+            open.is_some_and(|open| Arc::ptr_eq(open, watch))
         };
         let Some(name) = self.delivered.iter().find(|(_, d)| watches(d)).map(|(name, _)| name.clone()) else { return };
         match verdict {
@@ -450,7 +594,7 @@ impl<S: Sink + 'static> Loader<S> {
                 let Some(watched) = self.delivered.get_mut(&name).and_then(|d| d.watched.as_mut()) else { return };
                 // Its progress is that of the pipeline that was judged last.
                 if watched.open.len() > 1 {
-                    watched.open.remove(&pipeline);
+                    watched.done.extend(watched.open.remove_entry(&pipeline));
                 } else {
                     self.passed(&name);
                 }
@@ -467,9 +611,14 @@ impl<S: Sink + 'static> Loader<S> {
         let agreed = progress.agreement().map(|share| {
             format!(", {:.1} % of {} compared ones as the other version", share * 100.0, progress.compared)
         });
+        let uncompared = watched.uncompared().map(|pipeline| {
+            let pipeline = &self.plan.pipelines[pipeline].name;
+            format!("not compared with the version before: too few windows of pipeline {pipeline} ran on both")
+        });
+        let caveat = uncompared.as_ref().map(|why| format!("; {why}")).unwrap_or_default();
         let beside = watched.open.values().next().map(|watch| watch.figures()).unwrap_or_default();
         let story = format!(
-            "{name} {version} passed: {} windows, {} errors, {} misses{}; the version beside it ran on {} windows and took {} ms",
+            "{name} {version} passed: {} windows, {} errors, {} misses{}{caveat}; the version beside it ran on {} windows and took {} ms",
             progress.windows,
             progress.errors,
             progress.misses.count,
@@ -479,14 +628,14 @@ impl<S: Sink + 'static> Loader<S> {
         );
         match watched.mode {
             Mode::Trial => {
-                if let Err(why) = self.on_record(name, |record| record.trial = None) {
+                if let Err(why) = self.on_record(name, |record| record.end_trial()) {
                     tracing::error!(
                         model = name,
                         why,
                         "the end of a trial could not be put on record; it begins again"
                     );
                 }
-                self.board.set(&watched.own.manifest, ModelPhase::Active, Some(&watched.own.proved), None);
+                self.board.set(&watched.own.manifest, ModelPhase::Active, Some(&watched.own.proved), uncompared);
                 tracing::info!("{story}");
                 self.reporter.event("trial-passed", &story, &[("model", name), ("version", version)]);
             }
@@ -508,6 +657,7 @@ impl<S: Sink + 'static> Loader<S> {
             self.unwatch(&watched.pipelines());
         }
         self.tidy();
+        self.release_held();
         self.tell(Settled::Model(name.to_owned()));
     }
 
@@ -518,7 +668,7 @@ impl<S: Sink + 'static> Loader<S> {
         let pipelines = watched.pipelines();
         match watched.mode {
             Mode::Shadow => {
-                if let Err(why) = self.on_record(name, |record| record.trial = None) {
+                if let Err(why) = self.on_record(name, |record| record.end_trial()) {
                     tracing::error!(model = name, why, "the end of a trial could not be put on record");
                 }
                 self.reject_ready(&watched.own, Grounds::Version, &why);
@@ -527,6 +677,7 @@ impl<S: Sink + 'static> Loader<S> {
         }
         self.unwatch(&pipelines);
         self.tidy();
+        self.release_held();
         self.tell(Settled::Model(name.to_owned()));
     }
 
@@ -538,7 +689,7 @@ impl<S: Sink + 'static> Loader<S> {
             let story = format!("{name} {} stays, there is no version to go back to: {why}", own.installed.version);
             tracing::error!("{story}");
             self.reporter.event("rolled-back", &story, &[("model", name), ("version", &own.installed.version)]);
-            let _ = self.on_record(name, |record| record.trial = None);
+            let _ = self.on_record(name, |record| record.end_trial());
             return self.board.set(&own.manifest, ModelPhase::Active, Some(&own.proved), Some(why.to_owned()));
         };
         let rejection = breach.map(|why| self.rejection(&own.installed.version, Grounds::Version, why));
@@ -549,30 +700,86 @@ impl<S: Sink + 'static> Loader<S> {
         // What runs beside it takes over at once; what does not has to be loaded first.
         let beside = other.filter(|other| other.installed == previous);
         let switched = match beside {
-            Some(ready) => self.restore(ready),
+            Some(ready) => self.restore(ready).map(|()| Back::Serves),
             None => self.bring_back(name, &previous, &own),
         };
+        let (left, back) = (&own.installed.version, &previous.version);
         let why = breach.map_or_else(|| "it was withdrawn".to_owned(), str::to_owned);
         let story = match &switched {
-            Ok(()) => {
-                format!("{name} {} was taken back, {} serves again: {why}", own.installed.version, previous.version)
-            }
-            Err(error) => format!(
-                "{name} {} should be taken back, but {} cannot serve ({error}): {why}",
-                own.installed.version, previous.version
+            Ok(Back::Serves) => format!("{name} {left} was taken back, {back} serves again: {why}"),
+            Ok(Back::Proving) => format!(
+                "{name} {left} is to be taken back, and serves until then: {back} has no proof that is valid here, is \
+                 being proved, and takes over when it passes: {why}"
             ),
+            Err(error) => format!("{name} {left} should be taken back, but {back} cannot serve ({error}): {why}"),
         };
-        tracing::error!("{story}");
-        let kind = if breach.is_some() { "rolled-back" } else { "model-withdrawn" };
-        self.reporter.event(kind, &story, &[("model", name), ("version", &own.installed.version)]);
-        if switched.is_ok() {
-            let phase = if breach.is_some() { ModelPhase::Failed } else { ModelPhase::Withdrawn };
-            self.board.set_state(name, &own.installed.version, phase, Some(why));
+        self.tell_of_return(name, left, breach.is_some(), &story);
+        match switched {
+            Ok(Back::Serves) => {
+                self.board.set_state(name, left, left_as(breach.is_some()), Some(why));
+            }
+            Ok(Back::Proving) => {
+                let shown = format!("it is to be taken back when {back} is proved: {why}");
+                self.board.set_state(name, left, ModelPhase::Active, Some(shown));
+                let (left, breach) = (left.clone(), breach.is_some());
+                let coming = ComingBack { installed: previous, left, why, breach };
+                self.delivered.entry(name.to_owned()).or_default().coming_back = Some(coming);
+            }
+            Err(_) => {}
         }
     }
 
+    fn tell_of_return(&self, name: &str, version: &str, breach: bool, story: &str) {
+        tracing::error!("{story}");
+        let kind = if breach { "rolled-back" } else { "model-withdrawn" };
+        self.reporter.event(kind, story, &[("model", name), ("version", version)]);
+    }
+
+    /// The version to go back to was proved: it takes over.
+    fn came_back(&mut self, coming: &ComingBack, ready: Ready) {
+        let ComingBack { installed, left, why, breach } = coming;
+        let (name, back) = (ready.name().to_owned(), &installed.version);
+        let restored = self.restore(ready);
+        let story = match &restored {
+            Ok(()) => format!("{name} {left} was taken back, {back} serves again: {why}"),
+            Err(error) => {
+                format!("{name} {left} should be taken back, but {back} cannot serve ({error}): {why}")
+            }
+        };
+        self.tell_of_return(&name, left, *breach, &story);
+        if restored.is_ok() {
+            self.board.set_state(&name, left, left_as(*breach), Some(why.clone()));
+        }
+        self.brought_up();
+    }
+
+    /// The version to go back to did not pass its proof: what serves stays, and the record says so, or the next start
+    /// would have none that serves.
+    fn stays_after_all(&mut self, name: &str, coming: &ComingBack, not_proved: &NotProved) {
+        let ComingBack { installed, left, why, breach } = coming;
+        let back = &installed.version;
+        let serving = self.delivered.get(name).and_then(|delivered| delivered.serving.as_ref());
+        let serving = serving.map(|ready| ready.installed.clone());
+        let keep = self.keep();
+        if let Some(serving) = serving.filter(|_| not_proved.its_fault) {
+            let kept = self.on_record(name, |record| {
+                record.activate(serving, keep);
+                record.previous.retain(|previous| previous != installed);
+            });
+            if let Err(why) = kept {
+                tracing::error!(model = name, why, "what serves could not be put on record");
+            }
+        }
+        let story = format!(
+            "{name} {left} stays, though it should be taken back ({why}): {back} was not proved: {}",
+            not_proved.why
+        );
+        self.tell_of_return(name, left, *breach, &story);
+        self.board.set_state(name, left, ModelPhase::Active, Some(why.clone()));
+    }
+
     /// A version that is not loaded serves again.
-    fn bring_back(&mut self, name: &str, previous: &Installed, own: &Ready) -> Result<(), String> {
+    fn bring_back(&mut self, name: &str, previous: &Installed, own: &Ready) -> Result<Back, String> {
         let pipeline = own.candidates.keys().next().ok_or("no pipeline names it")?;
         let model = self.plan.pipelines[*pipeline].package.clone();
         let place = Place::Stored { model: name.to_owned(), version: previous.version.clone() };
@@ -581,14 +788,17 @@ impl<S: Sink + 'static> Loader<S> {
         self.tried.insert(opened.model.clone(), opened.package.digest());
         let Some(proved) = self.proof_of(&opened) else {
             // It passed under another agent: it is proved again, and takes over then.
-            self.prove(vec![opened]);
-            return Ok(());
+            self.board.set(opened.package.manifest(), ModelPhase::Proving, None, None);
+            if !self.spare.contains(&opened.package.digest()) {
+                self.prove(vec![opened]);
+            }
+            return Ok(Back::Proving);
         };
         let prepared = self.prepare(&opened, proved)?;
         let pipelines: Vec<usize> = own.candidates.keys().copied().collect();
         let restored = self.restore(Ready::of(&prepared, &pipelines));
         self.brought_up();
-        restored
+        restored.map(|()| Back::Serves)
     }
 
     /// Lets a version serve that served before. It was admitted then; what its sources did since does not keep it from
@@ -596,7 +806,7 @@ impl<S: Sink + 'static> Loader<S> {
     fn restore(&mut self, ready: Ready) -> Result<(), String> {
         match self.make_ready(&ready.candidates) {
             Ok((with, admitted)) => self.settle(with, &admitted),
-            Err(why) => {
+            Err(NotProved { why, .. }) => {
                 tracing::warn!(why, "the version before is not admitted any more; it serves all the same");
                 for (pipeline, candidate) in &ready.candidates {
                     self.load_all(*pipeline, candidate)?;
@@ -625,7 +835,11 @@ impl<S: Sink + 'static> Loader<S> {
                 "{name} {} was withdrawn; it stays, since there is no other version",
                 serving.installed.version
             );
-            match self.on_record(name, |record| (record.withdrawn, record.trial) = (true, None)) {
+            let stays = self.on_record(name, |record| {
+                record.withdrawn = true;
+                record.end_trial();
+            });
+            match stays {
                 Ok(_) => tracing::warn!("{story}"),
                 Err(why) => tracing::error!(why, "{story}"),
             }
@@ -633,12 +847,19 @@ impl<S: Sink + 'static> Loader<S> {
             self.board.set_state(name, &serving.installed.version, ModelPhase::Withdrawn, None);
         } else {
             let other = watched.and_then(|watched| watched.other);
-            let watched =
-                Watched { mode: Mode::Trial, own: serving, other, open: BTreeMap::new(), kept: Instant::now() };
+            let watched = Watched {
+                mode: Mode::Trial,
+                own: serving,
+                other,
+                open: BTreeMap::new(),
+                done: BTreeMap::new(),
+                kept: Instant::now(),
+            };
             self.go_back(name, watched, None);
         }
         self.unwatch(&pipelines);
         self.tidy();
+        self.release_held();
         self.tell(Settled::Model(name.to_owned()));
     }
 
@@ -646,6 +867,13 @@ impl<S: Sink + 'static> Loader<S> {
     pub(super) fn is_beside(&self, number: u32) -> bool {
         let watched = self.delivered.values().filter_map(|delivered| delivered.watched.as_ref());
         watched.flat_map(|watched| std::iter::once(&watched.own).chain(&watched.other)).any(|ready| ready.uses(number))
+    }
+
+    /// What runs beside the versions that these pipelines serve.
+    pub(super) fn companions_of(&self, pipelines: &[usize]) -> BTreeSet<u32> {
+        let watched = self.delivered.values().filter_map(|delivered| delivered.watched.as_ref());
+        let theirs = watched.filter(|watched| pipelines.iter().any(|p| watched.own.candidates.contains_key(p)));
+        theirs.filter_map(Watched::companion).flat_map(Ready::numbers).collect()
     }
 
     /// Whether any version is watched.
@@ -659,6 +887,7 @@ impl<S: Sink + 'static> Loader<S> {
         if self.delivered.values().filter_map(|delivered| delivered.watched.as_ref()).any(due) {
             self.keep_progress();
         }
+        self.load_companions();
         for (name, delivered) in &self.delivered {
             let Some(watched) = &delivered.watched else { continue };
             let Some((pipeline, watch)) = watched.open.iter().next() else { continue };
@@ -672,16 +901,32 @@ impl<S: Sink + 'static> Loader<S> {
         }
     }
 
+    /// Loads what is to run beside a version on trial and is not loaded, where there is room by now.
+    fn load_companions(&mut self) {
+        if !self.waiting.is_empty() {
+            return;
+        }
+        let watched = self.delivered.values().filter_map(|delivered| delivered.watched.as_ref());
+        let companions: Vec<Ready> = watched.filter_map(Watched::companion).cloned().collect();
+        for companion in companions {
+            self.load_beside(&companion);
+        }
+    }
+
     /// Writes how far trials are.
     pub(super) fn keep_progress(&mut self) {
-        let mut going: Vec<(String, Progress)> = Vec::new();
+        let mut going = Vec::new();
         for (name, delivered) in &mut self.delivered {
             let Some(watched) = &mut delivered.watched else { continue };
             watched.kept = Instant::now();
-            going.extend(watched.open.values().next().map(|watch| (name.clone(), watch.progress())));
+            let Some(first) = watched.open.values().next().map(|watch| watch.progress()) else { continue };
+            let on = |(pipeline, watch): (&usize, &Arc<Watch>)| {
+                (self.plan.pipelines[*pipeline].name.to_string(), watch.progress())
+            };
+            going.push((name.clone(), first, watched.open.iter().chain(&watched.done).map(on).collect()));
         }
-        for (name, progress) in going {
-            if let Err(why) = self.on_record(&name, |record| record.trial = Some(progress)) {
+        for (name, progress, by_pipeline) in going {
+            if let Err(why) = self.on_record(&name, |record| record.set_trial(progress, by_pipeline)) {
                 tracing::warn!(model = name, why, "the progress of a trial could not be kept");
             }
         }
@@ -689,6 +934,13 @@ impl<S: Sink + 'static> Loader<S> {
 
     /// A proof failed.
     pub(super) fn not_proved(&mut self, opened: &Opened, not_proved: &NotProved) {
+        let name = &opened.package.manifest().name;
+        let coming = self.delivered.get_mut(name).and_then(|delivered| {
+            delivered.coming_back.take_if(|coming| coming.installed == Installed::of(&opened.package))
+        });
+        if let Some(coming) = coming {
+            self.stays_after_all(name, &coming, not_proved);
+        }
         if !not_proved.its_fault {
             return self.not_now(opened);
         }

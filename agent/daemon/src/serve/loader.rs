@@ -98,6 +98,8 @@ pub struct Loader<S: Sink + 'static> {
     /// What each pipeline serves, and how the workers see it.
     pub(super) serving: Vec<Option<Candidate>>,
     serves: Vec<Option<Arc<Serve>>>,
+    /// What pipelines served that were taken down for another version, until that serves: else it comes back.
+    pub(super) taken_down: BTreeMap<usize, Candidate>,
     pub(super) seen: Vec<Seen>,
     /// Digest of the package that was tried last, by path.
     pub(super) tried: BTreeMap<ModelRef, Digest>,
@@ -105,6 +107,10 @@ pub struct Loader<S: Sink + 'static> {
     pub(super) waiting: BTreeSet<(usize, u32)>,
     /// Models of the depot that serve or are about to, by name.
     pub(super) delivered: BTreeMap<String, Delivered>,
+    /// Versions that wait for the end of a trial, by name of their model.
+    pub(super) held: BTreeMap<String, Opened>,
+    /// Versions that are proved only so that a model can go back to them.
+    pub(super) spare: BTreeSet<Digest>,
     /// The whole configuration, with what waits.
     pub(super) loaded: Loaded,
     /// Who hears when a delivered version has been dealt with.
@@ -173,6 +179,9 @@ impl<S: Sink + 'static> Loader<S> {
             requests,
             answers,
             later: VecDeque::new(),
+            taken_down: BTreeMap::new(),
+            held: BTreeMap::new(),
+            spare: BTreeSet::new(),
             known: BTreeMap::new(),
             next_number: 0,
             tried: BTreeMap::new(),
@@ -219,7 +228,7 @@ impl<S: Sink + 'static> Loader<S> {
                 Request::Proved(opened, proved) => self.proved(opened, proved),
                 Request::Arrived(opened) => self.arrived(opened),
                 Request::Withdrawn { model, withdrawn } => self.withdrawn(&model, &withdrawn),
-                Request::Judged(pipeline, verdict) => self.judged(pipeline, verdict),
+                Request::Judged(pipeline, watch, verdict) => self.judged(pipeline, &watch, verdict),
                 Request::Keep(done) => {
                     self.keep_progress();
                     // Whoever waits for it may have given up.
@@ -286,6 +295,15 @@ impl<S: Sink + 'static> Loader<S> {
     /// A package was proved, or not.
     fn proved(&mut self, opened: Opened, proved: Result<Box<Proved>, NotProved>) {
         let manifest = opened.package.manifest();
+        if self.spare.remove(&opened.package.digest()) && !self.is_tried(&opened) {
+            let (name, version) = (&manifest.name, &manifest.version);
+            return match proved {
+                Ok(_) => tracing::info!(model = name, %version, "proved: this version can serve again"),
+                Err(NotProved { why, .. }) => {
+                    tracing::warn!(model = name, %version, why, "this version cannot serve again");
+                }
+            };
+        }
         let proved = match proved {
             Ok(proved) => proved,
             Err(not_proved) => {
@@ -301,10 +319,15 @@ impl<S: Sink + 'static> Loader<S> {
             format!("model {} {} gives its golden outputs: {variant} on {engine}", manifest.name, manifest.version);
         self.reporter.event("model-proved", &message, &[("model", &manifest.name)]);
         // A package that changed once more meanwhile has a proof of its own on the way.
-        if self.tried.get(&opened.model) == Some(&opened.package.digest()) {
+        if self.is_tried(&opened) {
             self.put_in_place(&opened, *proved);
             limpet_engine::give_back_memory();
         }
+    }
+
+    /// Whether this is the package that was tried last.
+    fn is_tried(&self, opened: &Opened) -> bool {
+        self.tried.get(&opened.model) == Some(&opened.package.digest())
     }
 
     pub(super) fn prepare_or_refuse(&mut self, opened: &Opened, proved: Proved) -> Option<Prepared> {
@@ -428,6 +451,7 @@ impl<S: Sink + 'static> Loader<S> {
             }
         }
         self.serving = serving;
+        self.taken_down.clear();
         let density = admitted.workers.iter().map(|worker| worker.density).collect();
         self.board.set_tally(|tally| (tally.load, tally.density, tally.admitted) = (admitted.load, density, memory));
     }
@@ -470,7 +494,7 @@ impl<S: Sink + 'static> Loader<S> {
     }
 
     /// Unloads what no pipeline serves.
-    fn unload_unserved(&mut self, numbers: &BTreeSet<u32>) {
+    pub(super) fn unload_unserved(&mut self, numbers: &BTreeSet<u32>) {
         for number in numbers
             .iter()
             .copied()
@@ -562,7 +586,8 @@ impl<S: Sink + 'static> Loader<S> {
 
     /// Forgets variants that nobody serves and that are loaded nowhere, and brings the tally up to date.
     pub(super) fn tidy(&mut self) {
-        let used = |number: u32| self.is_served(number) || self.is_beside(number);
+        let comes_back = |number: u32| self.taken_down.values().any(|candidate| candidate.uses(number));
+        let used = |number: u32| self.is_served(number) || self.is_beside(number) || comes_back(number);
         let gone: Vec<u32> = self
             .known
             .iter()

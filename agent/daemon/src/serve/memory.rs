@@ -64,17 +64,38 @@ impl<S: Sink + 'static> Loader<S> {
     pub(super) fn make_room(&mut self, bytes: u64, keep: &BTreeSet<u32>, busy: bool) -> bool {
         while self.loaded_bytes() + bytes > self.config.budget.memory.0 {
             let Some(number) = self.victim(keep, busy) else { return false };
-            let name = Arc::clone(&self.known[&number].facts.name);
-            let workers: Vec<usize> = self.known[&number].loaded.keys().copied().collect();
-            for worker in workers {
-                self.workers[worker].change(move |worker, context| worker.unload(number, context));
-                if !self.await_release(worker, number) {
-                    return false;
-                }
+            if !self.unload(number) {
+                return false;
             }
-            tracing::info!(model = %name, "unloaded: memory is wanted");
         }
         true
+    }
+
+    /// Unloads a model everywhere. Says whether all workers have let go of it.
+    pub(super) fn unload(&mut self, number: u32) -> bool {
+        let Some(known) = self.known.get(&number) else { return true };
+        let name = Arc::clone(&known.facts.name);
+        let workers: Vec<usize> = known.loaded.keys().copied().collect();
+        for worker in workers {
+            self.workers[worker].change(move |worker, context| worker.unload(number, context));
+            if !self.await_release(worker, number) {
+                return false;
+            }
+        }
+        tracing::info!(model = %name, "unloaded: memory is wanted");
+        true
+    }
+
+    /// Waits for models that nobody needs any more: they leave when their last windows are done.
+    pub(super) fn await_leaving(&mut self, keep: &BTreeSet<u32>) {
+        let end = Instant::now() + LETS_GO;
+        let leaves = |number: &u32| !keep.contains(number) && !self.is_served(*number) && !self.is_beside(*number);
+        let known = self.known.iter().filter(|(number, _)| leaves(number));
+        let leaving: Vec<(usize, u32)> =
+            known.flat_map(|(number, known)| known.loaded.keys().map(|worker| (*worker, *number))).collect();
+        for (worker, number) in leaving {
+            self.await_release_until(worker, number, end);
+        }
     }
 
     /// The model that goes first: the idle one that was used least recently, else the busy one that was loaded first.
@@ -99,7 +120,10 @@ impl<S: Sink + 'static> Loader<S> {
 
     /// Waits until a worker has let go of a model. What else is asked meanwhile is done afterwards.
     pub(super) fn await_release(&mut self, worker: usize, number: u32) -> bool {
-        let end = Instant::now() + LETS_GO;
+        self.await_release_until(worker, number, Instant::now() + LETS_GO)
+    }
+
+    fn await_release_until(&mut self, worker: usize, number: u32, end: Instant) -> bool {
         while self.known.get(&number).is_some_and(|known| known.loaded.contains_key(&worker)) {
             match self.requests.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(Request::Released(from, model)) => self.released(from, model),

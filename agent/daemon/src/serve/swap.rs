@@ -7,8 +7,9 @@ use limpet_runtime::Outcome;
 use limpet_runtime::admission::{Admitted, Mebibytes};
 use limpet_wire::message::ModelPhase;
 
-use super::Proved;
+use super::delivered::NotProved;
 use super::loader::{Loader, Prepared};
+use super::{PipelineState, Proved};
 use crate::admission::Candidate;
 use crate::config::{ModelRef, Swap};
 use crate::library::Opened;
@@ -69,7 +70,7 @@ impl<S: Sink + 'static> Loader<S> {
             return self.take_up(prepared, &served);
         }
         if !served.is_empty()
-            && let Err(why) = self.swap(&served, &prepared)
+            && let Err(NotProved { why, .. }) = self.swap(&served, &prepared)
         {
             let manifest = opened.package.manifest();
             self.tried.remove(&opened.model);
@@ -84,7 +85,7 @@ impl<S: Sink + 'static> Loader<S> {
     }
 
     /// Puts a version in the place of what these pipelines serve.
-    fn swap(&mut self, pipelines: &[usize], prepared: &Prepared) -> Result<(), String> {
+    fn swap(&mut self, pipelines: &[usize], prepared: &Prepared) -> Result<(), NotProved> {
         let candidates = prepared.candidates(pipelines);
         let (with, admitted) = self.make_ready(&candidates)?;
         self.settle(with, &admitted);
@@ -98,33 +99,34 @@ impl<S: Sink + 'static> Loader<S> {
     /// Admits versions in the place of what their pipelines serve, and loads them. The caller settles and serves.
     ///
     /// # Errors
-    /// Why they cannot serve. What serves goes on, unless `swap = "cold"` took it down.
+    /// Why they cannot serve. What serves goes on; where `swap = "cold"` took it down, it is back.
     pub(super) fn make_ready(
         &mut self,
         candidates: &BTreeMap<usize, Candidate>,
-    ) -> Result<(Vec<Option<Candidate>>, Admitted), String> {
+    ) -> Result<(Vec<Option<Candidate>>, Admitted), NotProved> {
         let pipelines: Vec<usize> = candidates.keys().copied().collect();
         let mut with = self.serving.clone();
         for (pipeline, candidate) in candidates {
             with[*pipeline] = Some(candidate.clone());
         }
-        let admitted = self.trial().test(&with).map_err(|refusal| refusal.to_string())?;
+        let admitted = self.trial().test(&with).map_err(|refusal| NotProved::unfit(refusal.to_string()))?;
         let places: BTreeSet<usize> = pipelines.iter().flat_map(|pipeline| self.places_of(*pipeline)).collect();
         // All are of one version, so of the same models.
+        let new: BTreeSet<u32> = candidates.values().flat_map(Candidate::numbers).collect();
         let models = candidates.values().next().into_iter().flat_map(Candidate::facts);
         let loaded = |facts: &Facts| self.known.get(&facts.number).map_or(0, |known| known.loaded.len());
         let needed: u64 = models.map(|facts| facts.memory * places.len().saturating_sub(loaded(facts)) as u64).sum();
         let serving = pipelines.iter().filter_map(|pipeline| self.serving[*pipeline].as_ref());
         let old: BTreeSet<u32> = serving.flat_map(|candidate| candidate.numbers()).collect();
-        if !self.make_room(needed, &old, false) {
+        if !self.make_room(needed, &old, false) && !self.make_room_of_companions(needed, &pipelines, &old, &new) {
             let cold = pipelines.iter().all(|pipeline| self.plan.pipelines[*pipeline].swap == Swap::Cold);
             if !cold {
-                return Err(format!(
+                return Err(self.no_room_now(format!(
                     "old and new version do not fit together: {} for the new one + {} that are loaded > budget.memory = {}; raise the budget, or allow swap = \"cold\", which misses windows meanwhile",
                     Mebibytes(needed),
                     Mebibytes(self.loaded_bytes()),
                     Mebibytes(self.config.budget.memory.0)
-                ));
+                )));
             }
             self.take_down(&pipelines, &old);
             if !self.make_room(needed, &BTreeSet::new(), true) {
@@ -132,15 +134,69 @@ impl<S: Sink + 'static> Loader<S> {
             }
         }
         for (pipeline, candidate) in candidates {
-            self.load_all(*pipeline, candidate)?;
+            if let Err(why) = self.load_all(*pipeline, candidate) {
+                self.call_off(&new);
+                return Err(self.no_room_now(why));
+            }
         }
         Ok((with, admitted))
+    }
+
+    /// A refusal that may be another one once no version is on trial any more, and the one beside it is gone.
+    pub(super) fn no_room_now(&self, why: String) -> NotProved {
+        if self.watches() { NotProved::for_now(why) } else { NotProved::unfit(why) }
+    }
+
+    /// Unloads what runs beside the versions that these pipelines serve, and waits for what is on its way out already.
+    /// Says whether so many bytes fit then. What a version on trial was compared with is of no use any more when a newer
+    /// one is to take its place.
+    fn make_room_of_companions(
+        &mut self,
+        bytes: u64,
+        pipelines: &[usize],
+        old: &BTreeSet<u32>,
+        new: &BTreeSet<u32>,
+    ) -> bool {
+        for number in self.companions_of(pipelines) {
+            if !new.contains(&number) && !self.is_served(number) {
+                self.unload(number);
+            }
+        }
+        self.await_leaving(new);
+        self.make_room(bytes, old, false)
+    }
+
+    /// Lets go of models that were loaded for a swap that does not take place, and lets serve again what was taken down
+    /// for it.
+    pub(super) fn call_off(&mut self, new: &BTreeSet<u32>) {
+        self.unload_unserved(new);
+        let old = std::mem::take(&mut self.taken_down);
+        if old.is_empty() {
+            return;
+        }
+        // They are in its place.
+        self.await_leaving(&BTreeSet::new());
+        for (pipeline, candidate) in old {
+            self.serving[pipeline] = Some(candidate.clone());
+            match self.load_all(pipeline, &candidate) {
+                Ok(()) => self.serve(pipeline),
+                Err(why) => {
+                    self.serving[pipeline] = None;
+                    let (name, model) = (&self.plan.pipelines[pipeline].name, &candidate.full.name);
+                    tracing::error!(pipeline = %name, why, "what was taken down for another version cannot serve again");
+                    self.reporter.model_refused(name, model, &why);
+                    self.board.set_pipeline(pipeline, PipelineState::Refused(why));
+                }
+            }
+        }
     }
 
     /// Stops pipelines, and waits until the models that they served are gone.
     fn take_down(&mut self, pipelines: &[usize], models: &BTreeSet<u32>) {
         for pipeline in pipelines.iter().copied() {
-            self.serving[pipeline] = None;
+            if let Some(candidate) = self.serving[pipeline].take() {
+                self.taken_down.insert(pipeline, candidate);
+            }
             for thread in &self.workers {
                 thread.change(move |worker, context| worker.stop_serving(pipeline, Outcome::Rejected, context));
             }

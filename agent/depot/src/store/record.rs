@@ -30,6 +30,10 @@ pub struct Record {
     /// The trial that is going on.
     #[serde(default)]
     pub trial: Option<Progress>,
+    /// How far it is on each pipeline, by name: what one has seen is nothing that another gets credit for. Records of
+    /// agents before this one have none, and there the trial is as far everywhere.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub trials: BTreeMap<String, Progress>,
     /// Packages that are not tried again, by digest in hexadecimal digits.
     #[serde(default)]
     pub rejected: BTreeMap<String, Rejection>,
@@ -77,7 +81,8 @@ impl Record {
         let back = self.previous.first().cloned()?;
         self.previous.retain(|version| *version != back);
         let left = self.active.replace(back.clone());
-        (self.trial, self.withdrawn) = (None, false);
+        self.end_trial();
+        self.withdrawn = false;
         if let (Some(left), Some(rejected)) = (left, rejected) {
             self.rejected.insert(left.package, rejected);
         }
@@ -92,6 +97,17 @@ impl Record {
         }
         self.previous.truncate(keep);
         self.withdrawn = false;
+    }
+
+    /// A trial begins, or is so far.
+    pub fn set_trial(&mut self, progress: Progress, by_pipeline: BTreeMap<String, Progress>) {
+        (self.trial, self.trials) = (Some(progress), by_pipeline);
+    }
+
+    /// There is no trial any more.
+    pub fn end_trial(&mut self) {
+        self.trial = None;
+        self.trials.clear();
     }
 
     /// Whether the record needs this version: it serves, may serve again, or is on trial.
@@ -128,7 +144,7 @@ impl Kept for Record {
 
     /// A trial that begins a little earlier again is no loss, a version is.
     fn differs_by_progress_alone(&self, other: &Self) -> bool {
-        let without = |record: &Self| Self { trial: None, ..record.clone() };
+        let without = |record: &Self| Self { trial: None, trials: BTreeMap::new(), ..record.clone() };
         let trial = |record: &Self| record.trial.as_ref().map(|trial| trial.package.clone());
         without(self) == without(other) && self.trial.is_some() == other.trial.is_some() && trial(self) == trial(other)
     }

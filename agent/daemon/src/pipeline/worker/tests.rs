@@ -149,6 +149,7 @@ struct Seen {
     released: Vec<u32>,
     wanted: Vec<u32>,
     judged: Vec<(usize, trial::Verdict)>,
+    judged_by: Vec<Arc<Watch>>,
 }
 
 impl Sink for Seen {
@@ -164,8 +165,9 @@ impl Sink for Seen {
         self.wanted.push(facts.number);
     }
 
-    fn judged(&mut self, pipeline: usize, verdict: trial::Verdict) {
+    fn judged(&mut self, pipeline: usize, watch: &Arc<Watch>, verdict: trial::Verdict) {
         self.judged.push((pipeline, verdict));
+        self.judged_by.push(Arc::clone(watch));
     }
 
     fn released(&mut self, model: Model) {
@@ -414,8 +416,15 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// A trial that goes on.
-const LONG: Rules =
-    Rules { windows: u64::MAX, time: Duration::MAX, agreement: 0.9, errors: 1.0, misses: 1.0, p99: None };
+const LONG: Rules = Rules {
+    windows: u64::MAX,
+    time: Duration::MAX,
+    agreement: 0.9,
+    errors: 1.0,
+    misses: 1.0,
+    p99: None,
+    beside: false,
+};
 
 fn mode(shadow: bool) -> Mode {
     if shadow { Mode::Shadow } else { Mode::Trial }
@@ -604,8 +613,12 @@ fn a_verdict_is_told_once_at_the_window_that_decides_it() {
     let again = Trial::new(rules, watch.progress());
     let serving = plant.worker.serving[0].clone().unwrap();
     let again = Arc::new(Watch::new(again, &serving, 0.0, None));
-    plant.with(|worker, context| worker.watch(0, again, context));
+    let given = Arc::clone(&again);
+    plant.with(|worker, context| worker.watch(0, given, context));
     assert_eq!(plant.worker.sink.judged.len(), 2);
+    // Each by the watch that it is of: a verdict is no word about what is on trial there by the time that it is heard.
+    let by = &plant.worker.sink.judged_by;
+    assert!(Arc::ptr_eq(&by[0], &watch) && Arc::ptr_eq(&by[1], &again));
 }
 
 #[test]
