@@ -170,11 +170,12 @@ impl<S: Sink + 'static> Loader<S> {
     /// for it.
     pub(super) fn call_off(&mut self, new: &BTreeSet<u32>) {
         self.unload_unserved(new);
-        let old = std::mem::take(&mut self.taken_down);
+        // They stay known until they are loaded again.
+        let old = self.taken_down.clone();
         if old.is_empty() {
             return;
         }
-        // They are in its place.
+        // The others are in its place.
         self.await_leaving(&BTreeSet::new());
         for (pipeline, candidate) in old {
             self.serving[pipeline] = Some(candidate.clone());
@@ -189,6 +190,8 @@ impl<S: Sink + 'static> Loader<S> {
                 }
             }
         }
+        self.taken_down.clear();
+        self.tidy();
     }
 
     /// Stops pipelines, and waits until the models that they served are gone.

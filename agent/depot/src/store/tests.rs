@@ -275,7 +275,9 @@ fn full_record() -> Record {
     for version in ["1.0.0", "1.1.0", "2.0.0"] {
         record.activate(Installed { version: version.into(), package: "ab".repeat(32) }, 2);
     }
-    record.trial = Some(Progress { windows: 7, ..Progress::new("ab".repeat(32), Mode::Trial, Before::default()) });
+    let progress = Progress { windows: 7, ..Progress::new("ab".repeat(32), Mode::Trial, Before::default()) };
+    let further = Progress { windows: 70, ..progress.clone() };
+    record.set_trial(progress.clone(), [("one".to_owned(), progress), ("two".to_owned(), further)].into());
     let rejection = Rejection {
         version: "1.2.0".into(),
         reason: "int8.tflite on tflite: \"wrong\"\nanswers".into(),
@@ -394,9 +396,12 @@ fn the_copy_is_written_for_a_version_and_not_for_every_step_of_a_trial() {
     record.trial.as_mut().unwrap().windows = 8;
     home.store.set_record("m", &record).unwrap();
     assert_eq!(home.store.bytes_written() - before, 4096);
-    record.trial = None;
+    record.trials.get_mut("two").unwrap().windows = 71;
     home.store.set_record("m", &record).unwrap();
-    assert_eq!(home.store.bytes_written() - before, 3 * 4096);
+    assert_eq!(home.store.bytes_written() - before, 2 * 4096);
+    record.end_trial();
+    home.store.set_record("m", &record).unwrap();
+    assert_eq!(home.store.bytes_written() - before, 4 * 4096);
     fs::write(home.store.models().join("m.json"), "").unwrap();
     assert_eq!(home.store.record("m").unwrap(), record);
 }

@@ -396,3 +396,27 @@ fn golden_noise_covers_the_windows_whose_outputs_are_rightly_the_same() {
     }
     assert!(saturating > 0, "int8 outputs saturate");
 }
+
+#[test]
+fn a_version_that_was_not_compared_has_twice_the_time_for_that_where_the_other_runs_and_no_more() {
+    let alone = rules(100);
+    let beside = Rules { beside: true, ..alone };
+    let ends = |rules: Rules, pairs_from: u64| {
+        let mut bench = Bench::new(rules, Mode::Trial, GOOD);
+        for window in 1.. {
+            let mut verdict = bench.late(false);
+            if verdict == Verdict::Going && window >= pairs_from {
+                verdict = bench.pair(&class(window as usize % 2), &class(window as usize % 2), window);
+            }
+            if verdict != Verdict::Going {
+                assert_eq!(verdict, Verdict::Passed);
+                return (window, bench.trial.progress().is_compared());
+            }
+        }
+        unreachable!("it ends wherever windows come")
+    };
+    assert_eq!(ends(alone, u64::MAX), (100, false));
+    assert_eq!(ends(beside, u64::MAX), (200, false));
+    assert_eq!(ends(beside, 121), (152, true));
+    assert_eq!(ends(beside, 1), (100, true));
+}

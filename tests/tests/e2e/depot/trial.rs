@@ -1,15 +1,17 @@
 //! What a version that passed its proof does at the plant, and what becomes of it then.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use limpet_tests::agent::Home;
-use limpet_tests::{Agent, Broker, Client, Depot, LIMIT, Message, Package};
+use limpet_tests::package::HOP;
+use limpet_tests::{Agent, Broker, Client, Depot, LIMIT, Message, Package, program};
 use serde_json::Value;
 
 use super::{config, delivered, event_of, pour, table, until_event};
 use crate::hang::hang;
 use crate::swap::Flow;
-use crate::{assert_says, event, feed, local, uplink};
+use crate::{Bench, assert_says, event, feed, local, named, samples, uplink};
 
 /// A trial that no test is long enough to end well.
 const LONG: &str = "trial = { windows = 5000, time = \"1m\", shadow_cpu = 1.0 }\n";
@@ -117,6 +119,44 @@ fn a_trial_goes_on_where_it_was_when_the_agent_comes_back() {
 }
 
 #[test]
+fn after_a_restart_no_pipeline_gets_credit_for_what_another_has_seen() {
+    let broker = Broker::start();
+    let depot = Depot::on(&broker);
+    let mut client = Client::connect(&broker);
+    client.subscribe(&["limpet/1/gw/#"]);
+    let (any, newer) = (Package::scores(), Package::scores());
+    newer.edit("version = \"1.0.0\"", "version = \"2.0.0\"");
+    let trial = "trial = { windows = 60, time = \"10ms\" }\n";
+    let feeds = ["one", "two"].map(|name| feed(name, &any, "max_streams = 1", trial));
+    let feeds = feeds.concat().replace(&any.display(), "scores@*");
+    let text = format!("{}{}{feeds}", local(&broker), table(&depot));
+    let mut agent = Agent::start_in(Home::proved(), &text);
+    depot.publish(&any);
+    agent.wait_for_model(&mut client, "scores", "active");
+    depot.publish(&newer);
+    event_of(&mut client, "model-activated", "2.0.0");
+    let mut windows = |name: &str, windows: u64| {
+        for _ in 0..windows {
+            let topic = format!("plant/a/{name}");
+            let result = client.knock(&topic, "[0.9, 0.1, 0.1]", &uplink(&format!("result/{name}/a")));
+            assert_eq!(result.json()["version"], "2.0.0");
+        }
+    };
+    windows("one", 50);
+    let (_, home, _) = agent.stop();
+    agent = Agent::start_in(home, &text);
+    agent.wait_for_log(&["serving", "version=\"2.0.0\""]);
+    windows("two", 20);
+    windows("one", 5);
+    let (_, home, _) = agent.stop();
+    let record = home.record("scores").expect("it serves");
+    let seen = ["one", "two"].map(|name| record["trials"][name]["windows"].as_u64());
+    // A message may have to be sent more than once until its source is subscribed.
+    let [Some(one), Some(two)] = seen else { panic!("the trial is over: {record}") };
+    assert!((55..60).contains(&one) && (20..30).contains(&two), "{record}");
+}
+
+#[test]
 fn a_version_that_ends_the_process_twice_is_taken_back_at_the_next_start() {
     // It passes its proof, and takes longer than a session may.
     let slow = Package::slow();
@@ -155,4 +195,160 @@ fn a_version_that_ends_the_process_twice_is_taken_back_at_the_next_start() {
     assert_eq!((&result["version"], &result["label"]), (&"1.0.0".into(), &"low".into()));
     let record = agent.home().record("slow").expect("it serves");
     assert_eq!((&record["active"]["version"], &record["trial"]), (&"1.0.0".into(), &Value::Null));
+}
+
+#[test]
+fn with_shadow_a_newer_version_waits_until_the_one_that_serves_was_judged() {
+    let pipeline = "trial = { windows = 60, time = \"100ms\", shadow = true, shadow_cpu = 1.0 }\n";
+    let (depot, mut bench) = delivered(pipeline);
+    depot.publish(&Package::loudness_of("2.0.0", 0.01));
+    until_event(&mut bench, 0, "shadow-passed", "2.0.0");
+    event_of(&mut bench.client, "model-activated", "2.0.0");
+    depot.publish(&Package::loudness_of("3.0.0", 0.02));
+    bench.agent.wait_for_log(&["waits for the end of a trial", "version=3.0.0"]);
+    let record = bench.agent.home().record("loudness").expect("it serves");
+    let (active, on_trial) = (&record["active"], &record["trial"]["package"]);
+    assert_eq!((&active["version"], on_trial), (&"2.0.0".into(), &active["package"]), "2.0.0 is still on trial");
+    until_event(&mut bench, 100_000, "trial-passed", "2.0.0");
+    until_event(&mut bench, 200_000, "shadow-passed", "3.0.0");
+    event_of(&mut bench.client, "model-activated", "3.0.0");
+}
+
+/// Large versions of a model, and an agent that serves the first of them from a depot, in a budget of so many halves of
+/// what one takes.
+fn cramped(halves: u64, pipeline: &str) -> (Depot, Bench, [Package; 3]) {
+    let packages = ["1.0.0", "2.0.0", "3.0.0"].map(|version| {
+        let package = Package::dense("roomy");
+        package.edit("version = \"1.0.0\"", &format!("version = \"{version}\""));
+        package
+    });
+    let [one, two, three] = &packages;
+    let home = Home::proved_with("roomy", &[(one, ""), (two, ""), (three, "")]);
+    let broker = Broker::start();
+    let depot = Depot::on(&broker);
+    let mut client = Client::connect(&broker);
+    client.subscribe(&["limpet/1/gw/#"]);
+    let any = Package::scores();
+    let feed = feed("roomy", &any, "max_streams = 1", pipeline).replace(&any.display(), "roomy@*");
+    let text = |bytes: u64| format!("[budget]\nmemory = \"{bytes}B\"\n{}{}{feed}", local(&broker), table(&depot));
+    let agent = Agent::start_in(home, &text(1 << 30));
+    depot.publish(one);
+    agent.wait_for_model(&mut client, "roomy", "active");
+    let bytes = named(&agent.status(), "models", "roomy")["memory_bytes"].as_u64().expect("it was proved");
+    let (_, home, _) = agent.stop();
+    let mut agent = Agent::start_in(home, &text(bytes * halves / 2));
+    client.came_on(&uplink("models"));
+    agent.wait_for_log(&["serving", "version=\"1.0.0\""]);
+    assert!(agent.runs());
+    broker.wait_subscribed("plant/+/roomy");
+    (depot, Bench { broker, client, agent }, packages)
+}
+
+#[test]
+fn a_fix_that_arrives_during_a_trial_takes_the_room_of_the_version_beside_it() {
+    let (depot, mut bench, [_, two, three]) = cramped(5, LONG);
+    depot.publish(&two);
+    event_of(&mut bench.client, "model-activated", "2.0.0");
+    bench.agent.wait_for_status("both are loaded", |status| {
+        let budget = &status["budget"];
+        let (loaded, all) = (budget["memory_loaded_bytes"].as_u64()?, budget["memory_bytes"].as_u64()?);
+        (loaded * 5 > all * 3).then_some(())
+    });
+    depot.publish(&three);
+    let message = |m: &Message| {
+        let told = (m.topic == uplink("event")).then(|| m.json());
+        let about = |told: Value| told["version"] == "3.0.0" && told["kind"] != "model-staged";
+        told.is_some_and(about)
+    };
+    let told = bench.client.wait_for("what becomes of 3.0.0", message).json();
+    assert_eq!(told["kind"], "model-activated", "{told}");
+    let record = bench.agent.home().record("roomy").expect("it serves");
+    assert_eq!((&record["active"]["version"], &record["rejected"]), (&"3.0.0".into(), &serde_json::json!({})));
+    assert_eq!(bench.ask("roomy", [0.9, 0.1, 0.2])["version"], "3.0.0");
+}
+
+/// A file that nothing can be renamed to, while this lives.
+struct Pinned(std::path::PathBuf);
+
+impl Pinned {
+    /// None if this user may not mount; a line says so.
+    fn new(path: std::path::PathBuf) -> Option<Self> {
+        let text = program::text_of(&path);
+        let made = Command::new("mount").args(["--bind", text, text]).status();
+        if made.is_ok_and(|status| status.success()) {
+            return Some(Self(path));
+        }
+        eprintln!("skipped: this user may not mount");
+        None
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").args(["-l", program::text_of(&self.0)]).status();
+    }
+}
+
+#[test]
+fn what_was_taken_down_for_a_version_that_cannot_be_put_on_record_serves_again() {
+    let (depot, mut bench, [_, two, _]) = cramped(3, "swap = \"cold\"\n");
+    let record = bench.agent.home().state().join("depot/models/roomy.json");
+    let Some(pinned) = Pinned::new(record) else { return };
+    depot.publish(&two);
+    let refused = |m: &Message| {
+        let told = (m.topic == uplink("models")).then(|| m.json());
+        let failed = |told: Value| {
+            let models = told["models"].as_array().cloned().unwrap_or_default();
+            models.iter().any(|model| model["version"] == "2.0.0" && model["state"] == "failed")
+        };
+        told.is_some_and(failed)
+    };
+    bench.client.wait_for("2.0.0 is not taken up", refused);
+    assert_eq!(bench.ask("roomy", [0.9, 0.1, 0.2])["version"], "1.0.0");
+    drop(pinned);
+    let record = bench.agent.home().record("roomy").expect("it serves");
+    assert_eq!((&record["active"]["version"], &record["rejected"]), (&"1.0.0".into(), &serde_json::json!({})));
+}
+
+/// Removes what was proved of a package.
+fn forget_proofs(home: &Home, package: &str) {
+    let mut removed = 0;
+    for entry in std::fs::read_dir(home.state().join("proofs")).expect("something was proved") {
+        let path = entry.expect("it can be read").path();
+        if std::fs::read_to_string(&path).is_ok_and(|text| text.contains(package)) {
+            std::fs::remove_file(path).expect("it is there");
+            removed += 1;
+        }
+    }
+    assert!(removed > 0, "nothing was proved of {package}");
+}
+
+/// After an update of the agent no proof of before is valid.
+#[test]
+fn a_version_to_go_back_to_is_proved_after_a_start_and_else_before_it_takes_over() {
+    let (depot, mut bench) = delivered(LONG);
+    depot.publish(&Package::undefined("2.0.0"));
+    event_of(&mut bench.client, "model-activated", "2.0.0");
+    let package = |home: &Home| {
+        let record = home.record("loudness").expect("it serves");
+        assert_eq!(record["previous"][0]["version"], "1.0.0", "{record}");
+        record["previous"][0]["package"].as_str().expect("a digest").to_owned()
+    };
+    let (_, home, _) = bench.agent.stop();
+    forget_proofs(&home, &package(&home));
+    bench.agent = Agent::start_in(home, &format!("{}{}", local(&bench.broker), config(&depot, LONG)));
+    bench.agent.wait_for_log(&["this version can serve again", "version=1.0.0"]);
+    assert!(bench.agent.log_with(&["serving", "version=\"1.0.0\""]).is_empty(), "2.0.0 goes on");
+    let home = bench.agent.home();
+    forget_proofs(home, &package(home));
+    let (told, _) = until_event(&mut bench, 0, "rolled-back", "2.0.0");
+    assert_says(&told["message"], &["loudness 2.0.0 is to be taken back", "1.0.0", "is being proved", "takes over"]);
+    let told = event_of(&mut bench.client, "rolled-back", "2.0.0");
+    assert_says(&told["message"], &["loudness 2.0.0 was taken back, 1.0.0 serves again", "have no answer"]);
+    let record = bench.agent.home().record("loudness").expect("it serves");
+    assert_eq!((&record["active"]["version"], &record["trial"]), (&"1.0.0".into(), &Value::Null));
+    for sequence in 100_000..100_004 {
+        bench.client.publish("plant/a/level", samples(sequence, &[0.1; HOP]));
+    }
+    assert_eq!(bench.client.wait_on(&uplink("result/sound/a")).json()["version"], "1.0.0");
 }
