@@ -172,7 +172,7 @@ pub(super) enum Grounds {
     Configuration,
 }
 
-/// Why there is no proof, or why what was proved does not serve.
+/// Why there is no proof.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NotProved {
     /// In a sentence.
@@ -187,20 +187,33 @@ impl NotProved {
         let its_fault = !matches!(error, DepotError::Io { .. } | DepotError::Proof { .. } | DepotError::Full { .. });
         Self { why: error.to_string(), its_fault }
     }
+}
 
+/// Why what was proved does not serve.
+pub(super) struct NotReady {
+    /// In a sentence.
+    pub why: String,
+    pub because: Because,
+}
+
+/// What keeps a version from serving.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Because {
     /// It does not fit what it would serve in.
+    Unfit,
+    /// There is no room beside what is loaded while a version is on trial.
+    Room,
+    /// It could not be put on record, perhaps for want of room on the disk; another time it may be.
+    Record,
+}
+
+impl NotReady {
     pub(super) fn unfit(why: String) -> Self {
-        Self { why, its_fault: true }
+        Self { why, because: Because::Unfit }
     }
 
-    /// It does not fit beside what is loaded now, which is another thing later.
-    pub(super) fn for_now(why: String) -> Self {
-        Self { why, its_fault: false }
-    }
-
-    /// It could not be put on record, perhaps for want of room; another time it may be.
     fn not_on_record(why: String) -> Self {
-        Self { why, its_fault: false }
+        Self { why, because: Because::Record }
     }
 }
 
@@ -253,8 +266,13 @@ impl<S: Sink + 'static> Loader<S> {
         let coming = self.delivered.get_mut(&name).and_then(|delivered| {
             delivered.coming_back.take_if(|coming| coming.installed == Installed::of(&opened.package))
         });
+        let serving = self.delivered.get(&name).and_then(|delivered| delivered.serving.as_ref());
+        let serves = serving.is_some_and(|ready| ready.installed == Installed::of(&opened.package));
         if served.is_empty() {
             self.introduce(&[prepared]);
+        } else if serves {
+            // It was proved twice, for two reasons.
+            self.brought_up();
         } else if let Some(coming) = coming {
             self.came_back(&coming, Ready::of(&prepared, served));
         } else {
@@ -267,10 +285,10 @@ impl<S: Sink + 'static> Loader<S> {
             let outcome = if shadow { self.begin_shadow(ready) } else { self.switch(ready) };
             match outcome {
                 Ok(()) => {}
-                Err(NotProved { why, its_fault: false }) if self.watches() => return self.hold(opened, &why),
-                Err(NotProved { why, its_fault }) => {
+                Err(NotReady { why, because: Because::Room }) => return self.hold(opened, &why),
+                Err(NotReady { why, because }) => {
                     self.refuse(&opened, &why);
-                    if its_fault {
+                    if because == Because::Unfit {
                         self.reject(&opened, Grounds::Configuration, &why);
                     } else {
                         self.brought_up();
@@ -371,7 +389,7 @@ impl<S: Sink + 'static> Loader<S> {
     ///
     /// # Errors
     /// Why it does not serve; the old one does.
-    fn switch(&mut self, ready: Ready) -> Result<(), NotProved> {
+    fn switch(&mut self, ready: Ready) -> Result<(), NotReady> {
         let name = ready.name().to_owned();
         let on_trial = self.is_on_trial(&name);
         let delivered = self.delivered.entry(name.clone()).or_default();
@@ -412,7 +430,7 @@ impl<S: Sink + 'static> Loader<S> {
         if let Err(why) = recorded {
             // What serves goes on, and so does its trial.
             self.call_off(&ready.numbers());
-            return Err(NotProved::not_on_record(why));
+            return Err(NotReady::not_on_record(why));
         }
         self.take_watched(&name);
         self.settle(with, &admitted);
@@ -442,7 +460,7 @@ impl<S: Sink + 'static> Loader<S> {
     ///
     /// # Errors
     /// Why it cannot.
-    fn begin_shadow(&mut self, ready: Ready) -> Result<(), NotProved> {
+    fn begin_shadow(&mut self, ready: Ready) -> Result<(), NotReady> {
         let name = ready.name().to_owned();
         let Some(serving) = self.delivered.get(&name).and_then(|delivered| delivered.serving.clone()) else {
             return self.switch(ready);
@@ -465,7 +483,7 @@ impl<S: Sink + 'static> Loader<S> {
             Begun { progress, by_pipeline: BTreeMap::new() }
         });
         let Begun { progress, by_pipeline } = begun.clone();
-        self.on_record(&name, |record| record.set_trial(progress, by_pipeline)).map_err(NotProved::not_on_record)?;
+        self.on_record(&name, |record| record.set_trial(progress, by_pipeline)).map_err(NotReady::not_on_record)?;
         self.watch(Mode::Shadow, ready, Some(serving), &begun, &[]);
         Ok(())
     }
@@ -644,10 +662,10 @@ impl<S: Sink + 'static> Loader<S> {
                 self.reporter.event("shadow-passed", &story, &[("model", name), ("version", version)]);
                 match self.switch(watched.own.clone()) {
                     Ok(()) => {}
-                    Err(NotProved { why, its_fault: true }) => {
+                    Err(NotReady { why, because: Because::Unfit }) => {
                         self.reject_ready(&watched.own, Grounds::Configuration, &why);
                     }
-                    Err(NotProved { why, .. }) => {
+                    Err(NotReady { why, .. }) => {
                         tracing::error!(model = name, why, "what passed in shadow does not take over yet");
                     }
                 }
@@ -806,7 +824,7 @@ impl<S: Sink + 'static> Loader<S> {
     fn restore(&mut self, ready: Ready) -> Result<(), String> {
         match self.make_ready(&ready.candidates) {
             Ok((with, admitted)) => self.settle(with, &admitted),
-            Err(NotProved { why, .. }) => {
+            Err(NotReady { why, .. }) => {
                 tracing::warn!(why, "the version before is not admitted any more; it serves all the same");
                 for (pipeline, candidate) in &ready.candidates {
                     self.load_all(*pipeline, candidate)?;

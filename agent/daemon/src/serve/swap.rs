@@ -7,7 +7,7 @@ use limpet_runtime::Outcome;
 use limpet_runtime::admission::{Admitted, Mebibytes};
 use limpet_wire::message::ModelPhase;
 
-use super::delivered::NotProved;
+use super::delivered::{Because, NotReady};
 use super::loader::{Loader, Prepared};
 use super::{PipelineState, Proved};
 use crate::admission::Candidate;
@@ -70,7 +70,7 @@ impl<S: Sink + 'static> Loader<S> {
             return self.take_up(prepared, &served);
         }
         if !served.is_empty()
-            && let Err(NotProved { why, .. }) = self.swap(&served, &prepared)
+            && let Err(NotReady { why, .. }) = self.swap(&served, &prepared)
         {
             let manifest = opened.package.manifest();
             self.tried.remove(&opened.model);
@@ -85,7 +85,7 @@ impl<S: Sink + 'static> Loader<S> {
     }
 
     /// Puts a version in the place of what these pipelines serve.
-    fn swap(&mut self, pipelines: &[usize], prepared: &Prepared) -> Result<(), NotProved> {
+    fn swap(&mut self, pipelines: &[usize], prepared: &Prepared) -> Result<(), NotReady> {
         let candidates = prepared.candidates(pipelines);
         let (with, admitted) = self.make_ready(&candidates)?;
         self.settle(with, &admitted);
@@ -103,13 +103,13 @@ impl<S: Sink + 'static> Loader<S> {
     pub(super) fn make_ready(
         &mut self,
         candidates: &BTreeMap<usize, Candidate>,
-    ) -> Result<(Vec<Option<Candidate>>, Admitted), NotProved> {
+    ) -> Result<(Vec<Option<Candidate>>, Admitted), NotReady> {
         let pipelines: Vec<usize> = candidates.keys().copied().collect();
         let mut with = self.serving.clone();
         for (pipeline, candidate) in candidates {
             with[*pipeline] = Some(candidate.clone());
         }
-        let admitted = self.trial().test(&with).map_err(|refusal| NotProved::unfit(refusal.to_string()))?;
+        let admitted = self.trial().test(&with).map_err(|refusal| NotReady::unfit(refusal.to_string()))?;
         let places: BTreeSet<usize> = pipelines.iter().flat_map(|pipeline| self.places_of(*pipeline)).collect();
         // All are of one version, so of the same models.
         let new: BTreeSet<u32> = candidates.values().flat_map(Candidate::numbers).collect();
@@ -143,8 +143,9 @@ impl<S: Sink + 'static> Loader<S> {
     }
 
     /// A refusal that may be another one once no version is on trial any more, and the one beside it is gone.
-    pub(super) fn no_room_now(&self, why: String) -> NotProved {
-        if self.watches() { NotProved::for_now(why) } else { NotProved::unfit(why) }
+    pub(super) fn no_room_now(&self, why: String) -> NotReady {
+        let because = if self.watches() { Because::Room } else { Because::Unfit };
+        NotReady { why, because }
     }
 
     /// Unloads what runs beside the versions that these pipelines serve, and waits for what is on its way out already.
