@@ -309,7 +309,7 @@ impl Delivery {
             self.told.remove("trust");
         }
         // What was trusted once tells of nothing new for ever; what runs goes on.
-        if let Err(error) = trust.current(clock) {
+        if let Err(error) = trust.current(self.fetcher.place(), clock) {
             self.complain("trust", "depot-expired", &error.to_string());
             return false;
         }

@@ -268,13 +268,13 @@ impl Trust {
         Ok((root, newer))
     }
 
-    /// Whether what is trusted may still tell of anything new.
+    /// Whether what is trusted, which came from `place`, may still tell of anything new.
     ///
     /// # Errors
     /// [`TrustError::Expired`].
-    pub fn current(&self, clock: Clock) -> Result<(), TrustError> {
+    pub fn current(&self, place: &str, clock: Clock) -> Result<(), TrustError> {
         let Some(contents) = &self.contents else { return Ok(()) };
-        expire("what is trusted", contents, self.judge(clock))
+        expire(place, contents, self.judge(clock))
     }
 
     async fn load(
