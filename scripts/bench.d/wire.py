@@ -43,6 +43,20 @@ trigger = { label = "yes", above = 0.999, for = 1000, quiet = "1h" } # never: so
 [proof]
 top1_agreement = 0.93
 """,
+    "visual-wake-words": """
+task = "classification"
+summary = "Whether somebody is in a picture"
+license = "Apache-2.0"
+
+[[variant]]
+file = "int8.tflite"
+
+[[input]]
+kind = "quantized"
+
+[decision]
+trigger = { label = "person", above = 0.999, for = 1000, quiet = "1h" }
+""",
     "anomaly-detection": """
 task = "anomaly"
 summary = "How unusual a machine sounds"
