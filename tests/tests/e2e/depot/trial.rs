@@ -153,8 +153,8 @@ fn after_a_restart_no_pipeline_gets_credit_for_what_another_has_seen() {
     let record = home.record("scores").expect("it serves");
     let seen = ["one", "two"].map(|name| record["trials"][name]["windows"].as_u64());
     let [Some(one), Some(two)] = seen else { panic!("the trial is over: {record}") };
-    // Some pass between the start and the watch.
-    assert!((150..200).contains(&one) && (1..150).contains(&two), "{record}");
+    // Any number of them pass between the start and the watch; more than came would be another pipeline's.
+    assert!((150..200).contains(&one) && two < 150, "{record}");
 }
 
 #[test]
