@@ -24,7 +24,7 @@ const ONLY: [(&str, &[&str]); 6] = [
     ("rumqttc", &["limpet", "limpet-lab", "limpet-tests"]),
     ("rumqttd", &["limpet-lab"]),
     // The depot waits for messages and web servers by it, through whatever connection the binaries own.
-    ("tokio", &["limpet", "limpet-lab", "limpet-depot"]),
+    ("tokio", &["limpet", "limpet-lab", "limpet-depot", "limpet-fuzz"]),
     ("tract-onnx", &["limpet-engine"]),
     ("tflitec", &["limpet-engine"]),
     ("anyhow", &["limpet", "limpet-lab", "limpet-tests"]),
