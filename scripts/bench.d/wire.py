@@ -25,53 +25,35 @@ AGENT = Path(__file__).with_name("python_agent.py")
 STARTS = 5  # starts to subscribed that are measured
 KEYWORDS = "down go left no off on right stop up yes silence unknown".split()
 
+def manifest(task, summary, decision, rest=""):
+    """What follows the version in a manifest of a reference model, whose input is the graph's own integers."""
+    return f"""
+task = "{task}"
+summary = "{summary}"
+license = "Apache-2.0"
+
+[[variant]]
+file = "int8.tflite"
+
+[[input]]
+kind = "quantized"
+
+[decision]
+{decision}
+{rest}"""
+
+
+# Triggers that never come: so that `local` leaves the uplink silent.
 MANIFEST = {
-    "keyword-spotting": """
-task = "classification"
-summary = "One of ten words, silence or something else"
-license = "Apache-2.0"
-
-[[variant]]
-file = "int8.tflite"
-
-[[input]]
-kind = "quantized"
-
-[decision]
-trigger = { label = "yes", above = 0.999, for = 1000, quiet = "1h" } # never: so that `local` leaves the uplink silent
-
-[proof]
-top1_agreement = 0.93
-""",
-    "visual-wake-words": """
-task = "classification"
-summary = "Whether somebody is in a picture"
-license = "Apache-2.0"
-
-[[variant]]
-file = "int8.tflite"
-
-[[input]]
-kind = "quantized"
-
-[decision]
-trigger = { label = "person", above = 0.999, for = 1000, quiet = "1h" }
-""",
-    "anomaly-detection": """
-task = "anomaly"
-summary = "How unusual a machine sounds"
-license = "Apache-2.0"
-
-[[variant]]
-file = "int8.tflite"
-
-[[input]]
-kind = "quantized"
-
-[decision]
-score = "reconstruction_mse"
-trigger = { above = 1e9, for = 1000, quiet = "1h" }
-""",
+    "keyword-spotting": manifest(
+        "classification", "One of ten words, silence or something else",
+        'trigger = { label = "yes", above = 0.999, for = 1000, quiet = "1h" }', "\n[proof]\ntop1_agreement = 0.93\n"),
+    "visual-wake-words": manifest(
+        "classification", "Whether somebody is in a picture",
+        'trigger = { label = "person", above = 0.999, for = 1000, quiet = "1h" }'),
+    "anomaly-detection": manifest(
+        "anomaly", "How unusual a machine sounds",
+        'score = "reconstruction_mse"\ntrigger = { above = 1e9, for = 1000, quiet = "1h" }'),
 }
 
 
