@@ -65,8 +65,11 @@ pub fn slowed(rows: usize, columns: usize, weights: &[f32], bias: &[f32], size: 
     model(&nodes, &tensors, rows, columns)
 }
 
+/// Nodes and tensors of a graph.
+type Parts = (Vec<Vec<u8>>, Vec<Vec<u8>>);
+
 /// Nodes and tensors that give `input [1, columns]` back as `output` after `products` of matrices.
-fn toil(columns: usize, size: usize, products: usize, output: &str) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+fn toil(columns: usize, size: usize, products: usize, output: &str) -> Parts {
     // u = 1 + x ÷ 100, repeated; c = 1 ÷ size; A = c · u; A · A = (u · c) A, and u · c is about 1: the numbers keep their size for as
     // many products as one likes.
     let spread: Vec<f32> =
@@ -88,30 +91,47 @@ fn toil(columns: usize, size: usize, products: usize, output: &str) -> (Vec<Vec<
     (nodes, tensors)
 }
 
+/// What is added to the outputs of a [`gemm`]: `spread` times what `operator` makes of Σ x · `sum` + `level`.
+struct Branch<'a> {
+    sum: f32,
+    level: f32,
+    operator: &'a str,
+    /// By output.
+    spread: &'a [f32],
+}
+
+/// [`gemm`] with a branch beside it; what it gives is called `output`.
+fn branched(rows: usize, columns: usize, weights: &[f32], bias: &[f32], branch: &Branch<'_>, output: &str) -> Parts {
+    assert_eq!((weights.len(), bias.len()), (rows * columns, columns));
+    let nodes = vec![
+        node("Gemm", &["input", "sum", "level"], "apart"),
+        node(branch.operator, &["apart"], "made"),
+        node("MatMul", &["made", "spread"], "beside"),
+        node("Gemm", &["input", "weights", "bias"], "open"),
+        node("Add", &["open", "beside"], output),
+    ];
+    let tensors = vec![
+        tensor("sum", &[rows, 1], &vec![branch.sum; rows]),
+        tensor("level", &[1], &[branch.level]),
+        tensor("spread", &[1, columns], branch.spread),
+        tensor("weights", &[rows, columns], weights),
+        tensor("bias", &[columns], bias),
+    ];
+    (nodes, tensors)
+}
+
 /// [`gemm`] whose outputs are all zero, whatever the input, where the sum of the input is `least` or smaller, and right
 /// where it is larger by a hundredth and the outputs are not negative.
 ///
 /// # Panics
 /// As [`gemm`].
 pub fn gated(rows: usize, columns: usize, weights: &[f32], bias: &[f32], least: f32) -> Vec<u8> {
-    assert_eq!((weights.len(), bias.len()), (rows * columns, columns));
     // Relu(x · W + b − 1000 · Relu(least + 0.01 − Σ x))
     let steep = 1000.0;
-    let nodes = [
-        node("Gemm", &["input", "sum", "least"], "short"),
-        node("Relu", &["short"], "closed"),
-        node("MatMul", &["closed", "spread"], "shut"),
-        node("Gemm", &["input", "weights", "bias"], "open"),
-        node("Add", &["open", "shut"], "sum_of_both"),
-        node("Relu", &["sum_of_both"], "output"),
-    ];
-    let tensors = [
-        tensor("sum", &[rows, 1], &vec![-steep; rows]),
-        tensor("least", &[1], &[steep * (least + 0.01)]),
-        tensor("spread", &[1, columns], &vec![-1.0; columns]),
-        tensor("weights", &[rows, columns], weights),
-        tensor("bias", &[columns], bias),
-    ];
+    let spread = vec![-1.0; columns];
+    let branch = Branch { sum: -steep, level: steep * (least + 0.01), operator: "Relu", spread: &spread };
+    let (mut nodes, tensors) = branched(rows, columns, weights, bias, &branch, "sum_of_both");
+    nodes.push(node("Relu", &["sum_of_both"], "output"));
     model(&nodes, &tensors, rows, columns)
 }
 
@@ -120,24 +140,11 @@ pub fn gated(rows: usize, columns: usize, weights: &[f32], bias: &[f32], least: 
 /// # Panics
 /// As [`gemm`].
 pub fn capped(rows: usize, columns: usize, weights: &[f32], bias: &[f32], most: f32) -> Vec<u8> {
-    assert_eq!((weights.len(), bias.len()), (rows * columns, columns));
     // x · W + b − 100 · Relu(Σ x − most), the last term in the first column alone
-    let mut first = vec![0.0; columns];
-    first[0] = -100.0;
-    let nodes = [
-        node("Gemm", &["input", "sum", "most"], "beyond"),
-        node("Relu", &["beyond"], "above"),
-        node("MatMul", &["above", "first"], "fall"),
-        node("Gemm", &["input", "weights", "bias"], "open"),
-        node("Add", &["open", "fall"], "output"),
-    ];
-    let tensors = [
-        tensor("sum", &[rows, 1], &vec![1.0; rows]),
-        tensor("most", &[1], &[-most]),
-        tensor("first", &[1, columns], &first),
-        tensor("weights", &[rows, columns], weights),
-        tensor("bias", &[columns], bias),
-    ];
+    let mut spread = vec![0.0; columns];
+    spread[0] = -100.0;
+    let branch = Branch { sum: 1.0, level: -most, operator: "Relu", spread: &spread };
+    let (nodes, tensors) = branched(rows, columns, weights, bias, &branch, "output");
     model(&nodes, &tensors, rows, columns)
 }
 
@@ -146,22 +153,10 @@ pub fn capped(rows: usize, columns: usize, weights: &[f32], bias: &[f32], most: 
 /// # Panics
 /// As [`gemm`].
 pub fn rooted(rows: usize, columns: usize, weights: &[f32], bias: &[f32], least: f32) -> Vec<u8> {
-    assert_eq!((weights.len(), bias.len()), (rows * columns, columns));
     // x · W + b + √(Σ x − least) ÷ 10⁹
-    let nodes = [
-        node("Gemm", &["input", "sum", "least"], "above"),
-        node("Sqrt", &["above"], "root"),
-        node("MatMul", &["root", "spread"], "hint"),
-        node("Gemm", &["input", "weights", "bias"], "open"),
-        node("Add", &["open", "hint"], "output"),
-    ];
-    let tensors = [
-        tensor("sum", &[rows, 1], &vec![1.0; rows]),
-        tensor("least", &[1], &[-least]),
-        tensor("spread", &[1, columns], &vec![1e-9; columns]),
-        tensor("weights", &[rows, columns], weights),
-        tensor("bias", &[columns], bias),
-    ];
+    let spread = vec![1e-9; columns];
+    let branch = Branch { sum: 1.0, level: -least, operator: "Sqrt", spread: &spread };
+    let (nodes, tensors) = branched(rows, columns, weights, bias, &branch, "output");
     model(&nodes, &tensors, rows, columns)
 }
 

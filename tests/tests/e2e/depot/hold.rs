@@ -30,6 +30,11 @@ fn at(url: &str) -> String {
     format!("[broker.local]\nurl = \"{url}\"\n")
 }
 
+/// The broker at some URL, and the pipeline with a trial that ends soon: everything.
+fn whole(url: &str, depot: &Depot, rate: &str) -> String {
+    format!("{}{}", at(url), config(depot, rate, super::SHORT))
+}
+
 /// An agent in which version 1.0.0 was delivered and serves; `config` is everything.
 fn serving(broker: Broker, depot: &Depot, home: Home, config: &str) -> Bench {
     let mut client = Client::connect(&broker);
@@ -39,6 +44,16 @@ fn serving(broker: Broker, depot: &Depot, home: Home, config: &str) -> Bench {
     let mut bench = Bench { broker, client, agent };
     bench.agent.wait_for_model(&mut bench.client, "loudness", "active");
     bench
+}
+
+/// The same with a broker and a depot of its own, `rate` bytes a second, heard by its agent.
+fn running(home: Home, rate: &str) -> (Depot, Bench) {
+    let broker = Broker::start();
+    let depot = Depot::on(&broker);
+    let config = whole(&broker.url(), &depot, rate);
+    let bench = serving(broker, &depot, home, &config);
+    bench.broker.wait_subscribed("plant/+/level");
+    (depot, bench)
 }
 
 /// What the local depot has of one version.

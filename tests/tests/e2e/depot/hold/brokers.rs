@@ -6,7 +6,7 @@ use limpet_tests::agent::Home;
 use limpet_tests::{Agent, Broker, Client, Depot, Message, Package, Sieve, program};
 use serde_json::Value;
 
-use super::{LETTERS, Stored, Stream, asked, assert_clean, at, config, serving, until, until_fetched};
+use super::{LETTERS, Stored, Stream, asked, assert_clean, at, config, running, serving, until, until_fetched, whole};
 use crate::depot::{SHORT, event_of};
 use crate::swap::Flow;
 use crate::{Bench, assert_says, uplink};
@@ -54,7 +54,7 @@ fn missing(client: &mut Client, what: &str) {
 fn a_broker_that_forgets_everything_half_way_takes_nothing_away_and_a_repair_ends_the_delivery() {
     let broker = Broker::start();
     let depot = Depot::on(&broker);
-    let config = format!("{}{}", at(&broker.url()), config(&depot, "128KiB", SHORT));
+    let config = whole(&broker.url(), &depot, "128KiB");
     let mut bench = serving(broker, &depot, Home::empty(), &config);
     let newer = Package::laden("2.0.0", 0.01, LETTERS);
     depot.publish(&newer);
@@ -84,11 +84,8 @@ fn a_broker_that_forgets_everything_half_way_takes_nothing_away_and_a_repair_end
 
 #[test]
 fn a_broker_that_comes_back_empty_takes_nothing_from_a_gateway_that_runs_or_starts() {
-    let broker = Broker::start();
-    let depot = Depot::on(&broker);
-    let config = format!("{}{}", at(&broker.url()), config(&depot, "64MiB", SHORT));
-    let mut bench = serving(broker, &depot, Home::empty(), &config);
-    bench.broker.wait_subscribed("plant/+/level");
+    let (depot, mut bench) = running(Home::empty(), "64MiB");
+    let config = whole(&bench.broker.url(), &depot, "64MiB");
     depot.publish(&Package::loudness_of("2.0.0", 0.01));
     let mut flow = Flow::start(&mut bench, &[("1.0.0", 0.0), ("2.0.0", 0.01)]);
     flow.until(&mut bench, "2.0.0", 20);
@@ -153,7 +150,7 @@ fn a_broker_that_loses_every_tenth_message_delivers_all_the_same() {
     let broker = Broker::start();
     let depot = Depot::on(&broker);
     let sieve = Sieve::losing(broker.port(), 10);
-    let config = format!("{}{}", at(&sieve.url()), config(&depot, "64MiB", SHORT));
+    let config = whole(&sieve.url(), &depot, "64MiB");
     let mut bench = serving(broker, &depot, Home::empty(), &config);
     depot.publish(&Package::laden("2.0.0", 0.01, LETTERS));
     event_of(&mut bench.client, "model-activated", "2.0.0");
@@ -179,7 +176,7 @@ fn a_broker_with_a_queue_of_twenty_messages_is_a_repository() {
 
 fn publishes_activates_and_replaces(broker: Broker) {
     let depot = Depot::on(&broker);
-    let config = format!("{}{}", at(&broker.url()), config(&depot, "64MiB", SHORT));
+    let config = whole(&broker.url(), &depot, "64MiB");
     let mut bench = serving(broker, &depot, Home::empty(), &config);
     // Not every broker says who has subscribed.
     Stream::named("knock").knock(&mut bench.client);

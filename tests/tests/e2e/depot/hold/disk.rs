@@ -1,10 +1,10 @@
 //! A disk with too little room for a delivery, and one that fills up under it.
 
-use limpet_tests::{Broker, Depot, Message, Package, SmallDisk};
+use limpet_tests::{Message, Package, SmallDisk};
 use serde_json::Value;
 
-use super::{LETTERS, Stored, Stream, asked, assert_clean, at, config, serving, until, until_fetched, until_serving};
-use crate::depot::{SHORT, event_of};
+use super::{LETTERS, Stored, Stream, asked, assert_clean, running, until, until_fetched, until_serving};
+use crate::depot::event_of;
 use crate::swap::Flow;
 use crate::{Bench, assert_says, uplink};
 
@@ -32,11 +32,7 @@ fn number(text: &str, words: &str) -> u64 {
 #[test]
 fn a_disk_without_room_refuses_before_it_is_full_and_goes_on_when_there_is_room() {
     let Some(disk) = SmallDisk::mount(DISK) else { return };
-    let broker = Broker::start();
-    let depot = Depot::on(&broker);
-    let config = format!("{}{}", at(&broker.url()), config(&depot, "96KiB", SHORT));
-    let mut bench = serving(broker, &depot, disk.home(), &config);
-    bench.broker.wait_subscribed("plant/+/level");
+    let (depot, mut bench) = running(disk.home(), "96KiB");
     let keeps = (DISK as u64) * 1024 / 20;
     // Room for a part of it.
     let ballast = disk.ballast(disk.free() - keeps - 150_000);
@@ -79,11 +75,7 @@ fn a_disk_without_room_refuses_before_it_is_full_and_goes_on_when_there_is_room(
 #[test]
 fn a_disk_that_fills_up_during_the_proof_keeps_what_serves_and_the_version_comes_when_there_is_room() {
     let Some(disk) = SmallDisk::mount(DISK) else { return };
-    let broker = Broker::start();
-    let depot = Depot::on(&broker);
-    let config = format!("{}{}", at(&broker.url()), config(&depot, "64MiB", SHORT));
-    let mut bench = serving(broker, &depot, disk.home(), &config);
-    bench.broker.wait_subscribed("plant/+/level");
+    let (depot, mut bench) = running(disk.home(), "64MiB");
     // Its proof takes far longer than the disk needs to fill up.
     depot.publish(&Package::laborious("2.0.0", 0.01));
     event_of(&mut bench.client, "model-staged", "2.0.0");

@@ -8,8 +8,8 @@ use limpet_tests::{Agent, Broker, Client, Depot, Message, Package, Random, progr
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::{LETTERS, Stored, Stream, asked, assert_clean, at, config, serving, until_serving};
-use crate::depot::{SHORT, event_of};
+use super::{LETTERS, Stored, Stream, asked, assert_clean, running, until_serving, whole};
+use crate::depot::event_of;
 use crate::{Bench, uplink};
 
 /// The depot's newest metadata.
@@ -42,11 +42,8 @@ impl Line {
     fn start(what: &str, rate: &str) -> Self {
         let seed = seed();
         eprintln!("{what}: LIMPET_SEED={seed}");
-        let broker = Broker::start();
-        let depot = Depot::on(&broker);
-        let config = format!("{}{}", at(&broker.url()), config(&depot, rate, SHORT));
-        let mut bench = serving(broker, &depot, Home::empty(), &config);
-        bench.broker.wait_subscribed("plant/+/level");
+        let (depot, mut bench) = running(Home::empty(), rate);
+        let config = whole(&bench.broker.url(), &depot, rate);
         bench.client.subscribe(&["limpet/1/depot/#"]);
         let mut line = Self { depot, bench, config, random: Random::new(seed), number: 0, stream: Stream::named("a") };
         line.heard(3);
@@ -217,7 +214,7 @@ fn a_gateway_killed_at_any_moment_of_its_first_delivery_goes_on_with_it() {
     let mut random = Random::new(seed);
     let broker = Broker::start();
     let depot = Depot::on(&broker);
-    let config = format!("{}{}", at(&broker.url()), config(&depot, "512KiB", SHORT));
+    let config = whole(&broker.url(), &depot, "512KiB");
     let mut client = Client::connect(&broker);
     client.subscribe(&["limpet/1/gw/#"]);
     depot.publish(&package(1));

@@ -8,7 +8,7 @@ use limpet_tests::{Broker, Client, Depot, Message, Package, Proxy, Sieve};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::{LETTERS, Stored, Stream, asked, assert_clean, at, config, serving, until, until_fetched};
+use super::{LETTERS, Stored, Stream, asked, assert_clean, at, config, running, serving, until, until_fetched, whole};
 use crate::depot::{SHORT, event_of};
 use crate::swap::Flow;
 use crate::{named, samples, uplink};
@@ -18,7 +18,7 @@ fn a_wire_cut_in_the_middle_of_a_fetch_goes_on_where_it_was() {
     let broker = Broker::start();
     let depot = Depot::on(&broker);
     let wire = Proxy::to(broker.port());
-    let config = format!("{}{}", at(&wire.url()), config(&depot, "128KiB", SHORT));
+    let config = whole(&wire.url(), &depot, "128KiB");
     let mut bench = serving(broker, &depot, Home::empty(), &config);
     bench.broker.wait_subscribed("plant/+/level");
     depot.publish(&Package::laden("2.0.0", 0.01, LETTERS));
@@ -42,11 +42,7 @@ fn a_wire_cut_in_the_middle_of_a_fetch_goes_on_where_it_was() {
 
 #[test]
 fn a_trial_that_ends_in_the_middle_of_the_next_fetch_costs_no_chunk() {
-    let broker = Broker::start();
-    let depot = Depot::on(&broker);
-    let config = format!("{}{}", at(&broker.url()), config(&depot, "128KiB", SHORT));
-    let mut bench = serving(broker, &depot, Home::empty(), &config);
-    bench.broker.wait_subscribed("plant/+/level");
+    let (depot, mut bench) = running(Home::empty(), "128KiB");
     depot.publish(&Package::loudness_of("2.0.0", 0.01));
     event_of(&mut bench.client, "model-activated", "2.0.0");
     // Without windows its trial goes on.
