@@ -96,19 +96,10 @@ async fn configurations(
     let configured = store.configured().map_err(refuse)?;
     let mut all = vec![configured.active.clone()];
     let Some(target) = select::configuration(trusted, gateway).map_err(refuse)? else { return Ok(all) };
-    let same = |one: &&Configuration| one.digest().0 == trusted.targets[target].sha256;
-    if configured.active.as_ref().is_some_and(|active| same(&active)) {
+    if configured.active.is_some_and(|active| active.digest().0 == trusted.targets[target].sha256) {
         return Ok(all);
     }
-    let staged = match configured.staged.filter(|staged| same(&staged)) {
-        Some(staged) => staged,
-        None => {
-            let fetched = fetch::configuration(trusted, remote, target).await.map_err(refuse)?;
-            let keep = fetched.clone();
-            store.update_configured(|configured| configured.staged = Some(keep)).map_err(refuse)?;
-            fetched
-        }
-    };
+    let staged = fetch::configuration(trusted, store, remote, target).await.map_err(refuse)?;
     say(&format!("{target}: is here; it takes effect when it was checked and admitted"))?;
     all.push(Some(staged));
     Ok(all)

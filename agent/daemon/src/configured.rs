@@ -6,7 +6,7 @@
 //! what was in effect before. One that does not even start is taken back by the start itself.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use crate::config::{self, Loaded, Overlay};
 use crate::fit::{self, Fitted};
 use crate::library::{Library, this_agent};
 use crate::link::outgoing::Outgoing;
-use crate::pipeline::plan::Plan;
+use crate::pipeline::plan::{Plan, SourcePlan};
 use crate::pipeline::shadow::before;
 use crate::report::Reporter;
 use crate::router::NO_MODEL;
@@ -41,12 +41,8 @@ pub struct Begun {
     pub loaded: Loaded,
     /// What of it can run.
     pub fitted: Fitted,
-    /// The trial that it is on.
-    pub trial: Option<ConfigurationTrial>,
-    /// What takes the place of tables of the file.
-    pub active: Option<Configuration>,
-    /// What it is called, to be shown.
-    pub state: Option<ConfigurationState>,
+    /// What takes the place of tables of the file, and the trial that it is on.
+    pub configured: Configured,
     /// What was taken back on the way: sentences.
     pub taken_back: Vec<String>,
 }
@@ -59,7 +55,7 @@ pub struct Begun {
 pub fn begin(path: &Path, file: Loaded, library: &Library) -> Result<Begun, CliError> {
     let Some(store) = library.store() else {
         let fitted = fit::fit(&file, library)?;
-        return Ok(Begun { loaded: file, fitted, trial: None, active: None, state: None, taken_back: Vec::new() });
+        return Ok(Begun { loaded: file, fitted, configured: Configured::default(), taken_back: Vec::new() });
     };
     let mut taken_back = Vec::new();
     let mut configured = store.configured().unwrap_or_else(|error| {
@@ -86,10 +82,7 @@ pub fn begin(path: &Path, file: Loaded, library: &Library) -> Result<Begun, CliE
             }
         };
         match outcome {
-            Ok((loaded, fitted)) => {
-                let (state, trial) = (state(&configured), configured.trial);
-                return Ok(Begun { loaded, fitted, trial, active, state, taken_back });
-            }
+            Ok((loaded, fitted)) => return Ok(Begun { loaded, fitted, configured, taken_back }),
             // Nothing is left to go back to.
             Err(error) if active.is_none() && starts.is_none() => return Err(error),
             Err(error) => {
@@ -105,19 +98,19 @@ pub fn begin(path: &Path, file: Loaded, library: &Library) -> Result<Begun, CliE
 
 /// Takes back the configuration on trial, if one is, since the agent cannot run by it. Says whether one was.
 pub fn does_not_run(store: &Store, path: &Path, why: &CliError) -> bool {
-    let mut back = false;
+    let mut left = None;
     let configured = store.update_configured(|configured| {
         if configured.trial.is_some() {
             let active = configured.active.clone();
-            back = go_back(configured, path, active.as_ref(), &why.to_string());
+            go_back(configured, path, active.as_ref(), &why.to_string());
+            left = Some(active);
         }
     });
     match configured {
-        Ok(configured) if back => {
-            tracing::error!("{} is in effect again: {why}", name(configured.active.as_ref()));
-            true
+        Ok(configured) => {
+            let story = left.map(|left| story(left.as_ref(), &configured, &why.to_string()));
+            story.inspect(|story| tracing::error!("{story}")).is_some()
         }
-        Ok(_) => false,
         Err(error) => {
             tracing::error!(%error, "the configuration on trial could not be taken back");
             false
@@ -220,7 +213,7 @@ pub type Links = BTreeMap<Arc<str>, Arc<Outgoing>>;
 
 /// What the gateway did since its agent started.
 pub fn activity(plan: &Plan, links: &Links, started: Instant) -> Activity {
-    let heard = |source: &Arc<crate::pipeline::plan::SourcePlan>| {
+    let heard = |source: &Arc<SourcePlan>| {
         let figures = source.ledger.figures();
         // What came before there was a model says nothing of the source.
         let refused = figures.refused.iter().filter(|(reason, _)| *reason != NO_MODEL);
@@ -239,7 +232,7 @@ pub fn activity(plan: &Plan, links: &Links, started: Instant) -> Activity {
 /// What watches a configuration on trial.
 pub struct Watch {
     /// Where the configuration comes from.
-    pub path: std::path::PathBuf,
+    pub path: PathBuf,
     /// The store with its record.
     pub store: Store,
     /// What is on trial. Another one may take its place on record before this process ends.

@@ -337,8 +337,8 @@ impl Delivery {
                 Choice::Take(version) => {
                     let withdrawn = select::withdrawn(trusted, &model);
                     let before = record.previous.iter().find(|before| !withdrawn.contains(&before.version));
-                    let fits = |version: &str| version.parse().is_ok_and(|version| range.matches(&version));
-                    let back = before.is_some_and(|one| fits(&one.version) && self.is_whole(&model, &one.version));
+                    let fits = |version: &str| select::in_range(&range, version) && self.is_whole(&model, version);
+                    let back = before.is_some_and(|one| fits(&one.version));
                     if withdrawn.contains(&active.version) && back && !self.is_whole(&model, &version) {
                         self.give_way(&model, &record, withdrawn);
                     }

@@ -41,7 +41,7 @@ pub struct Waiting {
 /// Everything that is wrong with the configuration or with packages at paths, with the lines that it is about.
 pub fn fit(loaded: &Loaded, library: &Library) -> Result<Fitted, CliError> {
     let mut waiting = BTreeMap::new();
-    let packages = open(loaded, library, &mut waiting)?;
+    let packages = open(loaded, library, &[], &mut waiting)?;
     fit_packages(loaded, packages, waiting)
 }
 
@@ -85,8 +85,18 @@ pub fn fit_packages(
     }
 }
 
-fn open(loaded: &Loaded, library: &Library, waiting: &mut BTreeMap<Name, String>) -> Result<Packages, CliError> {
-    let (mut packages, mut faults) = (Packages::new(), Vec::new());
+/// Opens what the pipelines name; of the models of `new`, that instead. `waiting`: who has none, and why.
+///
+/// # Errors
+/// Packages at paths that cannot be read, with the lines that name them.
+pub fn open(
+    loaded: &Loaded,
+    library: &Library,
+    new: &[Opened],
+    waiting: &mut BTreeMap<Name, String>,
+) -> Result<Packages, CliError> {
+    let mut packages: Packages = new.iter().map(|opened| (opened.model.clone(), opened.clone())).collect();
+    let mut faults = Vec::new();
     for (index, pipeline) in loaded.config.pipelines.iter().enumerate() {
         if packages.contains_key(&pipeline.model) {
             continue;
@@ -145,12 +155,9 @@ fn problem(loaded: &Loaded, config: &Config, misfit: &Misfit) -> String {
 /// # Errors
 /// What does not fit.
 pub fn would_run(loaded: &Loaded, library: &Library, opened: &Opened) -> Result<Fitted, String> {
-    let said = |error: CliError| error.to_string();
     let mut waiting = BTreeMap::new();
-    let mut packages = open(loaded, library, &mut waiting).map_err(said)?;
-    packages.insert(opened.model.clone(), opened.clone());
-    waiting.retain(|name, _| !loaded.config.pipelines.iter().any(|p| p.name == *name && p.model == opened.model));
-    let fitted = fit_packages(loaded, packages, waiting).map_err(said)?;
+    let packages = open(loaded, library, std::slice::from_ref(opened), &mut waiting);
+    let fitted = packages.and_then(|packages| fit_packages(loaded, packages, waiting)).map_err(|e| e.to_string())?;
     match fitted.waiting.iter().find(|waiting| waiting.model == opened.model) {
         Some(waiting) => Err(format!("pipeline {}: {}", waiting.pipeline, waiting.why)),
         None => Ok(fitted),

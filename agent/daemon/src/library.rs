@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use limpet_depot::select;
 use limpet_depot::store::{Installed, Record, Rejection};
 use limpet_depot::{DepotError, Digest, Package, Store};
 
@@ -131,8 +132,7 @@ impl Library {
             Err(error) => error,
         };
         let may_serve = |one: &&Installed| {
-            let fits = one.version.parse().is_ok_and(|version| reference.range.matches(&version));
-            fits && !record.rejected.contains_key(&one.package)
+            select::in_range(&reference.range, &one.version) && !record.rejected.contains_key(&one.package)
         };
         for before in record.previous.iter().filter(may_serve) {
             match open(stored(before)) {

@@ -187,7 +187,7 @@ async fn serve_by(
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be caught")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be caught")?;
     let mut hangup = signal(SignalKind::hangup()).context("SIGHUP cannot be caught")?;
-    let Begun { loaded, fitted, trial, active, state, taken_back: configurations } = begun;
+    let Begun { loaded, fitted, configured, taken_back: configurations } = begun;
     let taken_back =
         library.take_back(&fitted.packages, |package| Some(crashes.blamed(&package.digest())?.to_string()));
     let fitted = if taken_back.is_empty() { fitted } else { fit::fit(&loaded, &library)? };
@@ -235,13 +235,13 @@ async fn serve_by(
         .map_err(|error| CliError::configuration(vec![error.to_string()]))?;
     let pipelines = plan.pipelines.len();
     let board = Arc::new(Board::new(config.gateway.labels.clone(), topics.models(), Arc::clone(&uplink), pipelines));
-    _ = state.map(|state| board.set_configuration(state));
+    _ = configured::state(&configured).map(|state| board.set_configuration(state));
     let store = library.store().cloned();
-    if let (Some(trial), Some(store), Some(depot)) = (&trial, &store, &config.depot) {
+    if let (Some(trial), Some(store), Some(depot)) = (&configured.trial, &store, &config.depot) {
         let watch = Watch {
             path: path.to_owned(),
             store: store.clone(),
-            active,
+            active: configured.active.clone(),
             plan: Arc::clone(&plan),
             waiting: waiting.iter().map(|waiting| waiting.pipeline.to_string()).collect(),
             board: Arc::clone(&board),

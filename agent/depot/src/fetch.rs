@@ -270,20 +270,31 @@ pub async fn index(
     Ok(index)
 }
 
-/// A signed configuration.
+/// A signed configuration, from the store if it is staged there, else from the depot; it is staged then.
 ///
 /// # Errors
 /// [`FetchError`].
-pub async fn configuration(trusted: &Trusted, depot: &dyn Remote, target: &str) -> Result<Configuration, FetchError> {
+pub async fn configuration(
+    trusted: &Trusted,
+    store: &Store,
+    depot: &dyn Remote,
+    target: &str,
+) -> Result<Configuration, FetchError> {
     let info = trusted.targets.get(target).ok_or_else(|| FetchError::NotListed(target.to_owned()))?;
     let unfit = |why: String| FetchError::Unfit { what: target.to_owned(), why };
     if info.length > CONFIGURATION_MAX as u64 {
         let why = format!("it has {} bytes, and a signed configuration has at most {CONFIGURATION_MAX}", info.length);
         return Err(unfit(why));
     }
+    let staged = store.configured()?.staged.filter(|staged| staged.digest().0 == info.sha256);
+    if let Some(staged) = staged {
+        return Ok(staged);
+    }
     let bytes = target_bytes(depot, target, info).await?;
     let text = String::from_utf8(bytes).map_err(|_| unfit("it is no text".into()))?;
-    Ok(Configuration { target: target.to_owned(), text })
+    let fetched = Configuration { target: target.to_owned(), text };
+    store.update_configured(|configured| configured.stage(fetched.clone()))?;
+    Ok(fetched)
 }
 
 /// The bytes of a target, verified.

@@ -57,6 +57,11 @@ pub fn eligible(gateway: &str, salt: &str, percent: f64) -> bool {
     percent >= 100.0 || (place as f64 / 2f64.powi(64)) < percent / 100.0
 }
 
+/// Whether a version lies in a range; text that is no version lies in none.
+pub fn in_range(range: &VersionReq, version: &str) -> bool {
+    Version::parse(version).is_ok_and(|version| range.matches(&version))
+}
+
 /// Chooses a version. `active` is what serves; `time` the one to judge validity by.
 pub fn choose(
     trusted: &Trusted,

@@ -158,9 +158,7 @@ impl Loaded {
         let shown = name.map_or_else(|| format!("{list}[{index}].{key}"), |name| format!("{list}.{name}.{key}"));
         Problem { origin: self.origins.nearest(&format!("{list}.{index}.{key}")), key: shown, text: text.into() }
     }
-}
 
-impl Loaded {
     /// The same with a key of a table, such as `budget.cpu`.
     pub fn problem_with(&self, key: &str, text: impl Into<String>) -> Problem {
         Problem { origin: self.origins.nearest(key), key: key.to_owned(), text: text.into() }

@@ -24,7 +24,6 @@ use semver::VersionReq;
 use super::{Delivery, PATIENCE, Whose, wanted};
 use crate::config::{Loaded, ModelRef, Size};
 use crate::library::{Opened, this_agent};
-use crate::pipeline::plan::Packages;
 use crate::serve::{NotProved, Settled};
 use crate::{check, configured, fit};
 
@@ -151,34 +150,25 @@ impl Delivery {
             return Ok((!stays).then_some((configured, None)));
         };
         let (target, sha256) = (target.to_owned(), trusted.targets[target].sha256);
-        let same = |one: &&Configuration| one.digest().0 == sha256;
-        if configured.active.as_ref().is_some_and(|active| same(&active)) {
+        if configured.active.as_ref().is_some_and(|active| active.digest().0 == sha256) {
             return Ok(None);
         }
         let key = Hex(&sha256).to_string();
         if configured::rejected(&configured, &key, &self.tools.path).is_some() {
             return Ok(None);
         }
-        if let Some(staged) = configured.staged.clone().filter(|staged| same(&staged)) {
-            return Ok(Some((configured, Some(staged))));
-        }
         let depot = Watched::new(&self.fetcher, PATIENCE);
-        let fetched = match depot.bound(fetch::configuration(trusted, &depot, &target)).await {
-            Ok(fetched) => fetched,
+        match depot.bound(fetch::configuration(trusted, &self.store, &depot, &target)).await {
+            Ok(staged) => Ok(Some((configured, Some(staged)))),
             Err(FetchError::Unfit { why, .. }) => {
                 self.turn_down(&configured, &target, key, None, &why);
-                return Ok(None);
+                Ok(None)
             }
             Err(error) => {
                 self.stalled |= matches!(error, FetchError::Stalled { .. });
-                return Err(error.to_string());
+                Err(error.to_string())
             }
-        };
-        let keep = fetched.clone();
-        let kept = self.store.update_configured(|configured| {
-            (configured.staged, configured.attempts) = (Some(keep), 0);
-        });
-        Ok(Some((kept.map_err(|error| error.to_string())?, Some(fetched))))
+        }
     }
 
     /// Whether a configuration can work here, with what it needs fetched and proved.
@@ -196,8 +186,7 @@ impl Delivery {
         for (model, (reference, range)) in models {
             let record = self.store.record(&model).map_err(Not::yet)?;
             let serves = record.active.as_ref().filter(|_| !record.withdrawn);
-            let serves = serves.and_then(|active| active.version.parse().ok());
-            if !serves.is_some_and(|version| range.matches(&version)) {
+            if !serves.is_some_and(|active| select::in_range(&range, &active.version)) {
                 new.push(self.bring(trusted, time, (&loaded, &key), &model, &reference, &range).await?);
             }
         }
@@ -219,15 +208,8 @@ impl Delivery {
     /// Whether a configuration fits together with the packages that are here and with those that are `new`, is proved, and
     /// admitted.
     fn look_at(&self, loaded: &Loaded, new: &[Opened]) -> Result<(), Not> {
-        let mut packages = Packages::new();
         let mut waiting = BTreeMap::new();
-        for pipeline in &loaded.config.pipelines {
-            let there = new.iter().find(|opened| opened.model == pipeline.model).cloned().map(Some);
-            match there.map_or_else(|| self.tools.library.current(&pipeline.model), Ok).map_err(Not::yet)? {
-                Some(opened) => _ = packages.insert(pipeline.model.clone(), opened),
-                None => _ = waiting.insert(pipeline.name.clone(), "no version of its model is here".to_owned()),
-            }
-        }
+        let packages = fit::open(loaded, &self.tools.library, new, &mut waiting).map_err(Not::yet)?;
         let fitted = fit::fit_packages(loaded, packages, waiting).map_err(Not::ever)?;
         if let Some(waiting) = fitted.waiting.first() {
             let index = loaded.config.pipelines.iter().position(|pipeline| pipeline.name == waiting.pipeline);

@@ -217,6 +217,14 @@ impl NotReady {
     }
 }
 
+/// How going back from a version of a model to the one before it came out.
+fn returned(name: &str, left: &str, back: &str, why: &str, restored: Result<(), &str>) -> String {
+    match restored {
+        Ok(()) => format!("{name} {left} was taken back, {back} serves again: {why}"),
+        Err(error) => format!("{name} {left} should be taken back, but {back} cannot serve ({error}): {why}"),
+    }
+}
+
 /// What a version is called that served and was taken back.
 fn left_as(breach: bool) -> ModelPhase {
     if breach { ModelPhase::Failed } else { ModelPhase::Withdrawn }
@@ -263,9 +271,7 @@ impl<S: Sink + 'static> Loader<S> {
     pub(super) fn take_up(&mut self, prepared: Prepared, served: &[usize]) {
         let opened = prepared.opened.clone();
         let name = opened.package.manifest().name.clone();
-        let coming = self.delivered.get_mut(&name).and_then(|delivered| {
-            delivered.coming_back.take_if(|coming| coming.installed == Installed::of(&opened.package))
-        });
+        let coming = self.take_coming_back(&opened);
         let serving = self.delivered.get(&name).and_then(|delivered| delivered.serving.as_ref());
         let serves = serving.is_some_and(|ready| ready.installed == Installed::of(&opened.package));
         if served.is_empty() {
@@ -299,6 +305,12 @@ impl<S: Sink + 'static> Loader<S> {
             self.brought_up();
         }
         self.tell(Settled::Model(name));
+    }
+
+    /// The return that waits for this very package to be proved, if one does. It does no longer.
+    fn take_coming_back(&mut self, opened: &Opened) -> Option<ComingBack> {
+        let delivered = self.delivered.get_mut(&opened.package.manifest().name)?;
+        delivered.coming_back.take_if(|coming| coming.installed == Installed::of(&opened.package))
     }
 
     /// Whether the version of a model that serves is on trial.
@@ -705,8 +717,7 @@ impl<S: Sink + 'static> Loader<S> {
         let Some(previous) = self.record(name).previous.into_iter().next() else {
             let why = breach.unwrap_or_default();
             let story = format!("{name} {} stays, there is no version to go back to: {why}", own.installed.version);
-            tracing::error!("{story}");
-            self.reporter.event("rolled-back", &story, &[("model", name), ("version", &own.installed.version)]);
+            self.tell_of_return(name, &own.installed.version, true, &story);
             let _ = self.on_record(name, |record| record.end_trial());
             return self.board.set(&own.manifest, ModelPhase::Active, Some(&own.proved), Some(why.to_owned()));
         };
@@ -724,12 +735,12 @@ impl<S: Sink + 'static> Loader<S> {
         let (left, back) = (&own.installed.version, &previous.version);
         let why = breach.map_or_else(|| "it was withdrawn".to_owned(), str::to_owned);
         let story = match &switched {
-            Ok(Back::Serves) => format!("{name} {left} was taken back, {back} serves again: {why}"),
+            Ok(Back::Serves) => returned(name, left, back, &why, Ok(())),
             Ok(Back::Proving) => format!(
                 "{name} {left} is to be taken back, and serves until then: {back} has no proof that is valid here, is \
                  being proved, and takes over when it passes: {why}"
             ),
-            Err(error) => format!("{name} {left} should be taken back, but {back} cannot serve ({error}): {why}"),
+            Err(error) => returned(name, left, back, &why, Err(error)),
         };
         self.tell_of_return(name, left, breach.is_some(), &story);
         match switched {
@@ -758,12 +769,7 @@ impl<S: Sink + 'static> Loader<S> {
         let ComingBack { installed, left, why, breach } = coming;
         let (name, back) = (ready.name().to_owned(), &installed.version);
         let restored = self.restore(ready);
-        let story = match &restored {
-            Ok(()) => format!("{name} {left} was taken back, {back} serves again: {why}"),
-            Err(error) => {
-                format!("{name} {left} should be taken back, but {back} cannot serve ({error}): {why}")
-            }
-        };
+        let story = returned(&name, left, back, why, restored.as_ref().copied().map_err(String::as_str));
         self.tell_of_return(&name, left, *breach, &story);
         if restored.is_ok() {
             self.board.set_state(&name, left, left_as(*breach), Some(why.clone()));
@@ -952,12 +958,8 @@ impl<S: Sink + 'static> Loader<S> {
 
     /// A proof failed.
     pub(super) fn not_proved(&mut self, opened: &Opened, not_proved: &NotProved) {
-        let name = &opened.package.manifest().name;
-        let coming = self.delivered.get_mut(name).and_then(|delivered| {
-            delivered.coming_back.take_if(|coming| coming.installed == Installed::of(&opened.package))
-        });
-        if let Some(coming) = coming {
-            self.stays_after_all(name, &coming, not_proved);
+        if let Some(coming) = self.take_coming_back(opened) {
+            self.stays_after_all(&opened.package.manifest().name, &coming, not_proved);
         }
         if !not_proved.its_fault {
             return self.not_now(opened);

@@ -63,6 +63,11 @@ impl Configured {
         configuration.map_or_else(|| Self::FILE.to_owned(), |configuration| configuration.digest().to_string())
     }
 
+    /// Keeps what was fetched and verified, until it is taken up or rejected.
+    pub fn stage(&mut self, configuration: Configuration) {
+        (self.staged, self.attempts) = (Some(configuration), 0);
+    }
+
     /// Lets a configuration, or the file alone, take effect. With a trial, what was in effect can come back; what was still
     /// on trial itself never showed that one can go back to it, so what was before that can.
     /// For the same reason it is compared with what was done under that.
