@@ -7,7 +7,9 @@
 //! 1. *Load*: Σ mean C ÷ T over everything is at most the CPU budget; on each worker Σ C99 ÷ T is at most 1.
 //! 2. *Deadlines*: on each worker, non-preemptive earliest deadline first. For every t from the smallest D′ to the end of
 //!    the busy period, the work that is due by t and the longest job that may be running already fit into t:
-//!    Σ max(0, ⌊(t − D′) ÷ T⌋ + 1) · C99 + max { C99 : D′ > t } ≤ t. Analytic jobs have no D′: they only block.
+//!    Σ max(0, ⌊(t − D′) ÷ T⌋ + 1) · C99 + max { C99 : D′ + J > t } ≤ t. Analytic jobs have no D′: they only block. A
+//!    batch blocks with what all of it takes; so that it does so once, none of its jobs but the first may overtake what
+//!    waits and is due earlier.
 //!    (Jeffay, Stanat, Martel, "On non-preemptive scheduling of periodic and sporadic tasks", RTSS 1991; George,
 //!    Rivierre, Spuri, "Preemptive and non-preemptive real-time uniprocessor scheduling", INRIA 2966, 1996.)
 //! 3. *Memory*: Σ measured bytes is at most the memory budget ([`fit_memory`]).
@@ -468,9 +470,10 @@ impl Load {
             match task.class {
                 Class::Realtime => {
                     let deadline = nanos(task.deadline);
-                    // Its own batches block those that are due earlier.
+                    // Its own batches block those that are due earlier, and begin before the jitter is over if enough of
+                    // them are there.
                     let batch = task.batches.last().map_or(worst, |cost| nanos(cost.worst).max(worst));
-                    blocking.push((deadline, batch));
+                    blocking.push((deadline.saturating_add(nanos(task.jitter)), batch));
                     let period = nanos(task.period).max(1);
                     realtime.push(Sporadic { cost: worst.saturating_mul(streams), period, deadline });
                 }

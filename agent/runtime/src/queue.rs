@@ -11,7 +11,8 @@
 //! - A job that can no longer be ready in time is given up, never started ([`Queue::expire`], [`Queue::next`]).
 //! - An analytic job starts only if no realtime job waits that could go now, and every realtime job that is still held
 //!   back for company meets its deadline after it. So realtime work is kept waiting by one running job at most.
-//! - A batch holds jobs of one group; it is as large as a proven size that every member's deadline allows.
+//! - A batch holds jobs of one group; it is as large as a proven size that every member's deadline allows. In one of
+//!   realtime jobs none but the first is due later than a job of another group that could go now.
 //! - Analytic jobs age by their deadlines: an old one comes before all that were captured so much later that their
 //!   deadlines lie behind. Ageing never lifts one above a realtime job.
 //!
@@ -465,6 +466,15 @@ impl<J> Queue<J> {
             1 => self.first_member(state).into_iter().collect(),
             most => self.members(state, most),
         };
+        if state.class == Class::Realtime
+            && members.len() > 1
+            && let Some(before) = self.first_of_others(group)
+        {
+            let first = members[0];
+            // None of a batch overtakes what waits and is due earlier: whoever did would be a second job that it waits
+            // for, and the arithmetic has one ([`crate::admission`]). The most urgent may go in any case.
+            members.retain(|key| *key < before || *key == first);
+        }
         let fitting = state.costs.iter().rev().filter(|cost| cost.size <= members.len());
         let mut chosen = None;
         for cost in fitting {
@@ -482,6 +492,19 @@ impl<J> Queue<J> {
         }
         members.truncate(chosen?);
         Some(members)
+    }
+
+    /// The most urgent job of other groups that may go now, or as soon as what is before it in its lane has gone.
+    fn first_of_others(&self, group: Group) -> Option<Key> {
+        let mut found: Option<Key> = None;
+        for (most_urgent, other) in self.ready.iter().filter(|(_, other)| *other != group) {
+            if found.is_some_and(|found| found < *most_urgent) {
+                break;
+            }
+            let first = self.groups[other].jobs.keys().find(|key| self.can_go(**key, *other)).copied();
+            found = found.into_iter().chain(first).min();
+        }
+        found
     }
 
     /// The most urgent job of a group before which nothing of its lane waits.

@@ -243,7 +243,7 @@ fn demand() -> impl Strategy<Value = Demand> {
 /// flood of the longest analytic jobs that the arithmetic allows.
 #[test]
 fn what_is_admitted_misses_no_deadline() {
-    let cases = Config::default().cases.max(1000);
+    let cases = Config::default().cases.max(4000);
     let mut runner = TestRunner::new(Config { cases, ..Config::default() });
     let (tried, busy, batched) = (std::cell::Cell::new(0), std::cell::Cell::new(0), std::cell::Cell::new(0));
     let strategy = (proptest::collection::vec(demand(), 1..5), 1u64..1_000_000, 1usize..4);
