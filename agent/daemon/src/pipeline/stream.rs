@@ -12,32 +12,33 @@
 //! **A version in shadow** ([`shadow`]) gets a copy of each window that the serving one completes, or, where it makes
 //! other features, has a front end of its own that starts like a new version's and is stopped where it costs too much.
 
+mod windowing;
+
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use limpet_runtime::queue::Pushed;
-use limpet_runtime::{
-    BatchCost, Class, Clock, Context, Group, Handler as _, Lane, LanePolicy, Ledger, Moment, Order, Outcome, Overflow,
-};
+use limpet_runtime::{BatchCost, Class, Context, Group, Lane, LanePolicy, Ledger, Moment, Order, Outcome, Overflow};
 use limpet_wire::id::Serial;
 use limpet_wire::result::{Span, Verdict};
 
-use super::groups::Groups;
 use super::input::{Refused, Samples, WindowInput, WindowReader, stamp};
-use super::model::{Facts, InFlight};
-use super::observe::{Observation, Observed, Observer, Pace, cpu_time};
+use super::model::Facts;
+use super::observe::{Observation, Observed, Observer, Pace};
 use super::plan::{PipelinePlan, SourceKind, SourcePlan, Version};
 use super::publish::PublishState;
 use super::range::RangeWatch;
-use super::shadow::{self, FeedWatch, Shadow, Watch, Watched};
+use super::shadow::{self, FeedWatch, Watch};
 use super::timing::{Gap, Misplaced, Timeline};
 use super::trigger::TriggerState;
-use super::worker::{Infer, Ingest, Job, Origin, Sink, StreamKey, Window, Worker};
+use super::worker::{Ingest, Job, Sink, Window, Worker};
 use crate::config::OnGap;
 use crate::link;
+
+use windowing::{Completed, Queued};
+pub(super) use windowing::{Windowing, recycle};
 
 /// A version of a model as one worker serves it to one pipeline.
 #[derive(Debug)]
@@ -183,8 +184,6 @@ pub(super) struct DecisionState {
 
 /// A lane for one job: that which goes on with a message.
 const ONE: LanePolicy = LanePolicy { depth: 1, weight: usize::MAX, overflow: Overflow::DropOldest };
-/// Spare window buffers that are kept.
-const SPARE: usize = 64;
 /// What taking in a message takes, until it was measured.
 pub const INGEST_COST: Duration = Duration::from_micros(50);
 
@@ -299,333 +298,6 @@ impl DecisionState {
         };
         let hop = window.version.hop();
         score.is_some_and(|score| self.trigger.take(rule, window.span.first, hop, score, window.captured))
-    }
-}
-
-/// What completing a window needs besides the stream.
-pub(super) struct Windowing<'a> {
-    pub clock: &'a Clock,
-    pub spare: &'a mut Vec<Vec<f32>>,
-    pub groups: &'a mut Groups,
-    pub pressed: bool,
-    pub key: StreamKey,
-    /// Models that windows wait for and that are not loaded.
-    pub wanted: &'a mut Vec<Arc<Facts>>,
-    /// Versions on trial, by pipeline.
-    pub watched: &'a mut [Option<Watched>],
-}
-
-/// A window on its way into the queue.
-struct Completed {
-    input: WindowInput,
-    span: Span,
-    filled: u64,
-    captured: Moment,
-    payload_ns: Option<i64>,
-    complete: Moment,
-    tag: Option<u64>,
-}
-
-impl Windowing<'_> {
-    /// The same, for a call that is not the last.
-    fn again(&mut self) -> Windowing<'_> {
-        let Self { clock, pressed, key, .. } = *self;
-        let Self { spare, groups, wanted, watched, .. } = self;
-        Windowing { clock, spare, groups, pressed, key, wanted, watched }
-    }
-
-    fn buffer(&mut self, values: &[f32]) -> Vec<f32> {
-        let mut buffer = self.spare.pop().unwrap_or_default();
-        buffer.clear();
-        buffer.extend_from_slice(values);
-        buffer
-    }
-
-    /// Hands a completed window to the queue. Whatever the queue gives up for it is counted.
-    fn complete<S: Sink + 'static>(
-        &mut self,
-        queued: Queued<'_>,
-        serve: &Serve,
-        completed: Completed,
-        context: &mut Context<'_, Worker<S>>,
-    ) -> Moment {
-        let Queued { plan, ledger, lane, pace, last_class, watch } = queued;
-        ledger.completed();
-        let now = self.clock.now();
-        let mut watch = watch.filter(|watch| watch.watch.is_of(&serve.version));
-        if let Some(watch) = &watch {
-            watch.watch.tick(now);
-        }
-        let facts = serve.reduced.as_ref().filter(|_| self.pressed).unwrap_or(&serve.full);
-        // What comes faster than was admitted is shed first; and windows of a stream stay in order.
-        let over = pace.is_over(serve.period(), completed.captured);
-        let behind = *last_class > plan.class && context.waits(lane);
-        let class = if over || behind { Class::Analytic } else { plan.class };
-        *last_class = class;
-        let deadline = completed.captured.after(plan.deadline);
-        if class > plan.class && !self.groups.leaves_room(facts) {
-            // Too long to run before anything that was admitted.
-            ledger.ended(Outcome::Rejected);
-            if let Some(watch) = watch {
-                watch.watch.gave_up();
-            }
-            recycle(self.spare, completed.input);
-            return deadline;
-        }
-        if self.groups.ask(facts.number) {
-            self.wanted.push(Arc::clone(facts));
-        }
-        let max = plan.batching.max;
-        let group = self.groups.of(facts, class, max, context);
-        // Messages that wait have deadlines behind this window's, which would run before they are taken in, and so every
-        // window alone, however many come. An analytic one lets them come first, for no longer than the run takes that
-        // they may share.
-        let crowded = class == Class::Analytic && context.queued() > 0;
-        let hold = match self.groups.costs(facts, class, max).last() {
-            Some(largest) if largest.size > 1 => {
-                let company = if crowded { largest.typical } else { Duration::ZERO };
-                match plan.batching.delay.max(company) {
-                    Duration::ZERO => Moment(0),
-                    delay => now.after(delay).min(deadline.before(largest.worst)),
-                }
-            }
-            _ => Moment(0),
-        };
-        let last = completed.span.last;
-        let copied = watch.as_mut().and_then(|watch| self.copy(watch, serve.pipeline, &completed.input, last, now));
-        let infer = Infer {
-            model: InFlight::new(facts, now),
-            input: completed.input,
-            deadline,
-            origin: Origin::Window(Box::new(Window {
-                stream: self.key,
-                pipeline: serve.pipeline,
-                plan: Arc::clone(plan),
-                version: Arc::clone(&serve.version),
-                ledger: Arc::clone(ledger),
-                span: completed.span,
-                filled: completed.filled,
-                captured: completed.captured,
-                payload_ns: completed.payload_ns,
-                complete: completed.complete,
-                featured: now,
-                tag: completed.tag,
-                watch: watch.as_ref().map(|watch| Arc::clone(&watch.watch)),
-            })),
-        };
-        let order = Order { lane, group, deadline, expires: true, hold, weight: 0 };
-        self.push(order, infer, context);
-        if let (Some(watch), Some((input, set_aside))) = (watch, copied) {
-            self.push_shadow(watch, plan, serve.pipeline, last, input, set_aside, context);
-        }
-        deadline
-    }
-
-    fn push<S: Sink + 'static>(&mut self, order: Order, infer: Infer, context: &mut Context<'_, Worker<S>>) {
-        match context.push(order, Job::Infer(infer)) {
-            Pushed::Waiting => {}
-            Pushed::Replaced(jobs) => {
-                for job in jobs {
-                    self.give_up::<S>(job, Outcome::Replaced);
-                }
-            }
-            Pushed::Refused(job) => self.give_up::<S>(job, Outcome::Rejected),
-        }
-    }
-
-    /// Whether a pipeline's companion could run now: it makes no realtime window late, and it is loaded.
-    fn leaves_room_for(&self, companion: &Serve) -> bool {
-        !self.pressed && self.groups.is_loaded(companion.full.number) && self.groups.leaves_room(&companion.full)
-    }
-
-    /// A copy of a window for a companion that makes the same features, and what was set aside for it. One that makes its
-    /// own is told of the window.
-    fn copy(
-        &mut self,
-        watch: &mut FeedWatch,
-        pipeline: usize,
-        input: &WindowInput,
-        last: u64,
-        now: Moment,
-    ) -> Option<(WindowInput, Duration)> {
-        let companion = watch.watch.companion().filter(|_| !watch.watch.is_over())?;
-        if let Some(beside) = &mut watch.beside {
-            beside.wanted = Some(last);
-            return None;
-        }
-        let room = self.leaves_room_for(&companion.serve);
-        let watched = self.watched[pipeline].as_mut()?;
-        if !room || !watched.affords(Duration::ZERO, now) {
-            watch.watch.skip();
-            return None;
-        }
-        let set_aside = watched.set_aside();
-        let copy = match input {
-            WindowInput::Real(features) => WindowInput::Real(self.buffer(features)),
-            WindowInput::Integers(bytes) => WindowInput::Integers(bytes.clone()),
-        };
-        Some((copy, set_aside))
-    }
-
-    /// Hands a window for the companion to the queue, as the last of all work.
-    #[expect(clippy::too_many_arguments, reason = "one window's facts, from two places that share nothing else")]
-    fn push_shadow<S: Sink + 'static>(
-        &mut self,
-        watch: &mut FeedWatch,
-        plan: &Arc<PipelinePlan>,
-        pipeline: usize,
-        last: u64,
-        input: WindowInput,
-        set_aside: Duration,
-        context: &mut Context<'_, Worker<S>>,
-    ) {
-        let (Some(companion), Some(lane)) = (watch.watch.companion(), watch.lane) else { return };
-        let facts = Arc::clone(&companion.serve.full);
-        let group = self.groups.of(&facts, Class::Analytic, 1, context);
-        let shadow = Shadow {
-            stream: self.key,
-            pipeline,
-            plan: Arc::clone(plan),
-            watch: Arc::clone(&watch.watch),
-            last,
-            set_aside,
-        };
-        let infer = Infer {
-            model: InFlight::new(&facts, self.clock.now()),
-            input,
-            deadline: Moment::NEVER,
-            origin: Origin::Shadow(Box::new(shadow)),
-        };
-        watch.awaits(last);
-        let order = Order { lane, group, deadline: Moment::NEVER, expires: false, hold: Moment(0), weight: 0 };
-        self.push(order, infer, context);
-    }
-
-    /// Pushes samples, the first of which has the index `at`, to a companion's own front end. `now` is the serving
-    /// version's, which has them already. Returns the thread time that this took.
-    #[expect(clippy::too_many_arguments, reason = "the parts of a feed and of a message that it needs")]
-    fn push_beside<S: Sink + 'static>(
-        &mut self,
-        watch: &mut FeedWatch,
-        now: &Side,
-        plan: &Arc<PipelinePlan>,
-        samples: &[f32],
-        channels: usize,
-        at: u64,
-        context: &mut Context<'_, Worker<S>>,
-    ) -> Duration {
-        let (Some(companion), Some(beside)) = (watch.watch.companion(), &mut watch.beside) else {
-            return Duration::ZERO;
-        };
-        let (pipeline, over) = (companion.serve.pipeline, watch.watch.is_over());
-        let room = !over && self.leaves_room_for(&companion.serve);
-        let Some(watched) = self.watched[pipeline].as_mut() else { return Duration::ZERO };
-        let wanted = beside.wanted.take();
-        let end = at + (samples.len() / channels) as u64;
-        if beside.paused || !room {
-            if wanted.is_some() && !over {
-                watch.watch.skip();
-            }
-            beside.paused = !room || !watched.affords(beside.cost, self.clock.now());
-            if !beside.paused {
-                let start = now.start_of_next(end, beside.side.window());
-                beside.side.start(start);
-                beside.spent = Duration::ZERO;
-            }
-            return Duration::ZERO;
-        }
-        let Some(front_end) = beside.side.front_end.as_mut() else { return Duration::ZERO };
-        let begun = cpu_time();
-        let skip = (beside.side.starts.saturating_sub(at) as usize).min(samples.len() / channels);
-        let (mut input, mut complete) = (None, false);
-        let spare = &mut self.spare;
-        let pushed = front_end.push(&samples[skip * channels..], |window| {
-            complete = true;
-            if Some(window.last) == wanted {
-                let mut buffer = spare.pop().unwrap_or_default();
-                buffer.clear();
-                buffer.extend_from_slice(window.features);
-                input = Some(buffer);
-            }
-        });
-        pushed.expect("the decoder gives whole samples");
-        let spent = cpu_time().saturating_sub(begun);
-        watched.spent(spent);
-        beside.spent += spent;
-        if complete {
-            // What was begun is brought to its end; then it waits until it can afford the next one.
-            beside.cost = std::mem::take(&mut beside.spent) + watched.expected();
-            let set_aside = input.is_some().then(|| watched.set_aside());
-            beside.paused = !watched.affords(beside.cost, self.clock.now());
-            if let (Some(input), Some(set_aside), Some(last)) = (input, set_aside, wanted) {
-                self.push_shadow(watch, plan, pipeline, last, WindowInput::Real(input), set_aside, context);
-                return spent;
-            }
-        }
-        if wanted.is_some() {
-            watch.watch.skip();
-        }
-        spent
-    }
-
-    /// Reads a message that is a window for a companion that reads it otherwise. Returns the thread time that this took.
-    fn read_beside<S: Sink + 'static>(
-        &mut self,
-        watch: &mut FeedWatch,
-        plan: &Arc<PipelinePlan>,
-        payload: &[u8],
-        context: &mut Context<'_, Worker<S>>,
-    ) -> Duration {
-        let (Some(companion), Some(beside)) = (watch.watch.companion(), &mut watch.beside) else {
-            return Duration::ZERO;
-        };
-        let (Some(last), Some(reader)) = (beside.wanted.take(), &mut beside.side.reader) else { return Duration::ZERO };
-        let (pipeline, room) = (companion.serve.pipeline, self.leaves_room_for(&companion.serve));
-        let Some(watched) = self.watched[pipeline].as_mut() else { return Duration::ZERO };
-        if !room || !watched.affords(beside.cost, self.clock.now()) {
-            watch.watch.skip();
-            return Duration::ZERO;
-        }
-        let begun = cpu_time();
-        let read = reader.take(payload, self.spare.pop().unwrap_or_default());
-        let spent = cpu_time().saturating_sub(begun);
-        watched.spent(spent);
-        beside.cost = spent + watched.expected();
-        match read {
-            Ok((_, input)) => {
-                let set_aside = watched.set_aside();
-                self.push_shadow(watch, plan, pipeline, last, input, set_aside, context);
-            }
-            // The serving version reads it, so this says something of the other; but the message is no window of it.
-            Err(_) => watch.watch.skip(),
-        }
-        spent
-    }
-
-    fn give_up<S: Sink + 'static>(&mut self, mut job: Job, outcome: Outcome) {
-        if let Job::Infer(infer) = &mut job {
-            recycle(self.spare, infer.take_input());
-        }
-        Worker::<S>::give_up(job, outcome);
-    }
-}
-
-/// The parts of a feed that queueing a window needs.
-struct Queued<'a> {
-    plan: &'a Arc<PipelinePlan>,
-    ledger: &'a Arc<Ledger>,
-    lane: Lane,
-    pace: &'a mut Pace,
-    last_class: &'a mut Class,
-    watch: Option<&'a mut FeedWatch>,
-}
-
-/// Keeps the buffer of a window that is done, for the next one.
-pub(super) fn recycle(spare: &mut Vec<Vec<f32>>, input: WindowInput) {
-    if let WindowInput::Real(buffer) = input
-        && spare.len() < SPARE
-    {
-        spare.push(buffer);
     }
 }
 
