@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 /// One sentence: the file, the key or tensor, what was found, what was expected and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum DepotError {
@@ -96,6 +98,18 @@ pub enum DepotError {
 }
 
 impl DepotError {
+    /// Whether a stored file is not what was written: it says so itself, or the disk cannot give it any more. Everything
+    /// else that keeps it from being read (too many open files, no memory, no right) says nothing of the file.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => {
+                let damage = [Errno::IO, Errno::BADMSG, Errno::UCLEAN].map(Errno::raw_os_error);
+                source.raw_os_error().is_some_and(|code| damage.contains(&code))
+            }
+            _ => true,
+        }
+    }
+
     pub(crate) fn io(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { path, doing, source }

@@ -89,6 +89,12 @@ impl Store {
         for folder in [store.folder().to_owned(), store.chunks(), store.indexes(), store.models()] {
             files::make_folder(&folder)?;
         }
+        // Sixteen folders that stay: made and removed with each version they would cost a disk as much as a third of a
+        // chunk each (measured).
+        for digit in "0123456789abcdef".chars() {
+            // A disk that is full keeps nobody from starting; whoever puts a chunk makes what is missing.
+            let _ = files::make_folder(&store.chunks().join(digit.to_string()));
+        }
         if let Some(_lock) = Lock::try_exclusive(&store.lock_path())? {
             store.remove_temporary()?;
         }
@@ -159,6 +165,7 @@ impl Store {
         }
         let folder = path.parent().expect("a chunk lies in a folder");
         if files::make_folder(folder)? {
+            // It could not be made when the store was opened, or somebody removed it.
             files::sync_folder(&self.chunks())?;
         }
         self.replace(&path, stored)
@@ -210,13 +217,17 @@ impl Store {
         Ok(Some(index))
     }
 
-    /// Removes a chunk that is not what its name says, so that [`Store::missing`] names it and it is fetched again. What
-    /// cannot be read stays, and so does what somebody put right meanwhile.
+    /// Removes a chunk that is not what its name says, or that the disk cannot give any more, so that [`Store::missing`]
+    /// names it and it is fetched again. What somebody put right meanwhile stays.
     fn remove_if_damaged(&self, stored: &Sha256) -> Result<(), DepotError> {
         let path = self.chunk_path(stored);
         let _lock = Lock::exclusive(&self.lock_path())?;
-        let bytes = files::read(&path, MESSAGE_MAX)?;
-        if bytes.is_some_and(|bytes| Digest::of(&bytes).0 != *stored) {
+        let damaged = match files::read(&path, MESSAGE_MAX) {
+            Ok(bytes) => bytes.is_some_and(|bytes| Digest::of(&bytes).0 != *stored),
+            Err(error) if error.is_damage() => true,
+            Err(error) => return Err(error),
+        };
+        if damaged {
             files::remove(&path)?;
         }
         Ok(())
@@ -432,8 +443,6 @@ impl Store {
 
     fn chunk_path(&self, stored: &Sha256) -> PathBuf {
         let name = Hex(stored).to_string();
-        // Sixteen folders stay, where 256 would be made and removed with each version: a folder costs a disk as much as
-        // a third of a chunk (measured).
         self.chunks().join(&name[..1]).join(name)
     }
 

@@ -133,7 +133,6 @@ impl Store {
                 collected.bytes += bytes;
             }
         }
-        self.remove_empty_folders()?;
         Ok(collected)
     }
 
@@ -142,7 +141,8 @@ impl Store {
     /// fetched and proved as if it was new (that of configurations is put aside, see [`Store::configured`]).
     ///
     /// # Errors
-    /// [`DepotError`] if a folder cannot be read or a file not be removed.
+    /// [`DepotError`] if a folder cannot be read or a file not be removed, and if something cannot be read for a reason
+    /// that says nothing of the file: what is whole is never removed for that.
     pub fn check(&self, repair: bool) -> Result<Checked, DepotError> {
         let mut checked = Checked::default();
         let mut named: HashSet<Sha256> = HashSet::new();
@@ -161,19 +161,19 @@ impl Store {
                 }
                 Ok(Some(_)) => checked.stray.push(path),
                 Ok(None) => {}
-                Err(error) => checked.damaged.push(Damaged { path, reason: error.to_string() }),
+                Err(error) => checked.damaged.push(damaged(path, error)?),
             }
         }
         for path in files::list(&self.models())? {
             if recorded_model(&path).is_none() {
                 checked.stray.push(path);
             } else if let Err(error) = read_kept::<Record>(&path) {
-                checked.damaged.push(Damaged { path, reason: error.to_string() });
+                checked.damaged.push(damaged(path, error)?);
             }
         }
         for path in self.configured_paths() {
             if let Err(error) = read_kept::<Configured>(&path) {
-                checked.damaged.push(Damaged { path, reason: error.to_string() });
+                checked.damaged.push(damaged(path, error)?);
             }
         }
         for model in self.recorded()? {
@@ -194,7 +194,7 @@ impl Store {
                         checked.chunks += u64::from(bytes.is_some());
                         checked.bytes += bytes.unwrap_or(0);
                     }
-                    Err(reason) => checked.damaged.push(Damaged { path, reason }),
+                    Err(error) => checked.damaged.push(damaged(path, error)?),
                 },
                 _ => checked.stray.push(path),
             }
@@ -220,6 +220,7 @@ impl Store {
                         // A copy that could not be written is no error there.
                         read_kept::<Record>(path)?;
                     }
+                    Err(error) if !error.is_damage() => return Err(error),
                     Err(_) => {
                         for path in self.record_paths(model)? {
                             files::remove(&path)?;
@@ -227,11 +228,9 @@ impl Store {
                     }
                 }
             } else if let Some(digest) = digest_of_name(path) {
-                if whole(path, &digest).is_err() {
-                    files::remove(path)?;
-                }
-            } else if self.read_index(path).is_err() {
-                files::remove(path)?;
+                remove_if(path, whole(path, &digest).map(|_| ()))?;
+            } else {
+                remove_if(path, self.read_index(path).map(|_| ()))?;
             }
         }
         // What is stray may be on its way to a record, unless nobody is fetching.
@@ -241,7 +240,7 @@ impl Store {
                 files::remove(path)?;
             }
         }
-        self.remove_empty_folders()
+        Ok(())
     }
 
     /// From the copy; where both are lost they are put aside, or go, and the gateway's own file takes effect.
@@ -252,6 +251,7 @@ impl Store {
                 self.set_kept_locked(&paths, &configured)?;
                 read_kept::<Configured>(damaged).map(|_| ())
             }
+            Err(error) if !error.is_damage() => Err(error),
             Err(_) => paths.iter().try_for_each(|path| files::remove(path).map(|_| ())),
         }
     }
@@ -272,27 +272,33 @@ impl Store {
         }
         Ok(found)
     }
-
-    /// Needs the exclusive lock: a put makes a folder and then its file.
-    fn remove_empty_folders(&self) -> Result<(), DepotError> {
-        for folder in files::list(&self.chunks())?.into_iter().filter(|path| path.is_dir()) {
-            // Fails if it is not empty, which is what tells.
-            let _ = fs::remove_dir(folder);
-        }
-        Ok(())
-    }
 }
 
 fn digest_of_name(path: &Path) -> Option<Sha256> {
     parse_hex(files::name(path))
 }
 
+/// What is told of a file that is not what was written; what could not be read for another reason ends the check, lest
+/// a repair throws away what is whole.
+fn damaged(path: PathBuf, error: DepotError) -> Result<Damaged, DepotError> {
+    if error.is_damage() { Ok(Damaged { path, reason: error.to_string() }) } else { Err(error) }
+}
+
+/// Removes a file that turned out damaged.
+fn remove_if(path: &Path, found: Result<(), DepotError>) -> Result<(), DepotError> {
+    match found {
+        Ok(()) => Ok(()),
+        Err(error) if error.is_damage() => files::remove(path).map(|_| ()),
+        Err(error) => Err(error),
+    }
+}
+
 /// The length of a chunk whose content is what its name says; none if it is gone.
-fn whole(path: &Path, digest: &Sha256) -> Result<Option<u64>, String> {
-    let Some(bytes) = files::read(path, MESSAGE_MAX).map_err(|error| error.to_string())? else { return Ok(None) };
+fn whole(path: &Path, digest: &Sha256) -> Result<Option<u64>, DepotError> {
+    let Some(bytes) = files::read(path, MESSAGE_MAX)? else { return Ok(None) };
     let found = Digest::of(&bytes);
     match found.0 == *digest {
         true => Ok(Some(bytes.len() as u64)),
-        false => Err(format!("{}: is damaged: its SHA-256 is {found}; expected that of its name", path.display())),
+        false => Err(DepotError::store(path, format!("is damaged: its SHA-256 is {found}; expected that of its name"))),
     }
 }

@@ -102,7 +102,7 @@ pub(super) fn temporary(folder: &Path) -> Result<Vec<PathBuf>, DepotError> {
 fn entries(folder: &Path) -> Result<Vec<PathBuf>, DepotError> {
     let failed = || DepotError::io(folder, "read");
     let entries = match fs::read_dir(folder) {
-        // Another process may remove an empty folder.
+        // A folder may be missing where it could not be made.
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(failed())?,
     };

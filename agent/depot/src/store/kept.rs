@@ -135,7 +135,7 @@ impl Store {
         };
         let kept = match read::<K>(copy) {
             Ok(Some(kept)) => kept,
-            copied => return self.lost(paths, &damage, copied.err().as_ref()),
+            copied => return self.lost(paths, damage, copied.err()),
         };
         // A disk that is full keeps nobody from reading.
         match self.try_replace(main, kept.to_text().as_bytes()) {
@@ -151,12 +151,17 @@ impl Store {
     fn lost<K: Kept>(
         &self,
         [main, copy]: &[PathBuf; 2],
-        damage: &DepotError,
-        of_copy: Option<&DepotError>,
+        damage: DepotError,
+        of_copy: Option<DepotError>,
     ) -> Result<K, DepotError> {
         // What the system does not give today may be whole tomorrow.
-        let gone = |error: &DepotError| matches!(error, DepotError::Store { .. });
-        if !K::BEGINS_ANEW || !gone(damage) || !of_copy.is_none_or(gone) {
+        if !damage.is_damage() {
+            return Err(damage);
+        }
+        if let Some(error) = of_copy.filter(|error| !error.is_damage()) {
+            return Err(error);
+        }
+        if !K::BEGINS_ANEW {
             let reason = format!("{damage}; its copy {} does not help; {}", copy.display(), K::LOST);
             return Err(DepotError::store(main, reason));
         }

@@ -536,6 +536,47 @@ fn a_check_finds_what_is_damaged_missing_or_stray_and_a_repair_makes_it_fetchabl
 }
 
 #[test]
+fn what_cannot_be_read_for_another_reason_than_damage_ends_a_check_and_is_not_removed() {
+    let home = home();
+    let example = example("1.0.0", 7);
+    home.put(&example);
+    home.activate(&example);
+    let [one, other] = [0, 1].map(|at| home.store.chunk_path(&example.1[at].reference.stored));
+    flip(&one, 3);
+    // A folder cannot be read as a file: neither its bytes nor the disk say anything of a damage.
+    fs::remove_file(&other).unwrap();
+    fs::create_dir(&other).unwrap();
+    for repair in [false, true] {
+        says(&home.store.check(repair).unwrap_err(), &[other.to_str().unwrap(), "cannot be read"]);
+        assert!(one.exists() && other.exists());
+    }
+    fs::remove_dir(&other).unwrap();
+    let checked = home.store.check(true).unwrap();
+    assert_eq!((checked.damaged.len(), checked.missing.len(), one.exists()), (1, 1, false));
+    // The same of a record: its copy may be whole.
+    let [main, copy] = home.store.record_paths("m").unwrap();
+    flip(&main, 20);
+    fs::remove_file(&copy).unwrap();
+    fs::create_dir(&copy).unwrap();
+    home.store.check(true).unwrap_err();
+    assert!(main.exists() && copy.exists());
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_keeps_nobody_from_starting() {
+    let home = home();
+    let folder = home.store.chunks().join("a");
+    fs::remove_dir(&folder).unwrap();
+    fs::write(&folder, "in the way").unwrap();
+    let store = Store::open(home.state.path()).unwrap();
+    fs::remove_file(&folder).unwrap();
+    let (index, cuts) = example("1.0.0", 7);
+    store.put_index(&index).unwrap();
+    cuts.iter().for_each(|cut| store.put(&cut.reference, &cut.stored).unwrap());
+    assert!(store.missing(&index).is_empty());
+}
+
+#[test]
 fn a_repair_keeps_what_is_being_fetched() {
     let home = home();
     let (_, cuts) = example("1.0.0", 1);
