@@ -34,6 +34,7 @@ IDLE = (0, 9, 99, 999)  # pipelines beside the busy one when cost is measured
 RUNS_FOR_P99 = 662  # MLPerf's early stopping; with fewer the longest counts
 MANY = 1000  # how many more when memory is
 ROUNDS = 3  # of runs whose lowest counts
+TOLD = 1000  # the longest windows that a load tells of
 LONGEST_STALLS = 5
 # The scheduler may make a thread wait so long for a CPU that others use, a proof in a process of its own for example: a
 # stall below it may be the agent's own doing and excuses nothing.
@@ -183,8 +184,8 @@ url = "mqtt://127.0.0.1:{self.port}"
         finally:
             connection.close()
 
-    def start(self, *arguments):
-        command = [self.lab, *map(str, arguments)]
+    def start(self, *arguments, before=()):
+        command = [*before, self.lab, *map(str, arguments)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def end(self, process):
@@ -201,8 +202,11 @@ url = "mqtt://127.0.0.1:{self.port}"
         return self.start("load", "--json", "--broker", f"mqtt://127.0.0.1:{self.broker.port}", "--topic",
                           f"in/a/{name}", *heard, "--payload", payload, "--size", size, "--seconds", seconds, *arguments)
 
-    def stalls(self, seconds):
-        return self.start("stalls", "--json", "--seconds", seconds, "--least-us", 300)
+    def stalls(self, seconds, priority=None):
+        """Watches what the machine withholds. Where workers run at SCHED_FIFO, the watch needs a higher `priority`: else it
+        would take a worker's own work for the machine's."""
+        before = ["chrt", "-f", str(priority)] if priority else []
+        return self.start("stalls", "--json", "--seconds", seconds, "--least-us", 300, before=before)
 
     def costs(self, model):
         """What the proof on this device says: CPU time of a run in µs by size of batch, and why it stopped there.
@@ -457,7 +461,7 @@ codec = {{ raw = {{ type = "i16", channels = 3, header = [{{ tag = "u64le" }}] }
                 sys.exit("bench: the agent ended during the swaps")
         figures = []
         for model, quiet, during in ((quantized, (quiet, later), swapped), (motor, (quiet_motor, later_motor), swapped_motor)):
-            found = swap_figures(model, quiet, during, moments, stalls, after)
+            found = swap_figures(model, {"without": quiet}, during, moments, stalls, after)
             figures.append(found)
             self.report.at_least(f"{model}: versions that answered in {SWAPS} swaps", found["versions"], SWAPS + 1)
             self.report.at_most(f"{model}: windows missing, repeated or without result", found["missing"]
@@ -465,7 +469,7 @@ codec = {{ raw = {{ type = "i16", channels = 3, header = [{{ tag = "u64le" }}] }
             name = "p99" if found["tail"] == "p99" else "longest (too few for a p99)"
             self.report.at_most(f"{model}: windows above 5 × the {name} without swaps, beyond the machine's",
                                 found["slow"] - found["machine"], 0,
-                                note=f"5 × {found['quiet_tail']:.0f} µs; {found['quiet_slow']} above it without swaps; longest "
+                                note=f"5 × {found['tails']['without']:.0f} µs; {found['quiet_slow']} above it without swaps; longest "
                                      f"{found['max']:.0f} µs, without swaps {found['quiet_max']:.0f}; {stalls.longest()}")
         swap_table(f"{SWAPS} swaps under load, total latency in the agent in µs", figures)
         self.report.figures["swaps"] = figures
@@ -580,35 +584,52 @@ def delta(before, after, name):
             "batches": {size: count for size, count in batches.items() if count}}
 
 
-def swap_figures(pipeline, quiet, during, moments, stalls, after):
-    """What became of the windows of one pipeline whose versions were swapped: `quiet` are loads before and after, without
-    swaps, `moments` the times of the swaps, `after` the agent's status at the end."""
+def swap_figures(pipeline, quiet, during, moments, stalls, after, kind=lambda version: "without"):
+    """What became of the windows of one pipeline whose versions were swapped: `quiet` are loads without swaps by what they
+    were served by, which `kind` says of a version, `moments` the times of the swaps, `after` the agent's status at the
+    end. A window is held against those that the same served without swaps."""
     windows, totals = during["windows"], during["latency_us"]["total"]
-    # Without swaps before and after; the lower counts, lest somebody else's work raises the bound.
-    tail = "p99" if min(load["windows"]["count"] for load in quiet) >= RUNS_FOR_P99 else "max"
-    quiet_tail = min(load["latency_us"]["total"][tail] for load in quiet)
-    limit = 5 * quiet_tail
-    slow = [long for long in during["longest"] if long["total_us"] > limit]
+    # Without swaps several times; the lowest counts, lest somebody else's work raises the bound.
+    loads = [load for of_kind in quiet.values() for load in of_kind]
+    tail = "p99" if min(load["windows"]["count"] for load in loads) >= RUNS_FOR_P99 else "max"
+    tails = {name: min(load["latency_us"]["total"][tail] for load in of_kind) for name, of_kind in quiet.items()}
+
+    def limit(long):
+        return 5 * tails[kind(long["version"])]
+    told = during["longest"]
+    if len(told) >= TOLD and told[-1]["total_us"] > 5 * min(tails.values()):
+        sys.exit(f"bench: more than {TOLD} windows took long, and the load tells of no more")
+    slow = [long for long in told if long["total_us"] > limit(long)]
     return {
         "model": pipeline, "windows": windows["count"], "versions": len(during["versions"]), "missing": windows["missing"],
         "repeated": windows["repeated"],
         "errors": sum(other["outcomes"].get(outcome, 0) for other in after["pipelines"]
                       if other["name"] == pipeline for outcome in OUTCOMES if outcome != "result"),
-        "tail": tail, "quiet_tail": quiet_tail, "quiet_max": max(load["latency_us"]["total"]["max"] for load in quiet),
-        "quiet_slow": sum(long["total_us"] > limit for load in quiet for long in load["longest"]),
-        "p99": totals["p99"], "max": totals["max"], "slow": len(slow),
+        "tail": tail, "tails": tails, "quiet_max": max(load["latency_us"]["total"]["max"] for load in loads),
+        "quiet_windows": sum(load["windows"]["count"] for load in loads),
+        "quiet_slow": sum(long["total_us"] > limit(long) for load in loads for long in load["longest"]),
+        "p99": totals["p99"], "max": totals["max"], "slow": len(slow), "longest": slow,
         "in_a_swap": sum(any(begin < long["sent_ns"] + long["total_us"] * 1e3 and end > long["sent_ns"] for begin, end in moments)
                          for long in slow),
         "machine": sum(stalls.explain(long["sent_ns"], long["sent_ns"] + long["total_us"] * 1e3,
-                                      max(long["total_us"] - limit, WAITS_US)) for long in slow),
+                                      max(long["total_us"] - limit(long), WAITS_US)) for long in slow),
     }
 
 
 def swap_table(title, figures):
     columns = {"model": "model", "windows": "windows", "versions": "versions", "missing": "missing", "repeated": "repeated",
-               "errors": "errors", "quiet_tail": "tail without", "quiet_max": "max without", "quiet_slow": "slow without",
+               "errors": "errors", "quiet_max": "max without", "quiet_slow": "slow without",
                "p99": "p99", "max": "max", "slow": "slow", "in_a_swap": "in a swap", "machine": "machine's"}
-    table(title, list(columns.values()), [[found[column] for column in columns] for found in figures])
+    kinds = list(figures[0]["tails"])
+    table(title, [*list(columns.values())[:6], *[f"{figures[0]['tail']} {name}" for name in kinds], *list(columns.values())[6:]],
+          [[*[found[column] for column in list(columns)[:6]], *[found["tails"][name] for name in kinds],
+            *[found[column] for column in list(columns)[6:]]] for found in figures])
+    slow = sorted((long for found in figures for long in found["longest"]), key=lambda long: -long["total_us"])
+    if slow:
+        rows = [("the longest", slow[0]["total_us"], *slow[0]["parts"].values())]
+        sums = [(long["total_us"], *long["parts"].values()) for long in slow]
+        rows.append((f"mean of {len(slow)}", *[sum(column) / len(slow) for column in zip(*sums)]))
+        table("Where the slow windows were, µs", ["", "total", *slow[0]["parts"]], rows)
 
 
 def brief(load):

@@ -253,8 +253,8 @@ impl Client {
             _ => None,
         });
         if let Err(why) = found {
-            let topics: Vec<_> = self.messages.iter().map(|m| m.topic.as_str()).collect();
-            panic!("{why}; what came instead: {topics:?}");
+            let came: Vec<String> = self.messages.iter().map(told).collect();
+            panic!("{why}; what came instead: {came:?}");
         }
         self.messages.pop_back().expect("it came last")
     }
@@ -309,6 +309,12 @@ impl Client {
         self.messages = rest;
         Vec::from(came)
     }
+}
+
+/// The topic of a message, and of an event what it says.
+fn told(message: &Message) -> String {
+    let said = message.topic.ends_with("/event").then(|| message.json()["message"].to_string());
+    format!("{}{}", message.topic, said.map(|said| format!(" {said}")).unwrap_or_default())
 }
 
 impl Drop for Client {

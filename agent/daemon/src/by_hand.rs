@@ -29,6 +29,8 @@ pub fn import(args: &ImportArgs) -> Result<(), CliError> {
     let depot = depot(&file.config)?;
     let store = Store::open(&file.config.gateway.state).map_err(refuse)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio does not start")?;
+    // Until the agent has heard of it, nothing that came is anybody's.
+    let hold = store.hold().map_err(refuse)?;
     runtime.block_on(bring(path, &file, &depot, &store, &args.folder))?;
     let config = file.config;
     let told = if api::client::reload(&config.gateway.run)? {
@@ -36,6 +38,7 @@ pub fn import(args: &ImportArgs) -> Result<(), CliError> {
     } else {
         "no agent runs; the next one takes it up when it starts"
     };
+    drop(hold);
     say(told)?;
     Ok(())
 }
@@ -46,7 +49,7 @@ async fn bring(path: &Path, file: &Loaded, depot: &Depot, store: &Store, folder:
     trust.warnings().iter().for_each(console::tell);
     let remote: Arc<dyn Remote> = Arc::new(Folder::new(folder));
     let clock = delivery::clock();
-    match trust.update(Arc::clone(&remote), clock).await.map_err(refuse)? {
+    match trust.update(Arc::clone(&remote), || clock).await.map_err(refuse)? {
         Update::Same => say("the metadata is the one that is trusted already")?,
         Update::New => say("the metadata is signed as it must be, and newer than what was trusted")?,
     };
@@ -71,7 +74,6 @@ async fn bring(path: &Path, file: &Loaded, depot: &Depot, store: &Store, folder:
             Choice::Stay(why) => say(&format!("{model}: {why}"))?,
             Choice::Withdrawn { .. } => say(&format!("{model}: what serves was withdrawn"))?,
             Choice::Take(version) => {
-                let _hold = store.hold().map_err(refuse)?;
                 let index = fetch::index(trusted, store, remote.as_ref(), model, &version).await.map_err(refuse)?;
                 let missing = store.missing(&index).len();
                 let bounds = Bounds { rate: RATE, disk: depot.disk.0 };

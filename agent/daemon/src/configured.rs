@@ -347,14 +347,14 @@ impl Watch {
             Verdict::Breach(why) => {
                 let story = story(active, &configured, why);
                 tracing::error!("{story}");
-                self.reporter.event("configuration-rolled-back", &story, &[]);
+                self.reporter.event("configuration-rolled-back", &story, &[("configuration", &name(active))]);
                 // Nobody listens after the stop.
                 let _ = self.settled.send(Settled::Again(story));
             }
             _ => {
                 let story = format!("{} passed its trial", name(active));
                 tracing::info!("{story}");
-                self.reporter.event("configuration-passed", &story, &[]);
+                self.reporter.event("configuration-passed", &story, &[("configuration", &name(active))]);
                 _ = state(&configured).map(|state| self.board.set_configuration(state));
             }
         }

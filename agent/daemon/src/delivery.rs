@@ -1,9 +1,10 @@
 //! Deliveries: what the depot offers this gateway, brought into the store and handed to the loader.
 //!
 //! A thread of its own, which steps back behind everything else (nice 19, and by that the lowest best-effort I/O
-//! priority), with a tokio of its own. It follows the depot's timestamp. Whenever that changes, when somebody imported
-//! a folder, and every `refresh`, it brings its trust up to date, chooses a version of each model that pipelines name,
-//! fetches what is missing and hands it over. What was withdrawn gives way before anything is fetched, and what does not
+//! priority), with a tokio of its own. It follows the depot's timestamp. Whenever that changes, and every `refresh`, it
+//! brings its trust up to date; and whenever what is trusted is another, or somebody imported a folder, it chooses a
+//! version of each model that pipelines name, fetches what is missing and hands it over. Both go on side by side, since
+//! metadata that does not come says nothing against what was trusted before. What was withdrawn gives way before anything is fetched, and what does not
 //! come lets others go first. What it cannot do now it tries again later; nothing that runs depends on it.
 
 mod configuration;
@@ -11,17 +12,18 @@ mod configuration;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant as StdInstant};
 
 use jiff::Timestamp;
 use limpet_depot::ask::{Fetcher, Missing, desk};
 use limpet_depot::clock::Clock;
-use limpet_depot::fetch::{self, Bounds, Chunks, FetchError, Progress, Watched};
-use limpet_depot::remote::Remote;
+use limpet_depot::fetch::{self, Bounds, Chunks, FetchError, Progress};
+use limpet_depot::remote::{Remote as _, Watched};
 use limpet_depot::select::{self, Choice, Gateway};
 use limpet_depot::store::Record;
-use limpet_depot::trust::{Trust, TrustError, Trusted};
+use limpet_depot::trust::{Trust, TrustError, Trusted, Update};
 use limpet_depot::{DepotError, Digest, Store};
 use limpet_wire::depot::{Index, MESSAGE_MAX, Name, Sha256, index_name};
 use semver::VersionReq;
@@ -34,10 +36,13 @@ use crate::library::{self, Library, Opened, Place};
 use crate::link;
 use crate::pipeline::plan::Plan;
 use crate::report::Reporter;
-use crate::serve::{Board, Request, Requests, Settled};
+use crate::serve::{Board, ModelVersion, Request, Requests, Settled};
 use crate::threads;
 use crate::wall;
 
+/// What complaints are about: bringing trust up to date, and what is trusted.
+const UPDATE: &str = "update";
+const TRUST: &str = "trust";
 /// First wait after something failed; doubles up to `refresh`.
 const AGAIN: Duration = Duration::from_secs(15);
 /// How long nothing may come of a fetch before others go first. A broker was asked four times by then.
@@ -76,10 +81,18 @@ pub struct Tools {
 pub enum Nudge {
     /// The store may have changed.
     Look,
-    /// The loader has dealt with a version of this model.
-    Settled(String),
-    /// The loader could not take up a version of this model, through no fault of the version.
-    NotNow(String),
+    /// What the loader made of a version.
+    Settled(Settled),
+}
+
+/// What came of bringing a version in.
+enum Taken {
+    /// It is in the store.
+    Here(Opened),
+    /// So it was before, and the loader has it.
+    Handed,
+    /// It is on record as rejected: why.
+    Rejected(String),
 }
 
 /// What a version is fetched for.
@@ -89,6 +102,29 @@ enum Whose {
     InEffect,
     /// A configuration that may take effect.
     Candidate,
+}
+
+/// Trust on its way to what the depot has now. It waits for as long as something does not come, and nothing waits for it.
+type Updating = Pin<Box<dyn Future<Output = Result<Update, TrustError>>>>;
+
+/// What happened in a turn of the thread.
+enum Turn {
+    /// A round is over: whether all went well.
+    Over(bool),
+    /// It is time for another round.
+    Again,
+    /// The depot is to be asked, though it did not say that it has anything new.
+    Ask,
+    /// A version is to be handed over again.
+    Due,
+    /// The depot has another timestamp.
+    News,
+    /// Trust is up to date, or cannot be.
+    Updated(Result<Update, TrustError>),
+    /// Somebody nudged.
+    Nudged(Nudge),
+    /// The process ends.
+    End,
 }
 
 /// A version that the loader could not take up.
@@ -139,6 +175,8 @@ struct Delivery {
     wanted: BTreeMap<String, (ModelRef, VersionReq)>,
     /// What was handed to the loader and not dealt with yet.
     pending: BTreeMap<String, String>,
+    /// What waits there for the end of a trial.
+    postponed: BTreeMap<String, String>,
     /// What is being fetched, or was when something came between: no record names it yet, and what is there of it is
     /// wanted.
     fetching: BTreeMap<(Whose, String), String>,
@@ -150,14 +188,17 @@ struct Delivery {
     told: BTreeMap<String, String>,
     /// Packages that the loader has had from here, by model: what it made of them is its affair until something changes.
     handed: BTreeMap<String, Sha256>,
+    /// Packages of which it was told last that they are here, by model.
+    announced: BTreeMap<String, Sha256>,
     /// What it is to have again, by model.
     not_now: BTreeMap<String, NotNow>,
     /// Versions that the loader was asked to go back from, by model.
     gave_way: BTreeMap<String, String>,
     /// Whether nothing came of a fetch in this round.
     stalled: bool,
-    /// The timestamp for which the jitter was waited out.
-    jittered: Option<u64>,
+    /// Until when the jitter lasts, for which versions of targets and rollout: a timestamp that was only signed anew is no
+    /// reason to wait again.
+    jitter: Option<([u64; 2], Instant)>,
 }
 
 impl Delivery {
@@ -176,89 +217,137 @@ impl Delivery {
             gateway,
             wanted,
             pending,
+            postponed: BTreeMap::new(),
             fetching,
             examined: None,
             rejected,
             told,
             handed,
+            announced: BTreeMap::new(),
             not_now: BTreeMap::new(),
             gave_way: BTreeMap::new(),
             stalled: false,
-            jittered: None,
+            jitter: None,
         })
     }
 
     async fn run(mut self, mut nudges: UnboundedReceiver<Nudge>) {
         let mut following = self.fetcher.follow(&Name::Timestamp, MESSAGE_MAX);
-        // What was trusted before, or imported meanwhile, needs no broker.
-        let mut ask = false;
+        let mut updating: Option<Updating> = None;
+        // Whether the last update failed.
+        let mut behind = false;
+        let refresh = self.depot.refresh.0;
+        // When the next round is; none while one goes on. What was trusted before, or imported meanwhile, needs no broker.
+        let mut next: Option<Instant> = None;
+        let mut ask = Instant::now() + refresh;
         let mut wait = AGAIN;
         loop {
-            let next = tokio::select! {
-                good = self.round(ask) => {
-                    let refresh = self.depot.refresh.0;
+            let not_now = self.not_now.values().filter_map(|one| one.at).min();
+            // A round that goes on is begun again after any other turn: all that it did stays.
+            let turn = tokio::select! {
+                good = self.round(), if next.is_none() => Turn::Over(good),
+                () = due(next), if next.is_some() => Turn::Again,
+                () = due(not_now), if next.is_some() => Turn::Due,
+                () = tokio::time::sleep_until(ask) => Turn::Ask,
+                updated = ends(&mut updating) => Turn::Updated(updated),
+                _ = following.next() => Turn::News,
+                nudge = nudges.recv() => nudge.map_or(Turn::End, Turn::Nudged),
+            };
+            match turn {
+                Turn::Over(good) => {
+                    let good = good && !behind;
                     let most = if std::mem::take(&mut self.stalled) { refresh.min(STALLED_WAIT) } else { refresh };
                     wait = if good { AGAIN } else { (wait * 2).min(most) };
-                    Instant::now() + if good { refresh } else { wait }
+                    next = Some(Instant::now() + if good { refresh } else { wait });
                 }
-                _ = following.next() => {
-                    // Newer metadata: what is under way may be out of date.
-                    (ask, wait) = (true, AGAIN);
-                    continue;
-                }
-                nudge = nudges.recv() => match nudge {
-                    Some(nudge) => {
-                        self.nudged(nudge);
-                        continue;
+                Turn::Again => {
+                    next = None;
+                    if behind {
+                        // One that waits for something goes on waiting.
+                        updating.get_or_insert_with(|| self.update());
                     }
-                    None => return,
-                },
-            };
-            tokio::select! {
-                () = tokio::time::sleep_until(next) => {
-                    ask = true;
+                }
+                Turn::Ask => {
+                    (ask, next) = (Instant::now() + refresh, None);
+                    updating.get_or_insert_with(|| self.update());
                     self.handed.clear();
                     self.gave_way.clear();
                 }
-                () = due(self.not_now.values().filter_map(|one| one.at).min()) => {
-                    ask = false;
+                Turn::Due => {
+                    next = None;
                     let now = Instant::now();
                     self.not_now.values_mut().for_each(|one| one.at = one.at.filter(|at| *at > now));
                 }
-                _ = following.next() => ask = true,
-                nudge = nudges.recv() => match nudge {
-                    Some(nudge) => {
-                        self.nudged(nudge);
-                        ask = false;
+                Turn::News => (updating, wait) = (Some(self.update()), AGAIN),
+                Turn::Updated(updated) => {
+                    (updating, behind) = (None, updated.is_err());
+                    match updated {
+                        Ok(Update::Same) => _ = self.told.remove(UPDATE),
+                        Ok(Update::New) => {
+                            self.told.remove(UPDATE);
+                            next = None;
+                        }
+                        Err(error) => {
+                            self.complain_of(UPDATE, &error);
+                            next = next.map(|next| next.min(Instant::now() + wait));
+                        }
                     }
-                    None => return,
-                },
+                }
+                Turn::Nudged(nudge) => {
+                    self.nudged(nudge);
+                    next = None;
+                }
+                Turn::End => return,
             }
         }
+    }
+
+    /// Brings trust up to date.
+    fn update(&self) -> Updating {
+        let (config, depot, fetcher) = (Arc::clone(&self.tools.config), self.depot.clone(), self.fetcher.clone());
+        Box::pin(async move { trust(&config, &depot)?.update(Arc::new(fetcher), clock).await })
     }
 
     fn nudged(&mut self, nudge: Nudge) {
         match nudge {
             Nudge::Look => {
-                self.jittered = None;
+                self.jitter = None;
                 self.handed.clear();
                 self.not_now.clear();
                 self.gave_way.clear();
             }
-            Nudge::Settled(model) => {
-                self.pending.remove(&model);
-                self.not_now.remove(&model);
+            Nudge::Settled(Settled::Done(of)) => {
+                self.heard_of(&of);
+                if self.not_now.get(&of.model).is_some_and(|one| one.version == of.version) {
+                    self.not_now.remove(&of.model);
+                }
                 self.collect();
             }
-            Nudge::NotNow(model) => {
-                self.handed.remove(&model);
-                if let Some(version) = self.pending.remove(&model) {
-                    let before = self.not_now.get(&model).filter(|before| before.version == version);
-                    let wait = before.map_or(AGAIN, |before| (before.wait * 2).min(self.depot.refresh.0));
-                    self.not_now.insert(model, NotNow { version, at: Some(Instant::now() + wait), wait });
-                }
+            Nudge::Settled(Settled::Postponed(of)) => {
+                self.heard_of(&of);
+                self.postponed.insert(of.model, of.version);
+                self.collect();
+            }
+            Nudge::Settled(Settled::NotNow(of)) => {
+                self.heard_of(&of);
+                self.handed.remove(&of.model);
+                let before = self.not_now.get(&of.model).filter(|before| before.version == of.version);
+                let wait = before.map_or(AGAIN, |before| (before.wait * 2).min(self.depot.refresh.0));
+                let at = Some(Instant::now() + wait);
+                self.not_now.insert(of.model, NotNow { version: of.version, at, wait });
                 // The disk may have been full.
                 self.collect();
+            }
+            // That is the end of this process.
+            Nudge::Settled(Settled::Again(_)) => {}
+        }
+    }
+
+    /// The loader has heard of this version, and nothing that is under way there is forgotten for it.
+    fn heard_of(&mut self, of: &ModelVersion) {
+        for there in [&mut self.pending, &mut self.postponed] {
+            if there.get(&of.model) == Some(&of.version) {
+                there.remove(&of.model);
             }
         }
     }
@@ -266,7 +355,9 @@ impl Delivery {
     /// Drops what nobody needs any more. Says whether there was anything.
     fn collect(&mut self) -> bool {
         let fetching = self.fetching.iter().map(|((_, model), version)| (model.clone(), version.clone()));
-        let wanted: Vec<(String, String)> = self.pending.clone().into_iter().chain(fetching).collect();
+        let here = self.pending.iter().chain(&self.postponed).map(|(model, version)| (model.clone(), version.clone()));
+        let again = self.not_now.iter().map(|(model, one)| (model.clone(), one.version.clone()));
+        let wanted: Vec<(String, String)> = here.chain(again).chain(fetching).collect();
         match self.store.collect(&wanted) {
             Ok(collected) if collected.files > 0 => {
                 tracing::debug!(files = collected.files, bytes = collected.bytes, "nobody needs these any more");
@@ -286,12 +377,12 @@ impl Delivery {
         }
     }
 
-    /// Brings trust up to date, if the depot is to be asked, and does what follows from it. Says whether all went well.
-    async fn round(&mut self, ask: bool) -> bool {
-        let mut trust = match trust(&self.tools.config, &self.depot) {
+    /// Does what follows from what is trusted. Says whether all went well.
+    async fn round(&mut self) -> bool {
+        let trust = match trust(&self.tools.config, &self.depot) {
             Ok(trust) => trust,
             Err(error) => {
-                self.complain("trust", "depot-refused", &error.to_string());
+                self.complain_of(TRUST, &error);
                 return false;
             }
         };
@@ -299,22 +390,15 @@ impl Delivery {
             self.complain("warning", "depot-refused", warning);
         }
         let clock = clock();
-        if ask {
-            let remote: Arc<dyn Remote> = Arc::new(self.fetcher.clone());
-            if let Err(error) = trust.update(remote, clock).await {
-                let kind = if matches!(error, TrustError::Expired { .. }) { "depot-expired" } else { "depot-refused" };
-                self.complain("trust", kind, &error.to_string());
-                return false;
-            }
-            self.told.remove("trust");
-        }
         // What was trusted once tells of nothing new for ever; what runs goes on.
         if let Err(error) = trust.current(self.fetcher.place(), clock) {
-            self.complain("trust", "depot-expired", &error.to_string());
+            self.complain_of(TRUST, &error);
             return false;
         }
+        self.told.remove(TRUST);
         let time = trust.judge(clock).time;
         let Some(trusted) = trust.trusted() else { return true };
+        self.not_offered(trusted, time);
         self.withdrawals(trusted, time);
         let mut good = self.configuration(trusted, time).await;
         for (model, (reference, range)) in self.wanted.clone() {
@@ -323,9 +407,28 @@ impl Delivery {
         good
     }
 
-    /// Lets what was withdrawn give way to a version that is here, of whichever model: that needs nothing to be fetched.
+    /// Tells the loader which versions that it was handed, and that do not serve yet, are not offered any more: they were
+    /// withdrawn or halted, or are not valid now.
+    fn not_offered(&self, trusted: &Trusted, time: Timestamp) {
+        for (model, version) in self.pending.iter().chain(&self.postponed) {
+            let Some((_, range)) = self.wanted.get(model) else { continue };
+            let installed = |record: &Record| {
+                record.active.iter().chain(&record.previous).any(|installed| installed.version == *version)
+            };
+            let offered = select::is_offered(trusted, &self.gateway, model, range, version, time);
+            // What is installed is handed over for being whole again.
+            if !offered && !self.store.record(model).is_ok_and(|record| installed(&record)) {
+                let version = ModelVersion { model: model.clone(), version: version.clone() };
+                let _ = self.tools.requests.send(Request::NotOffered(version));
+            }
+        }
+    }
+
+    /// Lets what was withdrawn give way to a version that is here, of whichever model: that needs nothing to be fetched,
+    /// and waits for no newer one.
     fn withdrawals(&mut self, trusted: &Trusted, time: Timestamp) {
         for (model, (_, range)) in self.wanted.clone() {
+            let gone = select::withdrawn(trusted, &model);
             // What cannot be read is told where the model is looked at.
             let Ok(record) = self.store.record(&model) else { continue };
             let Some(active) = &record.active else { continue };
@@ -334,13 +437,11 @@ impl Delivery {
             match choice {
                 Choice::Stay(_) => {}
                 Choice::Withdrawn { withdrawn } => self.give_way(&model, &record, withdrawn),
-                Choice::Take(version) => {
-                    let withdrawn = select::withdrawn(trusted, &model);
-                    let before = record.previous.iter().find(|before| !withdrawn.contains(&before.version));
+                Choice::Take(_) => {
+                    let before = record.previous.iter().find(|before| !gone.contains(&before.version));
                     let fits = |version: &str| select::in_range(&range, version) && self.is_whole(&model, version);
-                    let back = before.is_some_and(|one| fits(&one.version));
-                    if withdrawn.contains(&active.version) && back && !self.is_whole(&model, &version) {
-                        self.give_way(&model, &record, withdrawn);
+                    if gone.contains(&active.version) && before.is_some_and(|one| fits(&one.version)) {
+                        self.give_way(&model, &record, gone);
                     }
                 }
             }
@@ -394,26 +495,32 @@ impl Delivery {
                 Choice::Take(version) => version,
             };
             let later = |one: &NotNow| one.version == version && one.at.is_some_and(|at| at > Instant::now());
-            if self.pending.contains_key(model) || self.not_now.get(model).is_some_and(later) {
+            let held = self.postponed.get(model) == Some(&version);
+            if held || self.pending.contains_key(model) || self.not_now.get(model).is_some_and(later) {
                 return true;
             }
             self.fetches(Whose::InEffect, model, &version);
-            match self.take(trusted, &Arc::clone(&self.tools.config), model, &version, reference).await {
-                Ok(Some(opened)) => {
+            let config = Arc::clone(&self.tools.config);
+            match self.take(trusted, (Whose::InEffect, &config), model, &version, reference).await {
+                Ok(Taken::Here(opened)) => {
                     self.fetching.remove(&(Whose::InEffect, model.to_owned()));
                     self.told.remove(model);
-                    let digest = opened.package.digest().0;
-                    if self.handed.insert(model.to_owned(), digest) == Some(digest) {
-                        return true;
-                    }
+                    self.handed.insert(model.to_owned(), opened.package.digest().0);
                     self.pending.insert(model.to_owned(), version);
                     let _ = self.tools.requests.send(Request::Arrived(opened));
                     return true;
                 }
-                // It was rejected before; perhaps another will do.
-                Ok(None) => self.reject(trusted, model, &version),
+                Ok(Taken::Handed) => {
+                    self.fetching.remove(&(Whose::InEffect, model.to_owned()));
+                    return true;
+                }
+                // Perhaps another will do. Whoever counts failures has to see it after a restart, too.
+                Ok(Taken::Rejected(why)) => {
+                    self.tools.board.set_rejected(model, &version, why);
+                    self.reject(trusted, model, &version);
+                }
                 Err(error @ FetchError::Unfit { .. }) => {
-                    self.complain(model, "model-rejected", &format!("{error}; what runs goes on"));
+                    self.tell_rejected(model, &version, &format!("{error}; what runs goes on"));
                     self.reject(trusted, model, &version);
                 }
                 Err(error) => {
@@ -451,8 +558,9 @@ impl Delivery {
             if self.is_whole(model, version) || !listed || self.pending.contains_key(model) {
                 continue;
             }
-            match self.take(trusted, &Arc::clone(&self.tools.config), model, version, reference).await {
-                Ok(Some(opened)) if number == 0 => {
+            let config = Arc::clone(&self.tools.config);
+            match self.take(trusted, (Whose::InEffect, &config), model, version, reference).await {
+                Ok(Taken::Here(opened)) if number == 0 => {
                     self.pending.insert(model.to_owned(), version.to_owned());
                     let _ = self.tools.requests.send(Request::Arrived(opened));
                 }
@@ -471,43 +579,51 @@ impl Delivery {
         true
     }
 
-    /// Brings a version into the store and opens it; none if it is on record as rejected under `config`.
+    /// Brings a version into the store and opens it, unless it is on record as rejected under `config`.
     async fn take(
         &mut self,
         trusted: &Trusted,
-        config: &Config,
+        (whose, config): (Whose, &Config),
         model: &str,
         version: &str,
         reference: &ModelRef,
-    ) -> Result<Option<Opened>, FetchError> {
-        let taken = self.bring_in(trusted, config, model, version, reference).await;
-        self.stalled |= matches!(taken, Err(FetchError::Stalled { .. }));
+    ) -> Result<Taken, FetchError> {
+        let taken = self.bring_in(trusted, (whose, config), model, version, reference).await;
+        self.stalled |= matches!(taken, Err(FetchError::Stalled(_)));
         taken
     }
 
     async fn bring_in(
         &mut self,
         trusted: &Trusted,
-        config: &Config,
+        (whose, config): (Whose, &Config),
         model: &str,
         version: &str,
         reference: &ModelRef,
-    ) -> Result<Option<Opened>, FetchError> {
+    ) -> Result<Taken, FetchError> {
         let mut hold = Some(self.store.hold()?);
         let index = {
             let depot = Watched::new(&self.fetcher, PATIENCE);
-            depot.bound(fetch::index(trusted, &self.store, &depot, model, version)).await?
+            depot.bound(fetch::index(trusted, &self.store, &depot, model, version)).await??
         };
         let record = self.store.record(model)?;
         let rejection = record.rejected.get(&Digest(index.package).to_string());
-        if rejection.is_some_and(|rejection| library::still_counts(rejection.under.as_deref(), config)) {
-            return Ok(None);
+        if let Some(rejection) = rejection.filter(|one| library::still_counts(one.under.as_deref(), config)) {
+            return Ok(Taken::Rejected(rejection.reason.clone()));
         }
         let missing = self.store.missing(&index);
-        if !missing.is_empty() && self.jittered != Some(trusted.versions.timestamp) {
-            let jitter = self.depot.jitter.0.mul_f64(link::random() as f64 / u64::MAX as f64);
-            tokio::time::sleep(jitter).await;
-            self.jittered = Some(trusted.versions.timestamp);
+        let handed = self.handed.get(model) == Some(&index.package);
+        if handed && whose == Whose::InEffect && missing.is_empty() {
+            return Ok(Taken::Handed);
+        }
+        if !missing.is_empty() {
+            let of = [trusted.versions.targets, trusted.versions.rollout];
+            let until = match self.jitter {
+                Some((begun, until)) if begun == of => until,
+                _ => Instant::now() + self.depot.jitter.0.mul_f64(link::random() as f64 / u64::MAX as f64),
+            };
+            self.jitter = Some((of, until));
+            tokio::time::sleep_until(until).await;
         }
         match self.fetch(trusted, &index).await {
             Err(full @ FetchError::Store(DepotError::Full { .. })) => {
@@ -537,11 +653,13 @@ impl Delivery {
             index.chunks.len(),
             index.stored_bytes()
         );
-        tracing::info!("{message}");
-        self.tools.reporter.event("model-staged", &message, &[("model", model), ("version", version)]);
+        if self.announced.insert(model.to_owned(), index.package) != Some(index.package) || !missing.is_empty() {
+            tracing::info!("{message}");
+            self.tools.reporter.event("model-staged", &message, &[("model", model), ("version", version)]);
+        }
         drop(hold);
         let place = Place::Stored { model: model.to_owned(), version: version.to_owned() };
-        Ok(Some(Opened { model: reference.clone(), place, package }))
+        Ok(Taken::Here(Opened { model: reference.clone(), place, package }))
     }
 
     async fn fetch(&self, trusted: &Trusted, index: &Index) -> Result<(), FetchError> {
@@ -559,15 +677,47 @@ impl Delivery {
             }
         };
         let chunks = Watched::new(chunks.remote(), PATIENCE);
-        chunks.bound(fetch::chunks(&self.store, &chunks, index, bounds, &progress)).await
+        chunks.bound(fetch::chunks(&self.store, &chunks, index, bounds, &progress)).await?
     }
 
     /// Says what went wrong, once until it is something else.
     fn complain(&mut self, about: &str, kind: &str, message: &str) {
+        self.tell(about, kind, message, &[("about", about)]);
+    }
+
+    /// The same, with what the event is about.
+    fn tell(&mut self, about: &str, kind: &str, message: &str, keys: &[(&str, &str)]) {
         if self.told.insert(about.to_owned(), message.to_owned()).as_deref() != Some(message) {
             tracing::warn!("{message}");
-            self.tools.reporter.event(kind, message, &[("about", about)]);
+            self.tools.reporter.event(kind, message, keys);
         }
+    }
+
+    /// Says once that a version is not taken.
+    fn tell_rejected(&mut self, model: &str, version: &str, message: &str) {
+        self.tell(model, "model-rejected", message, &[("model", model), ("version", version)]);
+    }
+
+    /// Says why nothing is trusted that is new. What expired is the same until that is another, whatever time it is now.
+    fn complain_of(&mut self, about: &str, error: &TrustError) {
+        let TrustError::Expired { role, expired, .. } = error else {
+            return self.complain(about, "depot-refused", &error.to_string());
+        };
+        let same = format!("{role} expired at {expired}");
+        let told = [UPDATE, TRUST].iter().any(|about| self.told.get(*about) == Some(&same));
+        self.told.insert(about.to_owned(), same);
+        if !told {
+            tracing::warn!("{error}");
+            self.tools.reporter.event("depot-expired", &error.to_string(), &[("about", about)]);
+        }
+    }
+}
+
+/// Waits until an update is over, if one goes on, or else for ever.
+async fn ends(updating: &mut Option<Updating>) -> Result<Update, TrustError> {
+    match updating {
+        Some(updating) => updating.await,
+        None => std::future::pending().await,
     }
 }
 

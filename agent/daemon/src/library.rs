@@ -39,6 +39,8 @@ pub struct Opened {
 pub struct TakenBack {
     /// Name of the model.
     pub model: String,
+    /// The version.
+    pub version: String,
     /// What happened, in a sentence.
     pub story: String,
 }
@@ -198,7 +200,7 @@ impl Library {
                     let becomes = if stood_in { "is not stood in for by it" } else { "serves again" };
                     let story = format!("{} {version} was taken back, {} {becomes}: {why}", manifest.name, now.version);
                     tracing::error!("{story}");
-                    taken.push(TakenBack { model: manifest.name.clone(), story });
+                    taken.push(TakenBack { model: manifest.name.clone(), version: version.to_string(), story });
                 }
                 Err(error) => {
                     tracing::error!(model = manifest.name, %error, "a version that crashes cannot be taken back")

@@ -21,6 +21,49 @@ use crate::{link, wall};
 /// The same complaint is logged at most once in this time.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
+/// Every kind of event, with the keys that say what one is about. docs/events.md says when each comes.
+const EVENTS: [(&str, &[&str]); 39] = [
+    ("begins-again", &[]),
+    ("configuration-activated", &["configuration"]),
+    ("configuration-not-on-record", &[]),
+    ("configuration-passed", &["configuration"]),
+    ("configuration-rejected", &["configuration"]),
+    ("configuration-rolled-back", &["configuration"]),
+    ("configuration-waits", &["configuration"]),
+    ("crashed", &[]),
+    ("depot-expired", &["about"]),
+    ("depot-refused", &["about"]),
+    ("link-down", &["broker"]),
+    ("link-refused", &["broker"]),
+    ("link-up", &["broker"]),
+    ("missing-chunk", &["name"]),
+    ("model-activated", &["model", "version"]),
+    ("model-damaged", &["model", "version"]),
+    ("model-proved", &["model", "version"]),
+    ("model-refused", &["pipeline", "model"]),
+    ("model-rejected", &["model", "version"]),
+    ("model-staged", &["model", "version"]),
+    ("model-waits", &["model"]),
+    ("model-withdrawn", &["model", "version"]),
+    ("out-of-range", &["source", "stream"]),
+    ("over-budget", &["source"]),
+    ("pipeline-refused", &["pipeline"]),
+    ("pressure", &[]),
+    ("pressure-relieved", &[]),
+    ("publish-refused", &["broker", "topic"]),
+    ("results-dropped", &["count"]),
+    ("rolled-back", &["model", "version"]),
+    ("session-hung", &["model", "pipeline"]),
+    ("session-taken-over", &["broker"]),
+    ("shadow-passed", &["model", "version"]),
+    ("silent-source", &["source"]),
+    ("starved", &["worker"]),
+    ("subscription-refused", &["broker", "topic"]),
+    ("swap-refused", &["model"]),
+    ("too-large", &["broker", "topic"]),
+    ("trial-passed", &["model", "version"]),
+];
+
 /// Sends events and writes the log.
 pub struct Reporter {
     gateway: Arc<str>,
@@ -39,6 +82,9 @@ impl Reporter {
 
     /// Sends an event: a word for programs, a sentence for people, and what it is about.
     pub fn event(&self, kind: &str, message: &str, about: &[(&str, &str)]) {
+        let listed =
+            |(listed, keys): &(&str, &[&str])| *listed == kind && about.iter().all(|(key, _)| keys.contains(key));
+        debug_assert!(EVENTS.iter().any(listed), "{kind} {about:?} is not in the list of events");
         let serial = Serial { run: self.run, seq: self.seq.fetch_add(1, Ordering::Relaxed) + 1 };
         let event = Event {
             id: format!("{}/event/{serial}", self.gateway),

@@ -207,7 +207,9 @@ async fn serve_by(
         reporter.crashed(death);
     }
     configurations.iter().for_each(|story| reporter.event("configuration-rolled-back", story, &[]));
-    taken_back.iter().for_each(|taken| reporter.event("rolled-back", &taken.story, &[("model", &taken.model)]));
+    for taken in &taken_back {
+        reporter.event("rolled-back", &taken.story, &[("model", &taken.model), ("version", &taken.version)]);
+    }
     for damaged in library.stood_in() {
         let about = [("model", damaged.model.as_str()), ("version", &damaged.version)];
         reporter.event("model-damaged", &damaged.story, &about);
@@ -355,13 +357,12 @@ async fn serve_by(
             _ = interrupt.recv() => break End::Stopped,
             _ = hangup.recv() => look(),
             Some(settled) = heard.recv() => match settled {
-                Settled::Model(model) => nudge(Nudge::Settled(model)),
-                Settled::NotNow(model) => nudge(Nudge::NotNow(model)),
                 Settled::Again(why) => {
                     tracing::info!(why, "beginning again");
                     reporter.event("begins-again", &why, &[]);
                     break End::Again;
                 }
+                settled => nudge(Nudge::Settled(settled)),
             },
             () = &mut silence, if !silence_over => {
                 silence_over = true;

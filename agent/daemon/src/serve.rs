@@ -140,10 +140,22 @@ impl Board {
 
     /// A version is on its way: `progress` is the share of it that is there, or `failure` why it is not coming.
     pub fn set_fetching(&self, model: &str, version: &str, progress: Option<f32>, failure: Option<String>) {
+        self.set_coming(model, version, ModelPhase::Fetching, progress, failure);
+    }
+
+    /// The state of a version that is not proved.
+    fn set_coming(
+        &self,
+        model: &str,
+        version: &str,
+        state: ModelPhase,
+        progress: Option<f32>,
+        failure: Option<String>,
+    ) {
         let entry = ModelState {
             name: model.to_owned(),
             version: version.to_owned(),
-            state: ModelPhase::Fetching,
+            state,
             engine: None,
             variant: None,
             progress,
@@ -157,6 +169,11 @@ impl Board {
                 models.insert(key, entry);
             }
         });
+    }
+
+    /// A version was rejected before, and is not taken: why.
+    pub fn set_rejected(&self, model: &str, version: &str, why: String) {
+        self.set_coming(model, version, ModelPhase::Failed, None, Some(why));
     }
 
     /// The state of a version of a model that is shown already.
@@ -293,13 +310,24 @@ impl Places {
     }
 }
 
-/// A delivered version was dealt with: it serves, runs beside, or was rejected.
+/// A version of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelVersion {
+    /// The model.
+    pub model: String,
+    /// Its version.
+    pub version: String,
+}
+
+/// What became of a delivered version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settled {
-    /// What is known of this model has changed.
-    Model(String),
-    /// A version of this model could not be taken up, through no fault of its own: it is to be handed over again.
-    NotNow(String),
+    /// It was dealt with: it serves, runs beside, or was rejected. The record of its model may have changed.
+    Done(ModelVersion),
+    /// It waits in the loader for the end of a trial.
+    Postponed(ModelVersion),
+    /// It could not be taken up, through no fault of its own: it is to be handed over again.
+    NotNow(ModelVersion),
     /// Another plan is to run, because a pipeline that waited can, or by another configuration: the agent has to begin
     /// again.
     Again(String),
@@ -319,6 +347,8 @@ pub enum Request {
     Proved(Opened, Result<Box<Proved>, NotProved>),
     /// A version was delivered; it is complete in the store.
     Arrived(Opened),
+    /// A version that was handed over is no longer offered to this gateway.
+    NotOffered(ModelVersion),
     /// What serves of this model was withdrawn, with these versions of it.
     Withdrawn {
         /// Name of the model.

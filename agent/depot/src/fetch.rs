@@ -3,21 +3,17 @@
 //! Only chunks that the store lacks are asked for, a few at a time, no faster than the rate allows; each is verified as it
 //! comes and kept at once, so a fetch that is cut off goes on where it was. What does not verify is asked for again: a
 //! broker may keep a damaged message for ever, and then the fetch fails by name, to be tried again later. Nothing here
-//! gives up because something did not come; whoever calls bounds the time, as [`Watched`] does.
+//! gives up because something did not come; whoever calls bounds the time, as [`Watched`](crate::remote::Watched) does.
 
-use std::collections::BTreeMap;
-use std::future::Future;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use limpet_wire::depot::{ChunkRef, Hex, Index, Name, index_name};
 use tokio::time::Instant;
-use tough::async_trait;
 
-use crate::remote::{Remote, RemoteError, object};
+use crate::remote::{Remote, RemoteError, Stalled, object};
 use crate::store::{CONFIGURATION_MAX, Configuration, Store, check_index};
 use crate::trust::{TargetInfo, Trusted};
 use crate::web::Web;
@@ -28,8 +24,6 @@ const AT_ONCE: usize = 8;
 /// How often a chunk that does not verify is asked for, and the pause before the second time, which doubles.
 const TRIES: u32 = 4;
 const PAUSE: Duration = Duration::from_secs(1);
-/// Names of what does not come that are told.
-const NAMED: usize = 3;
 
 /// What a fetch may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,112 +66,9 @@ pub enum FetchError {
         /// What was found and what was expected.
         why: String,
     },
-    /// Nothing of it came any more. Something may later, so it is worth another try.
-    #[error("{place}: nothing came for {} s, {missing} was asked for; others go first", patience.as_secs())]
-    Stalled {
-        /// Where it was asked for.
-        place: String,
-        /// What did not come.
-        missing: String,
-        /// How long.
-        patience: Duration,
-    },
-}
-
-/// A remote that notes what was asked for and what came, so that waiting has an end.
-pub struct Watched<'a> {
-    remote: &'a dyn Remote,
-    patience: Duration,
-    waits: Mutex<Waits>,
-}
-
-/// What is waited for.
-struct Waits {
-    /// When something came, or was asked for, last.
-    since: Instant,
-    /// How often each name is waited for.
-    names: BTreeMap<Name, usize>,
-}
-
-impl<'a> Watched<'a> {
-    /// One that lets nothing come for so long.
-    pub fn new(remote: &'a dyn Remote, patience: Duration) -> Self {
-        Self { remote, patience, waits: Mutex::new(Waits { since: Instant::now(), names: BTreeMap::new() }) }
-    }
-
-    /// Does work that reads from this remote, as long as something comes of what it asks for. Time in which it asks for
-    /// nothing, because of its rate or another reason of its own, does not count.
-    ///
-    /// # Errors
-    /// Those of the work; [`FetchError::Stalled`] if nothing came for too long.
-    pub async fn bound<T>(&self, work: impl Future<Output = Result<T, FetchError>>) -> Result<T, FetchError> {
-        tokio::select! {
-            biased;
-            done = work => done,
-            missing = self.stalls() => {
-                Err(FetchError::Stalled { place: self.remote.place().to_owned(), missing, patience: self.patience })
-            }
-        }
-    }
-
-    /// Waits until nothing came for too long. What is missing then.
-    async fn stalls(&self) -> String {
-        loop {
-            let next = {
-                let waits = self.waits();
-                let until = waits.since + self.patience;
-                if waits.names.is_empty() {
-                    Instant::now() + self.patience
-                } else if until > Instant::now() {
-                    until
-                } else {
-                    let mut named: Vec<String> = waits.names.keys().take(NAMED).map(Name::to_string).collect();
-                    if waits.names.len() > NAMED {
-                        named.push(format!("{} more", waits.names.len() - NAMED));
-                    }
-                    return named.join(", ");
-                }
-            };
-            tokio::time::sleep_until(next).await;
-        }
-    }
-
-    fn waits(&self) -> std::sync::MutexGuard<'_, Waits> {
-        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Something that was asked for, until it came or nobody waits any more.
-struct Asked<'a, 'b>(&'a Watched<'b>, &'a Name);
-
-impl Drop for Asked<'_, '_> {
-    fn drop(&mut self) {
-        let mut waits = self.0.waits();
-        waits.since = Instant::now();
-        if let Some(times) = waits.names.get_mut(self.1) {
-            *times -= 1;
-            if *times == 0 {
-                waits.names.remove(self.1);
-            }
-        }
-    }
-}
-
-#[async_trait]
-impl Remote for Watched<'_> {
-    async fn message(&self, name: &Name, most: usize) -> Result<Bytes, RemoteError> {
-        {
-            let mut waits = self.waits();
-            waits.since = Instant::now();
-            *waits.names.entry(name.clone()).or_default() += 1;
-        }
-        let _asked = Asked(self, name);
-        self.remote.message(name, most).await
-    }
-
-    fn place(&self) -> &str {
-        self.remote.place()
-    }
+    /// Nothing of it came any more.
+    #[error("{0}; others go first")]
+    Stalled(#[from] Stalled),
 }
 
 /// Where a gateway has the chunks from.

@@ -3,6 +3,8 @@
 //! [`object`] and [`put_object`] read and write whole objects, which may be larger than a message; [`Folder`] is a depot
 //! in a folder. [`crate::ask`] is one behind a broker, [`crate::web`] one behind a web server.
 
+mod watched;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -18,6 +20,8 @@ use rustix::io::Errno;
 pub use tough::async_trait;
 
 use crate::package::Digest;
+
+pub use watched::{Stalled, Watched};
 
 /// Parts of one object that are fetched, or put, at a time.
 const AT_A_TIME: usize = 8;

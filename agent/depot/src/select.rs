@@ -106,6 +106,19 @@ pub fn choose(
     }
 }
 
+/// Whether a version is still offered to a gateway, whatever serves there.
+pub fn is_offered(
+    trusted: &Trusted,
+    gateway: &Gateway,
+    model: &str,
+    range: &VersionReq,
+    version: &str,
+    time: Timestamp,
+) -> bool {
+    let release = trusted.rollout.models.get(model).and_then(|releases| releases.get(version));
+    in_range(range, version) && release.is_some_and(|release| offers(release, gateway, time).is_ok())
+}
+
 /// The versions of a model that were withdrawn.
 pub fn withdrawn(trusted: &Trusted, model: &str) -> Vec<String> {
     let releases = trusted.rollout.models.get(model).into_iter().flatten();

@@ -206,11 +206,11 @@ impl Trust {
         clock.judge(self.floor())
     }
 
-    /// Takes over newer metadata.
+    /// Takes over newer metadata. `clock` is asked when something is judged by it, since what comes may take days.
     ///
     /// # Errors
     /// [`TrustError`]: why it is not trusted. What was trusted before still is.
-    pub async fn update(&mut self, remote: Arc<dyn Remote>, clock: Clock) -> Result<Update, TrustError> {
+    pub async fn update(&mut self, remote: Arc<dyn Remote>, clock: impl Fn() -> Clock) -> Result<Update, TrustError> {
         let place = remote.place().to_owned();
         let (root, roots) = self.newest_root(remote.as_ref(), &place).await?;
         if let Some((_, text)) = roots.last_key_value() {
@@ -225,10 +225,10 @@ impl Trust {
             && set.root == self.root
             && set.timestamp.as_bytes() == timestamp
         {
-            expire(&place, contents, self.judge(clock))?;
+            expire(&place, contents, self.judge(clock()))?;
             return Ok(Update::Same);
         }
-        let (set, contents, issued) = self.load(remote, &place, &root, timestamp, clock).await?;
+        let (set, contents, issued) = self.load(remote, &place, &root, timestamp, &clock).await?;
         let before = self.contents.as_ref().filter(|_| self.kept.set.as_ref().is_some_and(|set| set.root == self.root));
         if before.is_some_and(|before| before.trusted.versions.timestamp == contents.trusted.versions.timestamp) {
             // The same version with another content: what came first stays (TUF 5.4.3).
@@ -283,7 +283,7 @@ impl Trust {
         place: &str,
         root: &Root,
         timestamp: Vec<u8>,
-        clock: Clock,
+        clock: impl Fn() -> Clock,
     ) -> Result<(Set, Contents, Option<Timestamp>), TrustError> {
         let scratch = Scratch::new([&self.scratch, &self.folder.join(SCRATCH)])
             .map_err(|(path, source)| TrustError::Io { path, doing: "used as a scratch folder", source })?;
@@ -329,6 +329,7 @@ impl Trust {
         let floor = |issued: Option<Timestamp>| issued.map_or(self.built, |issued| issued.max(self.built));
         // Only a clock that is believed can say that something is from the future: one that shows less than what is known
         // to be past says nothing.
+        let clock = clock();
         let known = clock.judge(floor(before));
         let ahead = |issued: Timestamp| known.by == By::Clock && issued.duration_since(known.time) > AHEAD;
         let [_, (_, end), ..] = contents.ends;

@@ -36,7 +36,7 @@ impl World {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("tokio starts");
         let root = folder.path().join("keys/root.json");
         let mut trust = Trust::open(&folder.path().join("good"), &root, now()).expect("the root is good");
-        let updated = runtime.block_on(trust.update(Arc::new(forge.depot()), clock()));
+        let updated = runtime.block_on(trust.update(Arc::new(forge.depot()), clock));
         assert_eq!(updated.expect("the first set is good"), Update::New);
         let good = trust.trusted().expect("it is trusted").clone();
         Self { folder, forge, good, runtime }
@@ -101,7 +101,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     };
     let mut trust = world.open();
     let depot: Arc<dyn Remote> = Arc::new(depot);
-    match world.runtime.block_on(trust.update(depot, clock())) {
+    match world.runtime.block_on(trust.update(depot, clock)) {
         Err(error) => {
             assert!(trust.trusted().is_none(), "what is refused is not trusted");
             assert!(error.to_string().contains("what runs goes on"), "{error}");

@@ -164,7 +164,13 @@ fn a_version_that_fails_its_proof_is_rejected_once_and_the_old_one_goes_on() {
     // Not tried again by the next process; a version that is good is.
     let (_, home, _) = bench.agent.stop();
     bench.agent = Agent::start_in(home, &format!("{}{}", local(&bench.broker), config(&depot, "")));
-    bench.agent.wait_for_model(&mut bench.client, "loudness", "active");
+    bench.agent.wait_for_log(&["serving", "version=\"1.0.0\""]);
+    // Whoever counts failures still counts this gateway.
+    let failed = bench.agent.wait_for_status("the version that was rejected", |status| {
+        let models = status["models"].as_array()?;
+        models.iter().find(|model| model["version"] == "2.0.0" && model["state"] == "failed").cloned()
+    });
+    assert_says(&failed["failure"], &["f32.onnx"]);
     depot.publish(&Package::loudness_of("2.1.0", 0.01));
     event_of(&mut bench.client, "model-activated", "2.1.0");
     assert!(bench.agent.log_with(&["proving", "version=2.0.0"]).is_empty());
@@ -311,7 +317,9 @@ fn a_damaged_chunk_in_the_store_is_found_and_fetched_again() {
     let chunk = bench.agent.home().chunks().pop().expect("it has chunks");
     let mut bytes = std::fs::read(&chunk).unwrap();
     bytes[3] ^= 1;
-    std::fs::write(&chunk, &bytes).unwrap();
+    // At once: of a file that is cut short for a moment the agent would fetch the chunk again by itself.
+    let damaged = bench.agent.home().path().join("damaged");
+    std::fs::write(&damaged, &bytes).and_then(|()| std::fs::rename(&damaged, &chunk)).unwrap();
     let text = format!("{}{}", local(&bench.broker), config(&depot, ""));
     let config = bench.agent.home().write(&text);
     let check = |more: &[&str]| {

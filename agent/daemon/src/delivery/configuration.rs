@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use limpet_depot::ProofStore;
-use limpet_depot::fetch::{self, FetchError, Watched};
+use limpet_depot::fetch::{self, FetchError};
+use limpet_depot::remote::Watched;
 use limpet_depot::select::{self, Choice};
 use limpet_depot::store::{Configuration, Configured, Installed, Record, Rejection};
 use limpet_depot::trial::ConfigurationTrial;
@@ -21,7 +22,7 @@ use limpet_depot::trust::Trusted;
 use limpet_wire::depot::Hex;
 use semver::VersionReq;
 
-use super::{Delivery, PATIENCE, Whose, wanted};
+use super::{Delivery, PATIENCE, Taken, Whose, wanted};
 use crate::config::{Loaded, ModelRef, Size};
 use crate::library::{Opened, this_agent};
 use crate::serve::{NotProved, Settled};
@@ -81,7 +82,7 @@ impl Delivery {
                 let failure = Some(format!("{name} waits: {why}"));
                 self.show(&Configured { failure, ..configured });
                 let message = format!("{name} waits, {runs} stays in effect: {why}");
-                self.complain("configuration", "configuration-waits", &message);
+                self.tell("configuration", "configuration-waits", &message, &[("configuration", &name)]);
                 false
             }
             Err(Not::Ever(why)) => {
@@ -104,7 +105,7 @@ impl Delivery {
     ) {
         let runs = configured::name(configured.active.as_ref());
         let message = format!("{name} is rejected, {runs} stays in effect: {why}");
-        self.complain("configuration", "configuration-rejected", &message);
+        self.tell("configuration", "configuration-rejected", &message, &[("configuration", name)]);
         let rejection =
             Rejection { version: name.to_owned(), ..configured::rejection(&self.tools.path, candidate, why) };
         match self.store.update_configured(|configured| configured.reject(key, rejection)) {
@@ -158,14 +159,15 @@ impl Delivery {
             return Ok(None);
         }
         let depot = Watched::new(&self.fetcher, PATIENCE);
-        match depot.bound(fetch::configuration(trusted, &self.store, &depot, &target)).await {
+        let fetched = depot.bound(fetch::configuration(trusted, &self.store, &depot, &target)).await;
+        match fetched.map_err(FetchError::from).flatten() {
             Ok(staged) => Ok(Some((configured, Some(staged)))),
             Err(FetchError::Unfit { why, .. }) => {
                 self.turn_down(&configured, &target, key, None, &why);
                 Ok(None)
             }
             Err(error) => {
-                self.stalled |= matches!(error, FetchError::Stalled { .. });
+                self.stalled |= matches!(error, FetchError::Stalled(_));
                 Err(error.to_string())
             }
         }
@@ -251,14 +253,16 @@ impl Delivery {
             };
             // What is there of it is wanted, though no record names it.
             self.fetches(Whose::Candidate, model, &version);
-            let why = match self.take(trusted, &loaded.config, model, &version, reference).await {
-                Ok(Some(opened)) => match self
+            let why = match self.take(trusted, (Whose::Candidate, &loaded.config), model, &version, reference).await {
+                Ok(Taken::Here(opened)) => match self
                     .with_care(&format!("{key} {model} {version}"), |delivery| delivery.prove(loaded, &opened))??
                 {
                     Ok(()) => return Ok(opened),
                     Err(why) => why,
                 },
-                Ok(None) => "it was rejected before".to_owned(),
+                // Only of what is in effect.
+                Ok(Taken::Handed) => return Err(Not::Yet(format!("{model} {version} is being looked at"))),
+                Ok(Taken::Rejected(why)) => format!("it was rejected before: {why}"),
                 Err(error @ FetchError::Unfit { .. }) => error.to_string(),
                 Err(error) => return Err(Not::Yet(format!("{model} {version} is not here yet: {error}"))),
             };
@@ -287,7 +291,7 @@ impl Delivery {
         let rejection = Rejection { version: installed.version.clone(), reason: why.clone(), at, under };
         let reject = |record: &mut Record| _ = record.rejected.insert(installed.package, rejection);
         self.store.update_record(&model, reject).map_err(Not::yet)?;
-        self.complain(&model, "model-rejected", &format!("{model} {} is rejected: {why}", installed.version));
+        self.tell_rejected(&model, &installed.version, &format!("{model} {} is rejected: {why}", installed.version));
         Ok(Err(why))
     }
 

@@ -13,7 +13,7 @@ use limpet_wire::message::ModelPhase;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::delivered::{Delivered, Grounds, NotProved};
-use super::{Board, Listed, PipelineState, Places, Proved, Request, Requests, Settled, open};
+use super::{Board, Listed, ModelVersion, PipelineState, Places, Proved, Request, Requests, Settled, open};
 use crate::CliError;
 use crate::admission::{Candidate, Estimate, Seen, Trial, introduce, streams_of};
 use crate::config::{Config, Loaded, ModelRef};
@@ -107,8 +107,10 @@ pub struct Loader<S: Sink + 'static> {
     pub(super) waiting: BTreeSet<(usize, u32)>,
     /// Models of the depot that serve or are about to, by name.
     pub(super) delivered: BTreeMap<String, Delivered>,
+    /// Versions that are no longer offered, and not to be taken up.
+    pub(super) unwanted: Vec<ModelVersion>,
     /// Versions that wait for the end of a trial, by name of their model.
-    pub(super) held: BTreeMap<String, Opened>,
+    pub(super) postponed: BTreeMap<String, Opened>,
     /// Versions that are proved only so that a model can go back to them.
     pub(super) spare: BTreeSet<Digest>,
     /// The whole configuration, with what waits.
@@ -180,7 +182,8 @@ impl<S: Sink + 'static> Loader<S> {
             answers,
             later: VecDeque::new(),
             taken_down: BTreeMap::new(),
-            held: BTreeMap::new(),
+            unwanted: Vec::new(),
+            postponed: BTreeMap::new(),
             spare: BTreeSet::new(),
             known: BTreeMap::new(),
             next_number: 0,
@@ -227,6 +230,7 @@ impl<S: Sink + 'static> Loader<S> {
                 Request::Observed(observation) => self.observed(&observation),
                 Request::Proved(opened, proved) => self.proved(opened, proved),
                 Request::Arrived(opened) => self.arrived(opened),
+                Request::NotOffered(version) => self.not_offered(&version),
                 Request::Withdrawn { model, withdrawn } => self.withdrawn(&model, &withdrawn),
                 Request::Judged(pipeline, watch, verdict) => self.judged(pipeline, &watch, verdict),
                 Request::Keep(done) => {
@@ -269,11 +273,18 @@ impl<S: Sink + 'static> Loader<S> {
         if packages.is_empty() {
             return;
         }
+        let not_proved = |packages: Vec<Opened>, why: &str| {
+            for opened in packages {
+                let not_proved = NotProved { why: why.to_owned(), its_fault: false };
+                // The loader ends with the process only.
+                let _ = self.answers.send(Request::Proved(opened, Err(not_proved)));
+            }
+        };
         let Some(store) = self.store.clone() else {
-            let why = "proofs cannot be kept in gateway.state; see the log";
-            return packages.iter().for_each(|opened| self.refuse(opened, why));
+            return not_proved(packages, "proofs cannot be kept in gateway.state; see the log");
         };
         let (engines, answers) = (Arc::clone(&self.engines), self.answers.clone());
+        let all = packages.clone();
         let packages: Vec<_> =
             packages.into_iter().map(|opened| (self.plan.proof_options(&opened.model), opened)).collect();
         let prove = move || {
@@ -288,14 +299,15 @@ impl<S: Sink + 'static> Loader<S> {
             }
         };
         if let Err(error) = std::thread::Builder::new().name("prover".into()).spawn(prove) {
-            tracing::error!("the system gives no thread for proofs: {error}");
+            not_proved(all, &format!("the system gives no thread for proofs: {error}"));
         }
     }
 
     /// A package was proved, or not.
     fn proved(&mut self, opened: Opened, proved: Result<Box<Proved>, NotProved>) {
         let manifest = opened.package.manifest();
-        if self.spare.remove(&opened.package.digest()) && !self.is_tried(&opened) {
+        let wanted = self.is_tried(&opened) || self.is_coming_back(&opened);
+        if self.spare.remove(&opened.package.digest()) && !wanted {
             let (name, version) = (&manifest.name, &manifest.version);
             return match proved {
                 Ok(_) => tracing::info!(model = name, %version, "proved: this version can serve again"),
@@ -307,8 +319,12 @@ impl<S: Sink + 'static> Loader<S> {
         let proved = match proved {
             Ok(proved) => proved,
             Err(not_proved) => {
-                self.tried.remove(&opened.model);
-                self.refuse(&opened, &not_proved.why);
+                if self.is_tried(&opened) {
+                    self.tried.remove(&opened.model);
+                }
+                if not_proved.its_fault || opened.model.depot().is_none() {
+                    self.refuse(&opened, &not_proved.why);
+                }
                 return self.not_proved(&opened, &not_proved);
             }
         };
@@ -317,11 +333,18 @@ impl<S: Sink + 'static> Loader<S> {
         tracing::info!(model = manifest.name, version = %manifest.version, engine, variant, "proved");
         let message =
             format!("model {} {} gives its golden outputs: {variant} on {engine}", manifest.name, manifest.version);
-        self.reporter.event("model-proved", &message, &[("model", &manifest.name)]);
-        // A package that changed once more meanwhile has a proof of its own on the way.
-        if self.is_tried(&opened) {
+        self.reporter.event(
+            "model-proved",
+            &message,
+            &[("model", &manifest.name), ("version", &manifest.version.to_string())],
+        );
+        if wanted {
             self.put_in_place(&opened, *proved);
             limpet_engine::give_back_memory();
+        } else {
+            // A package at a path that changed once more meanwhile has a proof of its own on the way. A delivered version
+            // was overtaken by one that the model goes back to, and is looked at again.
+            self.not_now(&opened, "another version of its model was proved meanwhile");
         }
     }
 

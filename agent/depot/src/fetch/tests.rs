@@ -5,6 +5,7 @@ use limpet_wire::depot::Sha256;
 use super::*;
 use crate::chunk::tests::{noise, package};
 use crate::chunk::{Cut, cut};
+use crate::remote::{Bytes, Watched, async_trait};
 
 const BOUNDS: Bounds = Bounds { rate: 1 << 30, disk: 1 << 30 };
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -51,10 +52,10 @@ fn a_fetch_of_which_nothing_comes_any_more_says_what_is_missing_and_goes_on_late
     shelf.chunks.remove(&lost.stored);
     let fetch = |shelf: &Shelf| {
         let watched = Watched::new(shelf, PATIENCE);
-        runs(watched.bound(chunks_of(&store, &watched, &index)))
+        runs(async { watched.bound(chunks_of(&store, &watched, &index)).await? })
     };
     let error = fetch(&shelf).unwrap_err();
-    assert!(matches!(error, FetchError::Stalled { .. }), "{error}");
+    assert!(matches!(error, FetchError::Stalled(_)), "{error}");
     assert!(
         error.to_string().contains(&format!("the shelf: nothing came for 0 s, {}", Name::Chunk(lost.stored))),
         "{error}"
@@ -74,7 +75,7 @@ fn a_fetch_may_take_long_as_long_as_something_comes() {
     let shelf = Shelf { chunks, after: PATIENCE * 2 / 3 };
     let begun = std::time::Instant::now();
     let watched = Watched::new(&shelf, PATIENCE);
-    runs(watched.bound(chunks_of(&store, &watched, &index))).unwrap();
+    runs(watched.bound(chunks_of(&store, &watched, &index))).unwrap().unwrap();
     assert!(long > 1 && begun.elapsed() > PATIENCE, "it took {:?}", begun.elapsed());
     assert!(store.missing(&index).is_empty());
 }

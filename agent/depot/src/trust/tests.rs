@@ -65,7 +65,7 @@ impl World {
     fn update_with(&self, remote: Arc<dyn Remote>, clock: Clock) -> Result<Update, TrustError> {
         let mut trust = self.open();
         let before = trust.trusted().cloned();
-        let outcome = run(trust.update(remote, clock));
+        let outcome = run(trust.update(remote, || clock));
         if outcome.is_err() {
             assert_eq!(trust.trusted(), before.as_ref(), "what fails changes nothing");
             assert_eq!(self.open().trusted(), before.as_ref());
@@ -156,11 +156,11 @@ fn of_two_processes_that_update_at_once_the_later_one_does_not_bring_back_older_
     // Both have read that nothing is trusted; meanwhile the other takes over what is newer.
     assert_eq!(world.take(old.clone().onward().depot()).unwrap(), Update::New);
     let clock = Clock { now: now(), right: true };
-    let error = run(slow.update(Arc::new(old.depot()), clock)).unwrap_err();
+    let error = run(slow.update(Arc::new(old.depot()), || clock)).unwrap_err();
     assert!(matches!(error, TrustError::Changed { .. }), "{error}");
     assert!(slow.trusted().is_none() && error.to_string().contains("what runs goes on"), "{error}");
     let newer = old.clone().onward().onward();
-    run(slow.update(Arc::new(newer.depot()), clock)).unwrap_err();
+    run(slow.update(Arc::new(newer.depot()), || clock)).unwrap_err();
     assert_eq!(world.open().trusted().unwrap().versions.timestamp, old.onward().signed[&Role::Timestamp]["version"]);
     assert_eq!(world.take(newer.depot()).unwrap(), Update::New);
 }

@@ -276,7 +276,7 @@ impl<'a> Life<'a> {
         let mut trust = Trust::open(&self.folder, root, Timestamp::UNIX_EPOCH).map_err(|error| error.to_string())?;
         let clock = Clock { now: Timestamp::now(), right: true };
         let remote: Arc<dyn Remote> = Arc::clone(&self.depot) as _;
-        let updated = trust.update(remote, clock).await;
+        let updated = trust.update(remote, || clock).await;
         // A gateway shows itself also while it has nothing, and when it trusts nothing.
         self.show().await?;
         updated.map_err(|error| error.to_string())?;

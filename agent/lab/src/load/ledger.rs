@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use limpet_runtime::Moment;
+use limpet_wire::result::LatencyUs;
 use serde::Serialize;
 
 use crate::answer::Answer;
@@ -62,7 +63,7 @@ pub struct Missed {
 }
 
 /// An answer that took long in the agent.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Long {
     /// When its message was sent, in nanoseconds of CLOCK_BOOTTIME.
     pub sent_ns: u64,
@@ -70,6 +71,10 @@ pub struct Long {
     pub trip_us: f64,
     /// From capture to decision, as the result says.
     pub total_us: u64,
+    /// What that is made of.
+    pub parts: LatencyUs,
+    /// Version of the model, if the answer names it.
+    pub version: Option<String>,
 }
 
 /// Which windows answers were about.
@@ -230,8 +235,11 @@ impl Ledger {
             if let Some(latency) = answer.latency {
                 self.parts.record(latency);
                 self.around.record(Duration::from_micros(latency.queue + latency.decide));
-                let trip_us = at.duration_since(sent).as_secs_f64() * 1e6;
-                self.keep_if_long(Long { sent_ns, trip_us, total_us: latency.total() });
+                if self.is_long(latency.total()) {
+                    let (trip_us, total_us) = (at.duration_since(sent).as_secs_f64() * 1e6, latency.total());
+                    let version = answer.version.map(str::to_owned);
+                    self.keep_long(Long { sent_ns, trip_us, total_us, parts: latency, version });
+                }
             }
             if answer.late {
                 self.late += 1;
@@ -246,10 +254,12 @@ impl Ledger {
         }
     }
 
-    fn keep_if_long(&mut self, long: Long) {
-        if self.longest.len() == TOLD && self.longest.last().is_some_and(|last| last.total_us >= long.total_us) {
-            return;
-        }
+    /// Whether an answer is one of the longest so far.
+    fn is_long(&self, total_us: u64) -> bool {
+        self.longest.len() < TOLD || self.longest.last().is_some_and(|last| last.total_us < total_us)
+    }
+
+    fn keep_long(&mut self, long: Long) {
         let at = self.longest.partition_point(|other| other.total_us >= long.total_us);
         self.longest.truncate(TOLD - 1);
         self.longest.insert(at, long);
@@ -330,7 +340,7 @@ mod tests {
         ledger.open(start);
         for (ms, wait) in [(1, 50), (2, 900), (3, 400)] {
             let tag = ledger.send(start + Duration::from_millis(ms));
-            let latency = Some(limpet_wire::result::LatencyUs { wait, ..Default::default() });
+            let latency = Some(LatencyUs { wait, ..Default::default() });
             let answer = Answer { tag, latency, late: wait > 500, version: Some("1.0.0"), ..Answer::default() };
             ledger.receive(answer, start + Duration::from_millis(ms + 1));
         }

@@ -70,3 +70,25 @@ fn a_version_that_never_came_makes_room_for_the_next_one() {
     depot.publish(&Package::laden("3.0.0", 0.02, LETTERS));
     event_of(&mut bench.client, "model-activated", "3.0.0");
 }
+
+#[test]
+fn while_metadata_does_not_come_what_was_trusted_before_still_mends_the_store() {
+    let (depot, mut bench) = delivered(SHORT);
+    bench.client.subscribe(&["limpet/1/depot/meta/+"]);
+    let is_snapshot = |m: &Message| m.topic.ends_with(".snapshot");
+    while bench.client.try_wait_for(Duration::from_millis(300), is_snapshot).is_some() {}
+    let (_, home, _) = bench.agent.stop();
+    depot.publish(&Package::loudness_of("2.0.0", 0.01));
+    let lost = bench.client.wait_for("the next snapshot", is_snapshot).topic;
+    bench.client.publish_with(&lost, true, "");
+    bench.agent = Agent::start_in(home, &format!("{}{}", local(&bench.broker), config(&depot, SHORT)));
+    let missing = event(&mut bench.client, "missing-chunk");
+    assert_says(&missing["message"], &[&lost, "does not come"]);
+    let home = bench.agent.home();
+    let (chunk, config) = (home.chunks().pop().expect("it has chunks"), home.path().join("limpet.toml"));
+    std::fs::remove_file(&chunk).expect("it is there");
+    program::run("limpet", &["store", "check", "--repair", "--config", program::text_of(&config)]);
+    bench.agent.wait_for_status("the chunk", |_| chunk.exists().then_some(()));
+    depot.run(&["repair"]).expect_code(0);
+    event_of(&mut bench.client, "model-activated", "2.0.0");
+}

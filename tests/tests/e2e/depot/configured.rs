@@ -297,3 +297,102 @@ fn a_configuration_for_a_label_comes_from_a_folder_with_the_models_that_it_names
     answers(&mut bench, "noise");
     assert_eq!(shown(&bench)["name"], "config.line=3");
 }
+
+#[test]
+fn a_configuration_whose_pipeline_gives_no_answers_is_taken_back_with_its_version() {
+    let (depot, mut bench) = serving("8s");
+    let (_, home, _) = bench.agent.stop();
+    let file = file(&bench.broker, &depot, "8s").replace("loudness@*", "loudness@^1");
+    bench.agent = Agent::start_in(home, &file);
+    answers(&mut bench, "sound");
+    // It passes its proof, and has no answer for what is quiet.
+    depot.publish(&Package::undefined("2.0.0"));
+    configure(&depot, &text("noise", "loudness@^2", SHORT));
+    said(&mut bench, "configuration-activated");
+    bench.broker.wait_subscribed("plant/+/noise");
+    let (topic, mut sequence) = (uplink("event"), 0);
+    let back = loop {
+        bench.client.send("plant/a/noise", samples(sequence, &[(sequence % 30) as f32 / 100.0; HOP]));
+        sequence += 1;
+        assert!(sequence < 4000, "it is not taken back");
+        let back = |m: &Message| m.topic == topic && m.json()["kind"] == "configuration-rolled-back";
+        if let Some(back) = bench.client.try_wait_for(Duration::from_millis(10), back) {
+            break back.json()["message"].clone();
+        }
+    };
+    assert_says(&back, &["config.gw (", "was taken back", "windows of pipeline noise have no answer"]);
+    answers(&mut bench, "sound");
+    bench.agent.wait_for_status("the version of the file's range", |status| serves(status, "1.0.0"));
+}
+
+#[test]
+fn a_configuration_goes_back_to_the_last_one_that_passed_its_trial() {
+    let (depot, mut bench) = serving("3s");
+    configure(&depot, &text("first", "loudness@*", SHORT));
+    said(&mut bench, "configuration-activated");
+    answers(&mut bench, "first");
+    said(&mut bench, "configuration-passed");
+    configure(&depot, &text("second", "loudness@*", SHORT));
+    said(&mut bench, "configuration-activated");
+    answers(&mut bench, "second");
+    // Under the third nothing can be read. It takes its place about when the trial of the second would end.
+    let wrong = text("third", "loudness@*", SHORT).replace("codec = { raw", "codec = { json = {} }\n#");
+    configure(&depot, &wrong);
+    said(&mut bench, "configuration-activated");
+    let events = bench.client.came_on(&uplink("event"));
+    let passed = events.iter().any(|event| event.json()["kind"] == "configuration-passed");
+    bench.broker.wait_subscribed("plant/+/third");
+    let topic = uplink("event");
+    let taken_back = |m: &Message| m.topic == topic && m.json()["kind"] == "configuration-rolled-back";
+    let back = (0..2000).find_map(|sequence| {
+        bench.client.send("plant/a/third", samples(sequence, &[0.1; HOP]));
+        bench.client.try_wait_for(Duration::from_millis(20), taken_back)
+    });
+    let back = back.expect("it is taken back").json()["message"].clone();
+    assert_says(&back, &["was taken back, config.gw (", "is in effect again", "could not be read"]);
+    // What was still on trial itself is nothing to go back to.
+    answers(&mut bench, if passed { "second" } else { "first" });
+}
+
+#[test]
+fn an_agent_that_is_killed_the_moment_a_configuration_takes_effect_comes_back_with_it() {
+    let (depot, mut bench) = serving("2s");
+    configure(&depot, &text("noise", "loudness@*", SHORT));
+    // On record by then; whether this process has begun again already makes no difference.
+    said(&mut bench, "configuration-activated");
+    let home = bench.agent.kill();
+    bench.agent = Agent::start_in(home, &file(&bench.broker, &depot, "2s"));
+    answers(&mut bench, "noise");
+    assert_says(&said(&mut bench, "configuration-passed").into(), &[OWN, "passed its trial"]);
+}
+
+#[test]
+fn a_configuration_that_listens_at_a_broker_that_was_never_there_is_taken_back() {
+    let (depot, mut bench) = serving("4s");
+    let (_, home, _) = bench.agent.stop();
+    // A port of which nobody has heard: the listener is gone again.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port").port();
+    let spare = format!("[uplink]\nbroker = \"local\"\n[broker.spare]\nurl = \"mqtt://127.0.0.1:{port}\"\n");
+    let file = file(&bench.broker, &depot, "4s").replacen("[broker.local]", &format!("{spare}[broker.local]"), 1);
+    bench.agent = Agent::start_in(home, &file);
+    answers(&mut bench, "sound");
+    let topic = uplink("event");
+    let mut sequence = 100_000;
+    let mut until = |bench: &mut Bench, kind: &str| {
+        for _ in 0..4000 {
+            bench.client.send("plant/a/level", samples(sequence, &[0.1; HOP]));
+            sequence += 1;
+            let of_kind = |m: &Message| m.topic == topic && m.json()["kind"] == kind;
+            if let Some(event) = bench.client.try_wait_for(Duration::from_millis(10), of_kind) {
+                return event.json()["message"].clone();
+            }
+        }
+        panic!("no {kind}");
+    };
+    let wrong = text("sound", "loudness@*", SHORT).replace("broker = \"local\"", "broker = \"spare\"");
+    configure(&depot, &wrong);
+    until(&mut bench, "configuration-activated");
+    let back = until(&mut bench, "configuration-rolled-back");
+    assert_says(&back, &["config.gw (", "was taken back, the file alone is in effect again", "came in as long before"]);
+    answers(&mut bench, "sound");
+}

@@ -300,7 +300,8 @@ fn what_was_taken_down_for_a_version_that_cannot_be_put_on_record_serves_again()
         let told = (m.topic == uplink("models")).then(|| m.json());
         let failed = |told: Value| {
             let models = told["models"].as_array().cloned().unwrap_or_default();
-            models.iter().any(|model| model["version"] == "2.0.0" && model["state"] == "failed")
+            let again = |model: &Value| model["failure"].as_str().is_some_and(|why| why.contains("it is tried again"));
+            models.iter().any(|model| model["version"] == "2.0.0" && again(model))
         };
         told.is_some_and(failed)
     };
@@ -352,4 +353,100 @@ fn a_version_to_go_back_to_is_proved_after_a_start_and_else_before_it_takes_over
         bench.client.publish("plant/a/level", samples(sequence, &[0.1; HOP]));
     }
     assert_eq!(bench.client.wait_on(&uplink("result/sound/a")).json()["version"], "1.0.0");
+}
+
+/// What is shown of a version of the model.
+fn shown(status: &Value, version: &str) -> Option<Value> {
+    status["models"].as_array()?.iter().find(|model| model["version"] == version).cloned()
+}
+
+#[test]
+fn a_version_that_waits_for_a_trial_gives_way_to_a_newer_one_and_goes_when_it_is_no_longer_offered() {
+    let pipeline = "trial = { windows = 60, time = \"100ms\", shadow = true, shadow_cpu = 1.0 }\n";
+    let (depot, mut bench) = delivered(pipeline);
+    depot.publish(&Package::loudness_of("2.0.0", 0.01));
+    until_event(&mut bench, 0, "shadow-passed", "2.0.0");
+    event_of(&mut bench.client, "model-activated", "2.0.0");
+    // No windows come from here on, so its trial goes on.
+    for (version, threshold) in [("3.0.0", 0.02), ("4.0.0", 0.03)] {
+        depot.publish(&Package::loudness_of(version, threshold));
+        bench.agent.wait_for_status("one that waits", |status| {
+            let waits = shown(status, version)?;
+            waits["failure"].as_str()?.contains("waits for the end of a trial").then_some(())
+        });
+    }
+    assert_eq!(shown(&bench.agent.status(), "3.0.0"), None, "a newer one waits in its place");
+    depot.run(&["rollout", "loudness", "4.0.0", "--halt"]).expect_code(0);
+    bench.agent.wait_for_status("the next one waits", |status| {
+        (shown(status, "4.0.0").is_none() && shown(status, "3.0.0").is_some()).then_some(())
+    });
+    depot.run(&["withdraw", "loudness", "2.0.0"]).expect_code(0);
+    let told = event_of(&mut bench.client, "model-withdrawn", "2.0.0");
+    assert_says(&told["message"], &["1.0.0 serves again"]);
+    bench.agent.wait_for_model(&mut bench.client, "loudness", "shadow");
+    until_event(&mut bench, 100_000, "shadow-passed", "3.0.0");
+    event_of(&mut bench.client, "model-activated", "3.0.0");
+    let indexes = bench.agent.home().state().join("depot/indexes");
+    bench.agent.wait_for_status("nothing of the others is kept", |_| {
+        let names = std::fs::read_dir(&indexes).ok()?.map(|entry| entry.expect("it is there").file_name());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        (names == ["loudness-1.0.0.index", "loudness-3.0.0.index"]).then_some(())
+    });
+    let chunks = program::run(
+        "limpet",
+        &["store", "check", "--config", program::text_of(&bench.agent.home().path().join("limpet.toml"))],
+    );
+    chunks.expect_code(0);
+}
+
+#[test]
+fn what_passed_in_shadow_and_cannot_be_put_on_record_is_tried_again_without_a_word_of_the_depot() {
+    let pipeline = "trial = { windows = 40, time = \"100ms\", shadow = true, shadow_cpu = 1.0 }\n";
+    let (depot, mut bench) = delivered(pipeline);
+    depot.publish(&Package::loudness_of("2.0.0", 0.01));
+    bench.agent.wait_for_model(&mut bench.client, "loudness", "shadow");
+    let record = bench.agent.home().state().join("depot/models/loudness.json");
+    let Some(pinned) = Pinned::new(record) else { return };
+    let not_yet = |agent: &Agent| !agent.log_with(&["what passed in shadow does not take over yet"]).is_empty();
+    let until = Instant::now() + LIMIT;
+    for sequence in 0.. {
+        bench.client.publish("plant/a/level", samples(sequence, &[(sequence % 30) as f32 / 100.0; HOP]));
+        std::thread::sleep(super::PACE);
+        if not_yet(&bench.agent) {
+            break;
+        }
+        assert!(Instant::now() < until, "it does not pass");
+    }
+    drop(pinned);
+    until_event(&mut bench, 100_000, "model-activated", "2.0.0");
+}
+
+#[test]
+fn a_version_whose_proof_ends_after_another_was_withdrawn_is_taken_up_all_the_same() {
+    let broker = Broker::start();
+    let depot = Depot::on(&broker);
+    let mut client = Client::connect(&broker);
+    client.subscribe(&["limpet/1/gw/#"]);
+    let any = Package::scores();
+    let pipeline = feed("slow", &any, "max_streams = 1", "trial = { windows = 0 }\n").replace(&any.display(), "slow@*");
+    let mut agent = Agent::start_in(Home::empty(), &format!("{}{}{pipeline}", local(&broker), table(&depot)));
+    depot.publish(&Package::scores_named("slow"));
+    agent.wait_for_model(&mut client, "slow", "active");
+    let (second, third) = (Package::scores_named("slow"), Package::slow());
+    second.edit("version = \"1.0.0\"", "version = \"2.0.0\"");
+    third.edit("version = \"1.0.0\"", "version = \"3.0.0\"");
+    depot.publish(&second);
+    event_of(&mut client, "model-activated", "2.0.0");
+    depot.publish(&third);
+    agent.wait_for_log(&["proving", "version=3.0.0"]);
+    depot.run(&["withdraw", "slow", "2.0.0"]).expect_code(0);
+    assert_says(&event_of(&mut client, "model-withdrawn", "2.0.0")["message"], &["1.0.0 serves again"]);
+    // The proof takes many of its runs.
+    let activated = |m: &Message| {
+        let told = (m.topic == uplink("event")).then(|| m.json());
+        told.is_some_and(|told| told["kind"] == "model-activated" && told["version"] == "3.0.0")
+    };
+    client.try_wait_for(4 * LIMIT, activated).expect("it is taken up");
+    assert!(agent.runs());
 }

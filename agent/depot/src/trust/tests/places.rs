@@ -48,7 +48,7 @@ fn slow_retrieval_attack_an_update_that_is_given_up_at_any_object_changes_nothin
             let remote: Arc<dyn Remote> = Arc::<Silent>::clone(&silent);
             run(async {
                 tokio::select! {
-                    outcome = trust.update(remote, clock) => panic!("{about} never came: {outcome:?}"),
+                    outcome = trust.update(remote, || clock) => panic!("{about} never came: {outcome:?}"),
                     () = silent.asked.notified() => {}
                 }
             });
