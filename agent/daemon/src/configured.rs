@@ -62,8 +62,6 @@ pub fn begin(path: &Path, file: Loaded, library: &Library) -> Result<Begun, CliE
         taken_back.push(format!("no signed configuration is in effect, the file alone is: {error}"));
         Configured::default()
     });
-    // Such as that the record was lost, and nothing is in effect any more.
-    taken_back.extend(store.notices());
     loop {
         let active = configured.active.clone();
         let starts = configured.trial.as_ref().map(|trial| trial.starts);

@@ -14,6 +14,7 @@ use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant as StdInstant};
 
 use jiff::Timestamp;
@@ -74,6 +75,8 @@ pub struct Tools {
     pub requests: Requests,
     /// How the agent begins again.
     pub settled: UnboundedSender<Settled>,
+    /// Whether the store may hold what somebody imported and no round has seen; set before the [`Nudge::Look`] that tells.
+    pub looking: Arc<AtomicBool>,
 }
 
 /// Something that makes it look again.
@@ -188,6 +191,8 @@ struct Delivery {
     told: BTreeMap<String, String>,
     /// Packages that the loader has had from here, by model: what it made of them is its affair until something changes.
     handed: BTreeMap<String, Sha256>,
+    /// What the loader knows to be offered.
+    offered: Option<BTreeMap<String, BTreeSet<String>>>,
     /// Packages of which it was told last that they are here, by model.
     announced: BTreeMap<String, Sha256>,
     /// What it is to have again, by model.
@@ -196,6 +201,8 @@ struct Delivery {
     gave_way: BTreeMap<String, String>,
     /// Whether nothing came of a fetch in this round.
     stalled: bool,
+    /// Whether somebody asked for a look, and no round has ended since.
+    looked: bool,
     /// Until when the jitter lasts, for which versions of targets and rollout: a timestamp that was only signed anew is no
     /// reason to wait again.
     jitter: Option<([u64; 2], Instant)>,
@@ -223,10 +230,12 @@ impl Delivery {
             rejected,
             told,
             handed,
+            offered: None,
             announced: BTreeMap::new(),
             not_now: BTreeMap::new(),
             gave_way: BTreeMap::new(),
             stalled: false,
+            looked: false,
             jitter: None,
         })
     }
@@ -248,13 +257,17 @@ impl Delivery {
                 good = self.round(), if next.is_none() => Turn::Over(good),
                 () = due(next), if next.is_some() => Turn::Again,
                 () = due(not_now), if next.is_some() => Turn::Due,
-                () = tokio::time::sleep_until(ask) => Turn::Ask,
+                () = tokio::time::sleep_until(ask), if next.is_some() => Turn::Ask,
                 updated = ends(&mut updating) => Turn::Updated(updated),
                 _ = following.next() => Turn::News,
                 nudge = nudges.recv() => nudge.map_or(Turn::End, Turn::Nudged),
             };
             match turn {
                 Turn::Over(good) => {
+                    if std::mem::take(&mut self.looked) {
+                        self.tools.looking.store(false, Ordering::Release);
+                        self.collect();
+                    }
                     let good = good && !behind;
                     let most = if std::mem::take(&mut self.stalled) { refresh.min(STALLED_WAIT) } else { refresh };
                     wait = if good { AGAIN } else { (wait * 2).min(most) };
@@ -311,6 +324,7 @@ impl Delivery {
     fn nudged(&mut self, nudge: Nudge) {
         match nudge {
             Nudge::Look => {
+                self.looked = true;
                 self.jitter = None;
                 self.handed.clear();
                 self.not_now.clear();
@@ -328,8 +342,10 @@ impl Delivery {
                 self.postponed.insert(of.model, of.version);
                 self.collect();
             }
-            Nudge::Settled(Settled::NotNow(of)) => {
+            Nudge::Settled(Settled::NotNow(of, why)) => {
                 self.heard_of(&of);
+                let message = format!("{} {} is not taken up yet, what runs goes on: {why}", of.model, of.version);
+                self.complain(&of.model, "depot-refused", &message);
                 self.handed.remove(&of.model);
                 let before = self.not_now.get(&of.model).filter(|before| before.version == of.version);
                 let wait = before.map_or(AGAIN, |before| (before.wait * 2).min(self.depot.refresh.0));
@@ -354,6 +370,10 @@ impl Delivery {
 
     /// Drops what nobody needs any more. Says whether there was anything.
     fn collect(&mut self) -> bool {
+        // What somebody imported is nobody's until a round has seen it.
+        if self.tools.looking.load(Ordering::Acquire) {
+            return false;
+        }
         let fetching = self.fetching.iter().map(|((_, model), version)| (model.clone(), version.clone()));
         let here = self.pending.iter().chain(&self.postponed).map(|(model, version)| (model.clone(), version.clone()));
         let again = self.not_now.iter().map(|(model, one)| (model.clone(), one.version.clone()));
@@ -372,7 +392,24 @@ impl Delivery {
     /// Notes what is being fetched. What was before it makes room.
     fn fetches(&mut self, whose: Whose, model: &str, version: &str) {
         let before = self.fetching.insert((whose, model.to_owned()), version.to_owned());
-        if before.is_some_and(|before| before != version) {
+        if let Some(before) = before.filter(|before| before != version) {
+            self.tools.board.set_not_coming(model, &before);
+            self.collect();
+        }
+    }
+
+    /// Nothing is fetched of a model any more, and nothing but `version` of it is to be handed over again.
+    fn fetches_nothing(&mut self, model: &str, version: Option<&str>) {
+        let fetched = self.fetching.remove(&(Whose::InEffect, model.to_owned()));
+        let again = self.not_now.get(model).filter(|one| Some(one.version.as_str()) != version);
+        let again = again.map(|one| one.version.clone());
+        if again.is_some() {
+            self.not_now.remove(model);
+        }
+        for gone in fetched.iter().chain(&again) {
+            self.tools.board.set_not_coming(model, gone);
+        }
+        if fetched.is_some() || again.is_some() {
             self.collect();
         }
     }
@@ -386,6 +423,10 @@ impl Delivery {
                 return false;
             }
         };
+        for notice in self.store.notices() {
+            tracing::warn!("{notice}");
+            self.tools.reporter.event("store-notice", &notice, &[]);
+        }
         for warning in trust.warnings() {
             self.complain("warning", "depot-refused", warning);
         }
@@ -398,7 +439,7 @@ impl Delivery {
         self.told.remove(TRUST);
         let time = trust.judge(clock).time;
         let Some(trusted) = trust.trusted() else { return true };
-        self.not_offered(trusted, time);
+        self.offer(trusted, time);
         self.withdrawals(trusted, time);
         let mut good = self.configuration(trusted, time).await;
         for (model, (reference, range)) in self.wanted.clone() {
@@ -407,20 +448,16 @@ impl Delivery {
         good
     }
 
-    /// Tells the loader which versions that it was handed, and that do not serve yet, are not offered any more: they were
-    /// withdrawn or halted, or are not valid now.
-    fn not_offered(&self, trusted: &Trusted, time: Timestamp) {
-        for (model, version) in self.pending.iter().chain(&self.postponed) {
-            let Some((_, range)) = self.wanted.get(model) else { continue };
-            let installed = |record: &Record| {
-                record.active.iter().chain(&record.previous).any(|installed| installed.version == *version)
-            };
-            let offered = select::is_offered(trusted, &self.gateway, model, range, version, time);
-            // What is installed is handed over for being whole again.
-            if !offered && !self.store.record(model).is_ok_and(|record| installed(&record)) {
-                let version = ModelVersion { model: model.clone(), version: version.clone() };
-                let _ = self.tools.requests.send(Request::NotOffered(version));
-            }
+    /// Tells the loader what is offered, when that is another: what was handed over may have been withdrawn or halted since.
+    fn offer(&mut self, trusted: &Trusted, time: Timestamp) {
+        let offered = self
+            .wanted
+            .iter()
+            .map(|(model, (_, range))| (model.clone(), select::offered(trusted, &self.gateway, model, range, time)));
+        let offered: BTreeMap<String, BTreeSet<String>> = offered.collect();
+        if self.offered.as_ref() != Some(&offered) {
+            self.offered = Some(offered.clone());
+            let _ = self.tools.requests.send(Request::Offered(offered));
         }
     }
 
@@ -483,12 +520,12 @@ impl Delivery {
             let rejected = |version: &str| self.is_rejected(trusted, model, version);
             let version = match select::choose(trusted, &self.gateway, model, range, active, &rejected, time) {
                 Choice::Stay(why) => {
-                    self.fetching.remove(&(Whose::InEffect, model.to_owned()));
+                    self.fetches_nothing(model, active);
                     tracing::debug!(model, why, "nothing to deliver");
                     return self.mend(trusted, model, reference, &record).await;
                 }
                 Choice::Withdrawn { withdrawn } => {
-                    self.fetching.remove(&(Whose::InEffect, model.to_owned()));
+                    self.fetches_nothing(model, None);
                     self.give_way(model, &record, withdrawn);
                     return true;
                 }
@@ -498,6 +535,10 @@ impl Delivery {
             let held = self.postponed.get(model) == Some(&version);
             if held || self.pending.contains_key(model) || self.not_now.get(model).is_some_and(later) {
                 return true;
+            }
+            if self.not_now.get(model).is_some_and(|one| one.version != version && Some(one.version.as_str()) != active)
+            {
+                self.fetches_nothing(model, Some(&version));
             }
             self.fetches(Whose::InEffect, model, &version);
             let config = Arc::clone(&self.tools.config);
@@ -520,6 +561,7 @@ impl Delivery {
                     self.reject(trusted, model, &version);
                 }
                 Err(error @ FetchError::Unfit { .. }) => {
+                    self.tools.board.set_rejected(model, &version, error.to_string());
                     self.tell_rejected(model, &version, &format!("{error}; what runs goes on"));
                     self.reject(trusted, model, &version);
                 }
@@ -555,7 +597,11 @@ impl Delivery {
         for (number, installed) in record.active.iter().chain(&record.previous).enumerate() {
             let version = installed.version.as_str();
             let listed = trusted.targets.contains_key(&index_name(model, version));
-            if self.is_whole(model, version) || !listed || self.pending.contains_key(model) {
+            // What should serve and could not be taken up is handed over again.
+            let again = self.not_now.get(model).filter(|one| number == 0 && one.version == version);
+            let again = again.is_some_and(|one| one.at.is_none_or(|at| at <= Instant::now()));
+            let good = self.is_whole(model, version) && !again;
+            if good || !listed || self.pending.contains_key(model) {
                 continue;
             }
             let config = Arc::clone(&self.tools.config);
@@ -564,7 +610,7 @@ impl Delivery {
                     self.pending.insert(model.to_owned(), version.to_owned());
                     let _ = self.tools.requests.send(Request::Arrived(opened));
                 }
-                Ok(_) => {}
+                Ok(_) => self.tools.board.set_not_coming(model, version),
                 Err(error) => {
                     self.complain(
                         model,
@@ -613,7 +659,7 @@ impl Delivery {
         }
         let missing = self.store.missing(&index);
         let handed = self.handed.get(model) == Some(&index.package);
-        if handed && whose == Whose::InEffect && missing.is_empty() {
+        if handed && whose == Whose::InEffect && self.is_whole(model, version) {
             return Ok(Taken::Handed);
         }
         if !missing.is_empty() {

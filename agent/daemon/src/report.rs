@@ -22,7 +22,7 @@ use crate::{link, wall};
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// Every kind of event, with the keys that say what one is about. docs/events.md says when each comes.
-const EVENTS: [(&str, &[&str]); 39] = [
+const EVENTS: [(&str, &[&str]); 40] = [
     ("begins-again", &[]),
     ("configuration-activated", &["configuration"]),
     ("configuration-not-on-record", &[]),
@@ -58,6 +58,7 @@ const EVENTS: [(&str, &[&str]); 39] = [
     ("shadow-passed", &["model", "version"]),
     ("silent-source", &["source"]),
     ("starved", &["worker"]),
+    ("store-notice", &[]),
     ("subscription-refused", &["broker", "topic"]),
     ("swap-refused", &["model"]),
     ("too-large", &["broker", "topic"]),
@@ -381,6 +382,24 @@ mod tests {
     use limpet_wire::topic::Topics;
 
     use super::*;
+
+    #[test]
+    fn the_list_of_events_is_that_of_the_documentation() {
+        let text = include_str!("../../../docs/events.md");
+        let named = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+        let mut documented = Vec::new();
+        for row in text.lines().filter(|line| line.starts_with("| `")) {
+            let cells: Vec<&str> = row.split(" | ").collect();
+            let keys = named(cells.last().expect("a row has cells"));
+            documented.extend(named(cells[0]).into_iter().map(|kind| (kind, keys.clone())));
+        }
+        documented.sort();
+        let listed: Vec<_> = EVENTS
+            .iter()
+            .map(|(kind, keys)| ((*kind).to_owned(), keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>()))
+            .collect();
+        assert_eq!(documented, listed);
+    }
 
     fn reporter() -> (Reporter, Arc<Outgoing>) {
         let uplink = Arc::new(Outgoing::new(Topics::new("limpet/1", "g")));

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -275,6 +276,7 @@ async fn serve_by(
         .spawn(move || loader.run(packages))
         .context("the system gives no thread for the loader")?;
 
+    let looking = Arc::new(AtomicBool::new(false));
     let (mut depot, delivery) = match &config.depot {
         Some(_) => {
             let tools = delivery::Tools {
@@ -289,13 +291,14 @@ async fn serve_by(
                 board: Arc::clone(&board),
                 reporter: Arc::clone(&reporter),
                 requests: requests.clone(),
+                looking: Arc::clone(&looking),
             };
             let (depot, nudges) = delivery::start(tools).context("the system gives no thread for deliveries")?;
             (Some(depot), Some(nudges))
         }
         None => (None, None),
     };
-    let look = reload(requests.clone(), delivery.clone());
+    let look = reload(requests.clone(), delivery.clone(), looking);
     let suffering = Arc::new(Mutex::new(None));
     let backend = Arc::new(LocalBackend {
         config: config.clone(),
@@ -443,9 +446,14 @@ async fn serve_by(
 }
 
 /// What looks for packages that changed, at paths and in the store.
-fn reload(requests: Requests, delivery: Option<UnboundedSender<Nudge>>) -> impl Fn() + Clone + Send + Sync {
+fn reload(
+    requests: Requests,
+    delivery: Option<UnboundedSender<Nudge>>,
+    looking: Arc<AtomicBool>,
+) -> impl Fn() + Clone + Send + Sync {
     move || {
         tracing::info!("looking for packages that changed");
+        looking.store(true, Ordering::Release);
         // Both ends are there for as long as the process is.
         let _ = requests.send(Request::Reload);
         let _ = delivery.as_ref().map(|nudges| nudges.send(Nudge::Look));

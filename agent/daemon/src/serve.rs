@@ -212,6 +212,18 @@ impl Board {
         models.get(&format!("{model}@{version}")).is_some_and(runs)
     }
 
+    /// A version does not come any more. One that runs is not meant.
+    pub fn set_not_coming(&self, model: &str, version: &str) {
+        let key = format!("{model}@{version}");
+        let coming = |shown: &ModelState| matches!(shown.state, ModelPhase::Fetching | ModelPhase::Proving);
+        let models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_coming = models.get(&key).is_some_and(coming);
+        drop(models);
+        if is_coming {
+            self.remove(model, version);
+        }
+    }
+
     /// A version is not there any more.
     pub fn remove(&self, model: &str, version: &str) {
         self.change(|models| _ = models.remove(&format!("{model}@{version}")));
@@ -326,8 +338,8 @@ pub enum Settled {
     Done(ModelVersion),
     /// It waits in the loader for the end of a trial.
     Postponed(ModelVersion),
-    /// It could not be taken up, through no fault of its own: it is to be handed over again.
-    NotNow(ModelVersion),
+    /// It could not be taken up, through no fault of its own, and is to be handed over again: why.
+    NotNow(ModelVersion, String),
     /// Another plan is to run, because a pipeline that waited can, or by another configuration: the agent has to begin
     /// again.
     Again(String),
@@ -347,8 +359,8 @@ pub enum Request {
     Proved(Opened, Result<Box<Proved>, NotProved>),
     /// A version was delivered; it is complete in the store.
     Arrived(Opened),
-    /// A version that was handed over is no longer offered to this gateway.
-    NotOffered(ModelVersion),
+    /// What is offered to this gateway now, by model: nothing else takes over that is not on record already.
+    Offered(BTreeMap<String, BTreeSet<String>>),
     /// What serves of this model was withdrawn, with these versions of it.
     Withdrawn {
         /// Name of the model.

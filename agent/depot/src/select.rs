@@ -12,7 +12,7 @@
 //! | a version out of the range | the highest version offered, even a lower one |
 //! | a withdrawn version | the highest version offered, even a lower one; else one that ran here before and was not withdrawn |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use limpet_wire::depot::Release;
@@ -106,17 +106,18 @@ pub fn choose(
     }
 }
 
-/// Whether a version is still offered to a gateway, whatever serves there.
-pub fn is_offered(
+/// All versions of a model in a range that are offered to a gateway, whatever serves there.
+pub fn offered(
     trusted: &Trusted,
     gateway: &Gateway,
     model: &str,
     range: &VersionReq,
-    version: &str,
     time: Timestamp,
-) -> bool {
-    let release = trusted.rollout.models.get(model).and_then(|releases| releases.get(version));
-    in_range(range, version) && release.is_some_and(|release| offers(release, gateway, time).is_ok())
+) -> BTreeSet<String> {
+    let releases = trusted.rollout.models.get(model).into_iter().flatten();
+    let offered =
+        releases.filter(|(version, release)| in_range(range, version) && offers(release, gateway, time).is_ok());
+    offered.map(|(version, _)| version.clone()).collect()
 }
 
 /// The versions of a model that were withdrawn.

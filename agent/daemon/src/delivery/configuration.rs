@@ -245,7 +245,8 @@ impl Delivery {
         let mut unfit: BTreeSet<String> = BTreeSet::new();
         let mut last = String::new();
         loop {
-            let rejected = |version: &str| unfit.contains(version) || self.is_rejected(trusted, model, version);
+            // What is in effect says nothing of that: what it rejected is looked at under this one.
+            let rejected = |version: &str| unfit.contains(version);
             let version = match select::choose(trusted, &self.gateway, model, range, None, &rejected, time) {
                 Choice::Take(version) => version,
                 Choice::Stay(why) => return Err(Not::Yet(format!("it names the model {model}: {why}{last}"))),

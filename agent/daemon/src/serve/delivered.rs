@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use limpet_depot::store::Installed;
 use limpet_depot::trial::{Before, Mode, Progress, golden_noise};
-use limpet_depot::{DepotError, Manifest};
+use limpet_depot::{DepotError, Manifest, Package};
 use limpet_wire::message::ModelPhase;
 
 use super::loader::{Loader, Prepared};
@@ -149,51 +149,72 @@ impl<S: Sink + 'static> Loader<S> {
             let watched = delivered.watched.as_ref().map(|watched| &watched.own);
             delivered.serving.iter().chain(watched).any(|ready| ready.installed.package == digest)
         };
-        if self.delivered.get(&name).is_some_and(there) {
-            return self.dealt_with(&opened);
+        let Some(delivered) = self.delivered.get(&name).filter(|delivered| there(delivered)) else {
+            self.tried.insert(opened.model.clone(), opened.package.digest());
+            return self.change(opened);
+        };
+        // It serves, perhaps since it could not be put on record that it does.
+        let installed = Installed::of(&opened.package);
+        let serves = delivered.serving.as_ref().is_some_and(|ready| ready.installed == installed);
+        if serves && self.record(&name).active.as_ref() != Some(&installed) {
+            let keep = self.keep();
+            if let Err(why) = self.on_record(&name, |record| record.activate(installed, keep)) {
+                return self.not_now(&opened, &why);
+            }
         }
-        let version = version_of(&opened);
-        self.unwanted.retain(|unwanted| *unwanted != version);
-        self.tried.insert(opened.model.clone(), opened.package.digest());
-        self.change(opened);
+        self.dealt_with(&opened);
     }
 
-    /// A version that was handed over is no longer offered: it is not taken up, if it is not yet.
-    pub(super) fn not_offered(&mut self, version: &ModelVersion) {
-        let is = |opened: &Opened| version_of(opened) == *version;
-        match self.postponed.remove(&version.model) {
-            Some(opened) if is(&opened) => self.let_go(&opened),
-            Some(other) => _ = self.postponed.insert(version.model.clone(), other),
-            None if self.unwanted.contains(version) => {}
-            None => self.unwanted.push(version.clone()),
+    /// What is offered is another. What waits, or runs in shadow, and is not offered any more is let go.
+    pub(super) fn offer(&mut self, offered: BTreeMap<String, BTreeSet<String>>) {
+        self.offered = offered;
+        let postponed = std::mem::take(&mut self.postponed);
+        for (name, opened) in postponed {
+            if self.is_offered(&opened.package) {
+                self.postponed.insert(name, opened);
+            } else {
+                self.let_go(&version_of(&opened));
+            }
+        }
+        let in_shadow = self.delivered.iter().filter_map(|(name, delivered)| {
+            let watched = delivered.watched.as_ref().filter(|watched| watched.mode == Mode::Shadow)?;
+            let offered = self.offered.get(name)?;
+            (!offered.contains(&watched.own.installed.version)).then(|| name.clone())
+        });
+        for name in in_shadow.collect::<Vec<_>>() {
+            let Some(watched) = self.stop_watching(&name) else { continue };
+            if let Err(why) = self.on_record(&name, |record| record.end_trial()) {
+                tracing::error!(model = name, why, "the end of a trial could not be put on record");
+            }
+            self.tidy();
+            self.let_go(&watched.own.model_version());
         }
     }
 
-    /// Whether a version is no longer offered; then it is let go.
-    fn is_unwanted(&mut self, opened: &Opened) -> bool {
-        let version = version_of(opened);
-        let before = self.unwanted.len();
-        self.unwanted.retain(|unwanted| *unwanted != version);
-        let unwanted = self.unwanted.len() < before;
-        if unwanted {
-            self.tried.remove(&opened.model);
-            self.let_go(opened);
-        }
-        unwanted
+    /// Whether a version may take over: it is offered, or on record as one that serves or did.
+    fn is_offered(&self, package: &Package) -> bool {
+        let manifest = package.manifest();
+        let installed = Installed::of(package);
+        let record = self.record(&manifest.name);
+        self.offered.get(&manifest.name).is_none_or(|offered| offered.contains(&installed.version))
+            || record.active.iter().chain(&record.previous).any(|known| *known == installed)
     }
 
-    /// A version is not taken up.
-    fn let_go(&self, opened: &Opened) {
-        let ModelVersion { model, version } = version_of(opened);
-        tracing::info!(model, version, "is no longer offered, and not taken up");
-        self.board.remove(&model, &version);
-        self.dealt_with(opened);
+    /// A version is not taken up, since it is not offered any more, or a newer one came.
+    fn let_go(&self, version: &ModelVersion) {
+        tracing::info!(
+            model = version.model,
+            version = version.version,
+            "is not taken up: it is not the one that is offered"
+        );
+        self.board.remove(&version.model, &version.version);
+        self.tell(Settled::Done(version.clone()));
     }
 
     /// The first version of a model whose pipelines wait, proved. They cannot run without another plan.
     pub(super) fn take_up_later(&mut self, opened: &Opened) {
-        if self.is_unwanted(opened) {
-            return;
+        if !self.is_offered(&opened.package) {
+            return self.let_go(&version_of(opened));
         }
         let manifest = opened.package.manifest();
         if let Err(why) = fit::would_run(&self.loaded, &self.library, opened) {
@@ -215,9 +236,11 @@ impl<S: Sink + 'static> Loader<S> {
     /// A version passed its proof: it takes the place of what its pipelines serve, or shows beside it what it can.
     pub(super) fn take_up(&mut self, prepared: Prepared, served: &[usize]) {
         let opened = prepared.opened.clone();
-        if self.is_unwanted(&opened) {
-            return;
+        if !self.is_offered(&opened.package) {
+            self.let_go(&version_of(&opened));
+            return self.brought_up();
         }
+        self.overtake_postponed(&opened);
         let name = opened.package.manifest().name.clone();
         let coming = self.take_coming_back(&opened);
         let serving = self.delivered.get(&name).and_then(|delivered| delivered.serving.as_ref());
@@ -238,7 +261,7 @@ impl<S: Sink + 'static> Loader<S> {
             }
             let outcome = if shadow { self.begin_shadow(ready) } else { self.switch(ready) };
             match outcome {
-                Ok(()) => self.overtake_postponed(&opened),
+                Ok(()) => {}
                 Err(NotReady { why, because: Because::Room }) => return self.postpone(opened, &why),
                 Err(NotReady { why, because: Because::Record }) => {
                     self.brought_up();
@@ -291,7 +314,7 @@ impl<S: Sink + 'static> Loader<S> {
         self.brought_up();
     }
 
-    /// A version took over: an older one that waits has nothing to wait for any more.
+    /// A version takes over: an older one that waits has nothing to wait for any more.
     fn overtake_postponed(&mut self, by: &Opened) {
         let manifest = by.package.manifest();
         let older = |opened: &mut Opened| opened.package.manifest().version < manifest.version;
@@ -299,7 +322,7 @@ impl<S: Sink + 'static> Loader<S> {
             && older(waits.get_mut())
         {
             let opened = waits.remove();
-            self.let_go(&opened);
+            self.let_go(&version_of(&opened));
         }
     }
 
@@ -490,16 +513,40 @@ impl<S: Sink + 'static> Loader<S> {
     /// A proof failed.
     pub(super) fn not_proved(&mut self, opened: &Opened, not_proved: &NotProved) {
         if let Some(coming) = self.take_coming_back(opened) {
-            self.stays_after_all(&opened.package.manifest().name, &coming, not_proved);
-            if !not_proved.its_fault {
-                return self.dealt_with(opened);
+            let name = &opened.package.manifest().name;
+            if not_proved.its_fault {
+                self.stays_after_all(name, &coming, not_proved);
+            } else {
+                // What is to go serves until that works.
+                self.delivered.entry(name.clone()).or_default().coming_back = Some(coming);
             }
         }
         if !not_proved.its_fault {
             return self.not_now(opened, &not_proved.why);
         }
         self.reject(opened, Grounds::Agent, &not_proved.why);
+        self.fall_back(opened, &not_proved.why);
         self.dealt_with(opened);
+    }
+
+    /// What should serve has no proof here any more, as after an update of the agent: the version before it is looked at.
+    fn fall_back(&mut self, opened: &Opened, why: &str) {
+        let (name, installed) = (opened.package.manifest().name.clone(), Installed::of(&opened.package));
+        let serves = self.delivered.get(&name).is_some_and(|delivered| delivered.serving.is_some());
+        let record = self.record(&name);
+        if serves || record.active.as_ref() != Some(&installed) || record.previous.is_empty() {
+            return;
+        }
+        let Some(previous) = self.previous(&name, &opened.model) else { return };
+        let rejection = self.rejection(&installed.version, Grounds::Agent, why);
+        if let Err(error) = self.on_record(&name, |record| _ = record.go_back(Some(rejection))) {
+            tracing::error!(model = name, error, "going back could not be put on record");
+        }
+        let back = &previous.package.manifest().version;
+        let story = format!("{name} {} was taken back, {back} is proved and serves then: {why}", installed.version);
+        tracing::error!("{story}");
+        self.reporter.event("rolled-back", &story, &[("model", &name), ("version", &installed.version)]);
+        self.later.push_back(Request::Arrived(previous));
     }
 
     /// A version could not be taken up, through no fault of its own: it is to be handed over again.
@@ -510,7 +557,7 @@ impl<S: Sink + 'static> Loader<S> {
             if !self.board.is_active(manifest) {
                 self.board.set(manifest, ModelPhase::Proving, None, Some(format!("{why}; it is tried again")));
             }
-            self.tell(Settled::NotNow(version_of(opened)));
+            self.tell(Settled::NotNow(version_of(opened), why.to_owned()));
         }
     }
 

@@ -13,7 +13,7 @@ use limpet_wire::message::ModelPhase;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::delivered::{Delivered, Grounds, NotProved};
-use super::{Board, Listed, ModelVersion, PipelineState, Places, Proved, Request, Requests, Settled, open};
+use super::{Board, Listed, PipelineState, Places, Proved, Request, Requests, Settled, open};
 use crate::CliError;
 use crate::admission::{Candidate, Estimate, Seen, Trial, introduce, streams_of};
 use crate::config::{Config, Loaded, ModelRef};
@@ -107,8 +107,8 @@ pub struct Loader<S: Sink + 'static> {
     pub(super) waiting: BTreeSet<(usize, u32)>,
     /// Models of the depot that serve or are about to, by name.
     pub(super) delivered: BTreeMap<String, Delivered>,
-    /// Versions that are no longer offered, and not to be taken up.
-    pub(super) unwanted: Vec<ModelVersion>,
+    /// What is offered to this gateway, by model; none before anything was trusted.
+    pub(super) offered: BTreeMap<String, BTreeSet<String>>,
     /// Versions that wait for the end of a trial, by name of their model.
     pub(super) postponed: BTreeMap<String, Opened>,
     /// Versions that are proved only so that a model can go back to them.
@@ -182,7 +182,7 @@ impl<S: Sink + 'static> Loader<S> {
             answers,
             later: VecDeque::new(),
             taken_down: BTreeMap::new(),
-            unwanted: Vec::new(),
+            offered: BTreeMap::new(),
             postponed: BTreeMap::new(),
             spare: BTreeSet::new(),
             known: BTreeMap::new(),
@@ -230,7 +230,7 @@ impl<S: Sink + 'static> Loader<S> {
                 Request::Observed(observation) => self.observed(&observation),
                 Request::Proved(opened, proved) => self.proved(opened, proved),
                 Request::Arrived(opened) => self.arrived(opened),
-                Request::NotOffered(version) => self.not_offered(&version),
+                Request::Offered(offered) => self.offer(offered),
                 Request::Withdrawn { model, withdrawn } => self.withdrawn(&model, &withdrawn),
                 Request::Judged(pipeline, watch, verdict) => self.judged(pipeline, &watch, verdict),
                 Request::Keep(done) => {

@@ -134,6 +134,8 @@ impl Store {
             (Err(error), _) => error,
         };
         let kept = match read::<K>(copy) {
+            // What the system does not give today may be whole, and newer than the copy, tomorrow.
+            Ok(Some(kept)) if !damage.is_damage() => return Ok(kept),
             Ok(Some(kept)) => kept,
             copied => return self.lost(paths, damage, copied.err()),
         };

