@@ -16,6 +16,7 @@ LiteRT graph, with other weights each time, takes turns with its ONNX graph.
 import http.client
 import itertools
 import json
+import math
 import os
 import shutil
 import socket
@@ -522,6 +523,12 @@ class Delivery(budget.Budget):
                             f"workers at {scheduler}; of {total['slow']}, {total['in_a_swap']} of them in a swap; {total['quiet_slow']} of "
                             f"{total['quiet_windows']:,} above it without swaps; longest {worst['max']:,.0f} µs, without "
                             f"swaps {worst['quiet_max']:,.0f}; {stalls.longest()}")
+        # Machines have slow windows without any swap; three standard deviations above their number is what chance explains.
+        usual = 1e5 * (total["quiet_slow"] + 3 * math.sqrt(max(total["quiet_slow"], 1))) / total["quiet_windows"]
+        self.report.at_most("of 100,000 windows, those above it during swaps; the target is what they are without",
+                            1e5 * total["slow"] / total["windows"], usual, "",
+                            f"{1e5 * total['quiet_slow'] / total['quiet_windows']:.1f} without swaps, and three standard "
+                            "deviations of their number")
         share = min(covered(moments) / took, 1)
         self.report.at_most("of the slow ones in a swap, with nothing taken off for the machine", total["in_a_swap"], 0, "",
                             f"from the arrival of any version until {FILLS_S} s, a window, after its start, which is "
