@@ -584,10 +584,10 @@ def delta(before, after, name):
             "batches": {size: count for size, count in batches.items() if count}}
 
 
-def swap_figures(pipeline, quiet, during, moments, stalls, after, kind=lambda version: "without"):
+def swap_figures(pipeline, quiet, during, moments, stalls, after, kind=lambda version: "without", span=None):
     """What became of the windows of one pipeline whose versions were swapped: `quiet` are loads without swaps by what they
     were served by, which `kind` says of a version, `moments` the times of the swaps, `after` the agent's status at the
-    end. A window is held against those that the same served without swaps."""
+    end; `span`, where the load went on for longer, the nanoseconds from the first to the last swap. A window is held against those that the same served without swaps."""
     windows, totals = during["windows"], during["latency_us"]["total"]
     # Without swaps several times; the lowest counts, lest somebody else's work raises the bound.
     loads = [load for of_kind in quiet.values() for load in of_kind]
@@ -599,7 +599,7 @@ def swap_figures(pipeline, quiet, during, moments, stalls, after, kind=lambda ve
     told = during["longest"]
     if len(told) >= TOLD and told[-1]["total_us"] > 5 * min(tails.values()):
         sys.exit(f"bench: more than {TOLD} windows took long, and the load tells of no more")
-    slow = [long for long in told if long["total_us"] > limit(long)]
+    slow = [long for long in told if long["total_us"] > limit(long) and (span is None or span[0] <= long["sent_ns"] <= span[1])]
     return {
         "model": pipeline, "windows": windows["count"], "versions": len(during["versions"]), "missing": windows["missing"],
         "repeated": windows["repeated"],

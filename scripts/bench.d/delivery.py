@@ -16,7 +16,6 @@ LiteRT graph, with other weights each time, takes turns with its ONNX graph.
 import http.client
 import itertools
 import json
-import math
 import os
 import shutil
 import socket
@@ -481,7 +480,7 @@ class Delivery(budget.Budget):
             watching = self.stalls(SWAP_SECONDS + 4, FIFO + 1 if fifo else None)
             going, end = loads(SWAP_SECONDS), time.monotonic() + SWAP_SECONDS - 5
             time.sleep(1)
-            begun = time.monotonic()
+            begun, first = time.monotonic(), budget.boottime()
 
             def swap():
                 # Publishing happens elsewhere. Here it would keep broker and load from their cores, and what comes late
@@ -494,7 +493,7 @@ class Delivery(budget.Budget):
                 return version, done
             with ThreadPoolExecutor(1) as behind:
                 version, done = behind.submit(swap).result()
-            took = time.monotonic() - begun
+            took, span = time.monotonic() - begun, (first * 1e9, budget.boottime() * 1e9)
             swapped = [self.end(load) for load in going]
             stalls = budget.Stalls(self.end(watching))
             without_swaps(version)
@@ -504,7 +503,7 @@ class Delivery(budget.Budget):
             if process.poll() is not None:
                 sys.exit("bench: the agent ended during the swaps")
         figures = [budget.swap_figures(name, {kind: [load[at] for load in of_kind] for kind, of_kind in quiet.items()},
-                                       swapped[at], moments, stalls, after, kind) for at, name in enumerate(names)]
+                                       swapped[at], moments, stalls, after, kind, span) for at, name in enumerate(names)]
         budget.swap_table(f"{done * SWAPPED:,} versions delivered in {took:.0f} s and swapped in under load, {RATE} "
                           f"windows/s of each model, workers at {scheduler}, total latency in the agent in µs", figures)
         total = {key: sum(found[key] for found in figures) for key in
@@ -520,15 +519,10 @@ class Delivery(budget.Budget):
         worst = max(figures, key=lambda found: found["max"])
         self.report.at_most("windows above 5 × the p99 without swaps, beyond the machine's",
                             total["slow"] - total["machine"], 0, "",
-                            f"workers at {scheduler}; of {total['slow']}, {total['in_a_swap']} of them in a swap; {total['quiet_slow']} of "
+                            f"workers at {scheduler}; of {total['slow']} among some {RATE * SWAPPED * took:,.0f} windows from the first to the "
+                            f"last swap, {total['in_a_swap']} of them in one; {total['quiet_slow']} of "
                             f"{total['quiet_windows']:,} above it without swaps; longest {worst['max']:,.0f} µs, without "
                             f"swaps {worst['quiet_max']:,.0f}; {stalls.longest()}")
-        # Machines have slow windows without any swap; three standard deviations above their number is what chance explains.
-        usual = 1e5 * (total["quiet_slow"] + 3 * math.sqrt(max(total["quiet_slow"], 1))) / total["quiet_windows"]
-        self.report.at_most("of 100,000 windows, those above it during swaps; the target is what they are without",
-                            1e5 * total["slow"] / total["windows"], usual, "",
-                            f"{1e5 * total['quiet_slow'] / total['quiet_windows']:.1f} without swaps, and three standard "
-                            "deviations of their number")
         share = min(covered(moments) / took, 1)
         self.report.at_most("of the slow ones in a swap, with nothing taken off for the machine", total["in_a_swap"], 0, "",
                             f"from the arrival of any version until {FILLS_S} s, a window, after its start, which is "

@@ -133,7 +133,6 @@ enum Turn {
 /// A version that the loader could not take up.
 #[derive(Debug)]
 struct NotNow {
-    version: String,
     /// When it is handed over again; none once that was due.
     at: Option<Instant>,
     /// How long was waited for that.
@@ -195,8 +194,8 @@ struct Delivery {
     offered: Option<BTreeMap<String, BTreeSet<String>>>,
     /// Packages of which it was told last that they are here, by model.
     announced: BTreeMap<String, Sha256>,
-    /// What it is to have again, by model.
-    not_now: BTreeMap<String, NotNow>,
+    /// What it is to have again, by model and version.
+    not_now: BTreeMap<(String, String), NotNow>,
     /// Versions that the loader was asked to go back from, by model.
     gave_way: BTreeMap<String, String>,
     /// Whether nothing came of a fetch in this round.
@@ -235,7 +234,7 @@ impl Delivery {
             not_now: BTreeMap::new(),
             gave_way: BTreeMap::new(),
             stalled: false,
-            looked: false,
+            looked: true,
             jitter: None,
         })
     }
@@ -327,18 +326,18 @@ impl Delivery {
                 self.looked = true;
                 self.jitter = None;
                 self.handed.clear();
-                self.not_now.clear();
+                // What is owed to the loader is handed over at once.
+                self.not_now.values_mut().for_each(|one| one.at = None);
                 self.gave_way.clear();
             }
             Nudge::Settled(Settled::Done(of)) => {
                 self.heard_of(&of);
-                if self.not_now.get(&of.model).is_some_and(|one| one.version == of.version) {
-                    self.not_now.remove(&of.model);
-                }
+                self.not_now.remove(&(of.model, of.version));
                 self.collect();
             }
             Nudge::Settled(Settled::Postponed(of)) => {
                 self.heard_of(&of);
+                self.not_now.remove(&(of.model.clone(), of.version.clone()));
                 self.postponed.insert(of.model, of.version);
                 self.collect();
             }
@@ -347,10 +346,10 @@ impl Delivery {
                 let message = format!("{} {} is not taken up yet, what runs goes on: {why}", of.model, of.version);
                 self.complain(&of.model, "depot-refused", &message);
                 self.handed.remove(&of.model);
-                let before = self.not_now.get(&of.model).filter(|before| before.version == of.version);
+                let before = self.not_now.get(&(of.model.clone(), of.version.clone()));
                 let wait = before.map_or(AGAIN, |before| (before.wait * 2).min(self.depot.refresh.0));
                 let at = Some(Instant::now() + wait);
-                self.not_now.insert(of.model, NotNow { version: of.version, at, wait });
+                self.not_now.insert((of.model, of.version), NotNow { at, wait });
                 // The disk may have been full.
                 self.collect();
             }
@@ -376,8 +375,7 @@ impl Delivery {
         }
         let fetching = self.fetching.iter().map(|((_, model), version)| (model.clone(), version.clone()));
         let here = self.pending.iter().chain(&self.postponed).map(|(model, version)| (model.clone(), version.clone()));
-        let again = self.not_now.iter().map(|(model, one)| (model.clone(), one.version.clone()));
-        let wanted: Vec<(String, String)> = here.chain(again).chain(fetching).collect();
+        let wanted: Vec<(String, String)> = here.chain(self.not_now.keys().cloned()).chain(fetching).collect();
         match self.store.collect(&wanted) {
             Ok(collected) if collected.files > 0 => {
                 tracing::debug!(files = collected.files, bytes = collected.bytes, "nobody needs these any more");
@@ -398,19 +396,44 @@ impl Delivery {
         }
     }
 
-    /// Nothing is fetched of a model any more, and nothing but `version` of it is to be handed over again.
-    fn fetches_nothing(&mut self, model: &str, version: Option<&str>) {
-        let fetched = self.fetching.remove(&(Whose::InEffect, model.to_owned()));
-        let again = self.not_now.get(model).filter(|one| Some(one.version.as_str()) != version);
-        let again = again.map(|one| one.version.clone());
-        if again.is_some() {
-            self.not_now.remove(model);
+    /// Of these versions of a model alone something is fetched, or owed to the loader.
+    fn fetches_only(&mut self, model: &str, versions: &[&str]) {
+        let key = (Whose::InEffect, model.to_owned());
+        let fetched = self.fetching.get(&key).filter(|version| !versions.contains(&version.as_str())).cloned();
+        if fetched.is_some() {
+            self.fetching.remove(&key);
         }
-        for gone in fetched.iter().chain(&again) {
-            self.tools.board.set_not_coming(model, gone);
-        }
-        if fetched.is_some() || again.is_some() {
+        let others = self.not_now.keys().filter(|(of, version)| of == model && !versions.contains(&version.as_str()));
+        let others: Vec<(String, String)> = others.cloned().collect();
+        others.iter().for_each(|other| _ = self.not_now.remove(other));
+        let gone = fetched.iter().chain(others.iter().map(|(_, version)| version));
+        gone.clone().for_each(|version| self.tools.board.set_not_coming(model, version));
+        if gone.count() > 0 {
             self.collect();
+        }
+    }
+
+    /// Hands what should serve to the loader again, where that could not take it up and it is time. Nothing of it is
+    /// fetched for that.
+    fn hand_over_what_is_owed(&mut self, model: &str, reference: &ModelRef, record: &Record) {
+        let installed = record.active.iter().chain(&record.previous);
+        for version in installed.map(|installed| installed.version.clone()) {
+            let key = (model.to_owned(), version.clone());
+            let due = self.not_now.get(&key).is_some_and(|one| one.at.is_none_or(|at| at <= Instant::now()));
+            let there = [self.pending.get(model), self.postponed.get(model)].contains(&Some(&version));
+            if !due || there || self.pending.contains_key(model) {
+                continue;
+            }
+            let place = Place::Stored { model: model.to_owned(), version: version.clone() };
+            match self.tools.library.open(&place) {
+                Ok(package) => {
+                    self.pending.insert(model.to_owned(), version);
+                    let opened = Opened { model: reference.clone(), place, package: Arc::new(package) };
+                    let _ = self.tools.requests.send(Request::Arrived(opened));
+                }
+                // It is fetched again where something of it is missing.
+                Err(error) => tracing::warn!(model, version, %error, "what should serve cannot be opened"),
+            }
         }
     }
 
@@ -516,31 +539,37 @@ impl Delivery {
                     return false;
                 }
             };
+            self.hand_over_what_is_owed(model, reference, &record);
             let active = record.active.as_ref().map(|active| active.version.as_str());
+            let installed: Vec<&str> =
+                record.active.iter().chain(&record.previous).map(|installed| installed.version.as_str()).collect();
             let rejected = |version: &str| self.is_rejected(trusted, model, version);
             let version = match select::choose(trusted, &self.gateway, model, range, active, &rejected, time) {
                 Choice::Stay(why) => {
-                    self.fetches_nothing(model, active);
+                    self.fetches_only(model, &installed);
                     tracing::debug!(model, why, "nothing to deliver");
                     return self.mend(trusted, model, reference, &record).await;
                 }
                 Choice::Withdrawn { withdrawn } => {
-                    self.fetches_nothing(model, None);
+                    self.fetches_only(model, &installed);
                     self.give_way(model, &record, withdrawn);
-                    return true;
+                    return self.mend(trusted, model, reference, &record).await;
                 }
                 Choice::Take(version) => version,
             };
-            let later = |one: &NotNow| one.version == version && one.at.is_some_and(|at| at > Instant::now());
-            let held = self.postponed.get(model) == Some(&version);
-            if held || self.pending.contains_key(model) || self.not_now.get(model).is_some_and(later) {
+            let later = self.not_now.get(&(model.to_owned(), version.clone()));
+            let later = later.is_some_and(|one| one.at.is_some_and(|at| at > Instant::now()));
+            let held = [self.pending.get(model), self.postponed.get(model)].contains(&Some(&version));
+            if held {
                 return true;
             }
-            if self.not_now.get(model).is_some_and(|one| one.version != version && Some(one.version.as_str()) != active)
-            {
-                self.fetches_nothing(model, Some(&version));
-            }
+            let mut known = installed.clone();
+            known.push(&version);
+            self.fetches_only(model, &known);
             self.fetches(Whose::InEffect, model, &version);
+            if later || self.pending.contains_key(model) {
+                return true;
+            }
             let config = Arc::clone(&self.tools.config);
             match self.take(trusted, (Whose::InEffect, &config), model, &version, reference).await {
                 Ok(Taken::Here(opened)) => {
@@ -597,11 +626,7 @@ impl Delivery {
         for (number, installed) in record.active.iter().chain(&record.previous).enumerate() {
             let version = installed.version.as_str();
             let listed = trusted.targets.contains_key(&index_name(model, version));
-            // What should serve and could not be taken up is handed over again.
-            let again = self.not_now.get(model).filter(|one| number == 0 && one.version == version);
-            let again = again.is_some_and(|one| one.at.is_none_or(|at| at <= Instant::now()));
-            let good = self.is_whole(model, version) && !again;
-            if good || !listed || self.pending.contains_key(model) {
+            if self.is_whole(model, version) || !listed || self.pending.contains_key(model) {
                 continue;
             }
             let config = Arc::clone(&self.tools.config);

@@ -276,7 +276,8 @@ async fn serve_by(
         .spawn(move || loader.run(packages))
         .context("the system gives no thread for the loader")?;
 
-    let looking = Arc::new(AtomicBool::new(false));
+    // Whatever was imported before this start, no round has seen.
+    let looking = Arc::new(AtomicBool::new(true));
     let (mut depot, delivery) = match &config.depot {
         Some(_) => {
             let tools = delivery::Tools {

@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use limpet_depot::select::in_range;
 use limpet_depot::store::Installed;
 use limpet_depot::trial::{Before, Mode, Progress, golden_noise};
 use limpet_depot::{DepotError, Manifest, Package};
@@ -188,6 +189,7 @@ impl<S: Sink + 'static> Loader<S> {
             }
             self.tidy();
             self.let_go(&watched.own.model_version());
+            self.release_postponed();
         }
     }
 
@@ -240,13 +242,19 @@ impl<S: Sink + 'static> Loader<S> {
             self.let_go(&version_of(&opened));
             return self.brought_up();
         }
-        self.overtake_postponed(&opened);
         let name = opened.package.manifest().name.clone();
         let coming = self.take_coming_back(&opened);
         let serving = self.delivered.get(&name).and_then(|delivered| delivered.serving.as_ref());
         let serves = serving.is_some_and(|ready| ready.installed == Installed::of(&opened.package));
         if served.is_empty() {
             self.introduce(&[prepared]);
+            let installed = Installed::of(&opened.package);
+            let serves = self.delivered.get(&name).and_then(|delivered| delivered.serving.as_ref());
+            if serves.is_some_and(|ready| ready.installed == installed)
+                && self.record(&name).active.as_ref() != Some(&installed)
+            {
+                return self.not_now(&opened, "it serves, and could not be put on record");
+            }
         } else if serves {
             // It was proved twice, for two reasons.
             self.brought_up();
@@ -314,11 +322,10 @@ impl<S: Sink + 'static> Loader<S> {
         self.brought_up();
     }
 
-    /// A version takes over: an older one that waits has nothing to wait for any more.
-    fn overtake_postponed(&mut self, by: &Opened) {
-        let manifest = by.package.manifest();
-        let older = |opened: &mut Opened| opened.package.manifest().version < manifest.version;
-        if let Entry::Occupied(mut waits) = self.postponed.entry(manifest.name.clone())
+    /// A version takes over, or shows beside what serves: an older one that waits has nothing to wait for any more.
+    fn overtake_postponed(&mut self, by: &Manifest) {
+        let older = |opened: &mut Opened| opened.package.manifest().version < by.version;
+        if let Entry::Occupied(mut waits) = self.postponed.entry(by.name.clone())
             && older(waits.get_mut())
         {
             let opened = waits.remove();
@@ -438,6 +445,7 @@ impl<S: Sink + 'static> Loader<S> {
             self.call_off(&ready.numbers());
             return Err(NotReady::not_on_record(why));
         }
+        self.overtake_postponed(&ready.manifest);
         self.take_watched(&name);
         self.settle(with, &admitted);
         let serves: Vec<_> = pipelines.iter().filter_map(|pipeline| self.about_to_serve(*pipeline)).collect();
@@ -490,6 +498,7 @@ impl<S: Sink + 'static> Loader<S> {
         });
         let Begun { progress, by_pipeline } = begun.clone();
         self.on_record(&name, |record| record.set_trial(progress, by_pipeline)).map_err(NotReady::not_on_record)?;
+        self.overtake_postponed(&ready.manifest);
         self.watch(Mode::Shadow, ready, Some(serving), &begun, &[]);
         Ok(())
     }
@@ -534,16 +543,31 @@ impl<S: Sink + 'static> Loader<S> {
         let (name, installed) = (opened.package.manifest().name.clone(), Installed::of(&opened.package));
         let serves = self.delivered.get(&name).is_some_and(|delivered| delivered.serving.is_some());
         let record = self.record(&name);
-        if serves || record.active.as_ref() != Some(&installed) || record.previous.is_empty() {
+        if serves || record.active.as_ref() != Some(&installed) {
             return;
         }
-        let Some(previous) = self.previous(&name, &opened.model) else { return };
-        let rejection = self.rejection(&installed.version, Grounds::Agent, why);
-        if let Err(error) = self.on_record(&name, |record| _ = record.go_back(Some(rejection))) {
+        let Some(reference) = opened.model.depot() else { return };
+        let fits = |previous: &&Installed| {
+            let Installed { version, package } = previous;
+            in_range(&reference.range, version) && !record.rejected.contains_key(package)
+        };
+        let open = |previous: &Installed| {
+            let place = Place::Stored { model: name.clone(), version: previous.version.clone() };
+            let package = Arc::new(self.library.open(&place).ok()?);
+            Some((previous.clone(), Opened { model: opened.model.clone(), place, package }))
+        };
+        let Some((back, previous)) = record.previous.iter().filter(fits).find_map(open) else { return };
+        let (rejection, keep) = (self.rejection(&installed.version, Grounds::Agent, why), self.keep());
+        let (version, digest) = (back.version.clone(), installed.package.clone());
+        let changed = self.on_record(&name, |record| {
+            record.activate(back, keep);
+            record.previous.retain(|previous| previous.package != digest);
+            record.rejected.insert(digest, rejection);
+        });
+        if let Err(error) = changed {
             tracing::error!(model = name, error, "going back could not be put on record");
         }
-        let back = &previous.package.manifest().version;
-        let story = format!("{name} {} was taken back, {back} is proved and serves then: {why}", installed.version);
+        let story = format!("{name} {} was taken back, {version} is proved and serves then: {why}", installed.version);
         tracing::error!("{story}");
         self.reporter.event("rolled-back", &story, &[("model", &name), ("version", &installed.version)]);
         self.later.push_back(Request::Arrived(previous));

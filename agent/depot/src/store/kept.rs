@@ -111,6 +111,8 @@ impl Store {
             Ok(Some(kept)) if !is_behind(copy, &kept) => return Ok(kept),
             Ok(None) if !copy.exists() => return Ok(K::default()),
             Ok(whole) => whole,
+            // Good enough for whoever only reads.
+            Err(error) if !error.is_damage() => return read(copy).ok().flatten().ok_or(error),
             Err(_) => None,
         };
         // The copy is behind for a moment whenever somebody writes; under the lock it shows whether it stayed so.
@@ -133,9 +135,11 @@ impl Store {
             (Ok(None), true) => DepotError::store(main, "is not there, but its copy is"),
             (Err(error), _) => error,
         };
+        // What the system does not give today may be whole, and newer than the copy, tomorrow: nothing is done by the copy.
+        if !damage.is_damage() {
+            return Err(damage);
+        }
         let kept = match read::<K>(copy) {
-            // What the system does not give today may be whole, and newer than the copy, tomorrow.
-            Ok(Some(kept)) if !damage.is_damage() => return Ok(kept),
             Ok(Some(kept)) => kept,
             copied => return self.lost(paths, damage, copied.err()),
         };

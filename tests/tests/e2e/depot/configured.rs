@@ -66,6 +66,21 @@ fn answers(bench: &mut Bench, name: &str) {
     panic!("{name} does not answer");
 }
 
+/// Sends windows to the topic of the file's source from a sequence number on, until an event comes; gives what it says.
+#[track_caller]
+fn flows_until(bench: &mut Bench, sequence: &mut u32, kind: &str) -> Value {
+    let topic = uplink("event");
+    for _ in 0..4000 {
+        bench.client.send("plant/a/level", samples(*sequence, &[0.1; HOP]));
+        *sequence += 1;
+        let of_kind = |m: &Message| m.topic == topic && m.json()["kind"] == kind;
+        if let Some(event) = bench.client.try_wait_for(Duration::from_millis(10), of_kind) {
+            return event.json()["message"].clone();
+        }
+    }
+    panic!("no {kind}");
+}
+
 fn shown(bench: &Bench) -> Value {
     bench.agent.wait_for_status("the configuration", |status| {
         let shown = status["configuration"].clone();
@@ -176,23 +191,11 @@ fn a_configuration_that_names_a_newer_version_gets_it_with_its_pipelines_and_not
 fn a_configuration_that_listens_where_nothing_comes_is_taken_back() {
     let (depot, mut bench) = serving("4s");
     let mut sequence = 100_000;
-    let mut until = |bench: &mut Bench, kind: &str| {
-        let topic = uplink("event");
-        for _ in 0..4000 {
-            bench.client.send("plant/a/level", samples(sequence, &[0.1; HOP]));
-            sequence += 1;
-            let of_kind = |m: &Message| m.topic == topic && m.json()["kind"] == kind;
-            if let Some(event) = bench.client.try_wait_for(Duration::from_millis(10), of_kind) {
-                return event.json()["message"].clone();
-            }
-        }
-        panic!("no {kind}");
-    };
     // The plant goes on as it did; only the topic is another.
     let wrong = text("sound", "loudness@*", SHORT).replace("\"level\"", "\"axle\"");
     configure(&depot, &wrong);
-    until(&mut bench, "configuration-activated");
-    let back = until(&mut bench, "configuration-rolled-back");
+    flows_until(&mut bench, &mut sequence, "configuration-activated");
+    let back = flows_until(&mut bench, &mut sequence, "configuration-rolled-back");
     assert_says(
         &back,
         &["config.gw (", "was taken back, the file alone is in effect again", "had no", "came in as long before"],
@@ -376,23 +379,11 @@ fn a_configuration_that_listens_at_a_broker_that_was_never_there_is_taken_back()
     let file = file(&bench.broker, &depot, "4s").replacen("[broker.local]", &format!("{spare}[broker.local]"), 1);
     bench.agent = Agent::start_in(home, &file);
     answers(&mut bench, "sound");
-    let topic = uplink("event");
     let mut sequence = 100_000;
-    let mut until = |bench: &mut Bench, kind: &str| {
-        for _ in 0..4000 {
-            bench.client.send("plant/a/level", samples(sequence, &[0.1; HOP]));
-            sequence += 1;
-            let of_kind = |m: &Message| m.topic == topic && m.json()["kind"] == kind;
-            if let Some(event) = bench.client.try_wait_for(Duration::from_millis(10), of_kind) {
-                return event.json()["message"].clone();
-            }
-        }
-        panic!("no {kind}");
-    };
     let wrong = text("sound", "loudness@*", SHORT).replace("broker = \"local\"", "broker = \"spare\"");
     configure(&depot, &wrong);
-    until(&mut bench, "configuration-activated");
-    let back = until(&mut bench, "configuration-rolled-back");
+    flows_until(&mut bench, &mut sequence, "configuration-activated");
+    let back = flows_until(&mut bench, &mut sequence, "configuration-rolled-back");
     assert_says(&back, &["config.gw (", "was taken back, the file alone is in effect again", "came in as long before"]);
     answers(&mut bench, "sound");
 }
