@@ -4,8 +4,9 @@
 //! priority), with a tokio of its own. It follows the depot's timestamp. Whenever that changes, and every `refresh`, it
 //! brings its trust up to date; and whenever what is trusted is another, or somebody imported a folder, it chooses a
 //! version of each model that pipelines name, fetches what is missing and hands it over. Both go on side by side, since
-//! metadata that does not come says nothing against what was trusted before. What was withdrawn gives way before anything is fetched, and what does not
-//! come lets others go first. What it cannot do now it tries again later; nothing that runs depends on it.
+//! metadata that does not come says nothing against what was trusted before. What was withdrawn gives way before anything
+//! is fetched, and what does not come lets others go first. What it cannot do now it tries again later; nothing that runs
+//! depends on it.
 
 mod configuration;
 
@@ -420,15 +421,12 @@ impl Delivery {
         for version in installed.map(|installed| installed.version.clone()) {
             let key = (model.to_owned(), version.clone());
             let due = self.not_now.get(&key).is_some_and(|one| one.at.is_none_or(|at| at <= Instant::now()));
-            let there = [self.pending.get(model), self.postponed.get(model)].contains(&Some(&version));
-            if !due || there || self.pending.contains_key(model) {
+            if !due || self.pending.contains_key(model) || self.postponed.get(model) == Some(&version) {
                 continue;
             }
-            let place = Place::Stored { model: model.to_owned(), version: version.clone() };
-            match self.tools.library.open(&place) {
-                Ok(package) => {
+            match self.tools.library.stored(reference, model, &version) {
+                Ok(opened) => {
                     self.pending.insert(model.to_owned(), version);
-                    let opened = Opened { model: reference.clone(), place, package: Arc::new(package) };
                     let _ = self.tools.requests.send(Request::Arrived(opened));
                 }
                 // It is fetched again where something of it is missing.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use limpet_depot::select;
 use limpet_depot::store::{Installed, Record, Rejection};
 use limpet_depot::{DepotError, Digest, Package, Store};
+use semver::VersionReq;
 
 use crate::config::{Config, ModelRef};
 use crate::pipeline::plan::Packages;
@@ -64,6 +65,12 @@ pub struct Library {
     stood_in: Arc<Mutex<Vec<StoodIn>>>,
 }
 
+/// Whether a version that served before may take the place of one that cannot: it lies in the range that pipelines ask for,
+/// and was not rejected.
+pub fn may_serve(range: &VersionReq, record: &Record, version: &Installed) -> bool {
+    select::in_range(range, &version.version) && !record.rejected.contains_key(&version.package)
+}
+
 impl Library {
     /// One with the store of this gateway, if its configuration has a depot.
     ///
@@ -107,6 +114,19 @@ impl Library {
         }
     }
 
+    /// Opens a version of a model that is in the store. `name` is the model's.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn stored(&self, model: &ModelRef, name: &str, version: &str) -> Result<Opened, DepotError> {
+        self.open_for(model, Place::Stored { model: name.to_owned(), version: version.to_owned() })
+    }
+
+    fn open_for(&self, model: &ModelRef, place: Place) -> Result<Opened, DepotError> {
+        let package = Arc::new(self.open(&place)?);
+        Ok(Opened { model: model.clone(), place, package })
+    }
+
     /// Opens the package that a model has now; none if no version of it was delivered yet.
     ///
     /// If the version that should serve cannot be opened, a version before it is, the newest first, which
@@ -116,28 +136,20 @@ impl Library {
     /// # Errors
     /// If the store's record of it cannot be read, and as for [`open`](Self::open), of the version that should serve.
     pub fn current(&self, model: &ModelRef) -> Result<Option<Opened>, DepotError> {
-        let open = |place: Place| {
-            let package = Arc::new(self.open(&place)?);
-            Ok(Opened { model: model.clone(), place, package })
-        };
         let (reference, store) = match (model, &self.store) {
-            (ModelRef::Path(path), _) => return open(Place::Path(path.clone())).map(Some),
+            (ModelRef::Path(path), _) => return self.open_for(model, Place::Path(path.clone())).map(Some),
             (ModelRef::Depot(_), None) => return Ok(None),
             (ModelRef::Depot(reference), Some(store)) => (reference, store),
         };
         let record = store.record(&reference.name)?;
         let Some(active) = record.active.clone() else { return Ok(None) };
         let name = reference.name.to_string();
-        let stored = |one: &Installed| Place::Stored { model: name.clone(), version: one.version.clone() };
-        let error = match open(stored(&active)) {
+        let error = match self.stored(model, &name, &active.version) {
             Ok(opened) => return Ok(Some(opened)),
             Err(error) => error,
         };
-        let may_serve = |one: &&Installed| {
-            select::in_range(&reference.range, &one.version) && !record.rejected.contains_key(&one.package)
-        };
-        for before in record.previous.iter().filter(may_serve) {
-            match open(stored(before)) {
+        for before in record.previous.iter().filter(|before| may_serve(&reference.range, &record, before)) {
+            match self.stored(model, &name, &before.version) {
                 Ok(opened) => {
                     let story = format!(
                         "{name} {} cannot be opened, {} serves until it is whole: {error}",

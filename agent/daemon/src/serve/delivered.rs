@@ -17,7 +17,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use limpet_depot::select::in_range;
 use limpet_depot::store::Installed;
 use limpet_depot::trial::{Before, Mode, Progress, golden_noise};
 use limpet_depot::{DepotError, Manifest, Package};
@@ -28,7 +27,7 @@ use super::{ModelVersion, Proved, Request, Settled};
 use crate::admission::Candidate;
 use crate::config::ModelRef;
 use crate::fit;
-use crate::library::{Opened, Place};
+use crate::library::{Opened, may_serve};
 use crate::pipeline::shadow::before;
 use crate::pipeline::worker::Sink;
 
@@ -375,9 +374,7 @@ impl<S: Sink + 'static> Loader<S> {
     /// The version that served before the one that serves.
     fn previous(&self, name: &str, model: &ModelRef) -> Option<Opened> {
         let previous = self.record(name).previous.into_iter().next()?;
-        let place = Place::Stored { model: name.to_owned(), version: previous.version };
-        let package = Arc::new(self.library.open(&place).ok()?);
-        Some(Opened { model: model.clone(), place, package })
+        self.library.stored(model, name, &previous.version).ok()
     }
 
     /// Proves the version before the one that serves, if it has no proof that is valid: going back to it cannot wait for
@@ -547,16 +544,11 @@ impl<S: Sink + 'static> Loader<S> {
             return;
         }
         let Some(reference) = opened.model.depot() else { return };
-        let fits = |previous: &&Installed| {
-            let Installed { version, package } = previous;
-            in_range(&reference.range, version) && !record.rejected.contains_key(package)
-        };
+        let mut candidates = record.previous.iter().filter(|previous| may_serve(&reference.range, &record, previous));
         let open = |previous: &Installed| {
-            let place = Place::Stored { model: name.clone(), version: previous.version.clone() };
-            let package = Arc::new(self.library.open(&place).ok()?);
-            Some((previous.clone(), Opened { model: opened.model.clone(), place, package }))
+            Some((previous.clone(), self.library.stored(&opened.model, &name, &previous.version).ok()?))
         };
-        let Some((back, previous)) = record.previous.iter().filter(fits).find_map(open) else { return };
+        let Some((back, previous)) = candidates.find_map(open) else { return };
         let (rejection, keep) = (self.rejection(&installed.version, Grounds::Agent, why), self.keep());
         let (version, digest) = (back.version.clone(), installed.package.clone());
         let changed = self.on_record(&name, |record| {

@@ -1,7 +1,6 @@
 //! Going back: to the version before one that did not keep its promise, or that was withdrawn.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Instant;
 
 use limpet_depot::store::Installed;
@@ -12,7 +11,6 @@ use super::super::Settled;
 use super::super::loader::Loader;
 use super::trials::Watched;
 use super::{Grounds, NotProved, NotReady, Ready};
-use crate::library::{Opened, Place};
 use crate::pipeline::worker::Sink;
 
 /// A version that served before and takes over again when it is proved.
@@ -140,10 +138,8 @@ impl<S: Sink + 'static> Loader<S> {
     /// A version that is not loaded serves again.
     fn bring_back(&mut self, name: &str, previous: &Installed, own: &Ready) -> Result<Back, String> {
         let pipeline = own.candidates.keys().next().ok_or("no pipeline names it")?;
-        let model = self.plan.pipelines[*pipeline].package.clone();
-        let place = Place::Stored { model: name.to_owned(), version: previous.version.clone() };
-        let package = Arc::new(self.library.open(&place).map_err(|error| error.to_string())?);
-        let opened = Opened { model, place, package };
+        let model = &self.plan.pipelines[*pipeline].package;
+        let opened = self.library.stored(model, name, &previous.version).map_err(|error| error.to_string())?;
         self.tried.insert(opened.model.clone(), opened.package.digest());
         let Some(proved) = self.proof_of(&opened) else {
             // It passed under another agent: it is proved again, and takes over then.
