@@ -313,6 +313,20 @@ impl Agent {
         kill_process(pid, signal).expect("the agent runs");
     }
 
+    /// Kills the processes that it has started and that run now, as a system does that is short of memory. Gives how many.
+    pub fn kill_children(&self) -> usize {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("the agent runs");
+        let mut killed = 0;
+        for task in tasks.flatten() {
+            // A thread may have ended meanwhile.
+            let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            for child in children.split_whitespace().filter_map(|child| Pid::from_raw(child.parse().ok()?)) {
+                killed += usize::from(kill_process(child, Signal::KILL).is_ok());
+            }
+        }
+        killed
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()

@@ -15,7 +15,7 @@ use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant as StdInstant};
 
 use jiff::Timestamp;
@@ -76,8 +76,8 @@ pub struct Tools {
     pub requests: Requests,
     /// How the agent begins again.
     pub settled: UnboundedSender<Settled>,
-    /// Whether the store may hold what somebody imported and no round has seen; set before the [`Nudge::Look`] that tells.
-    pub looking: Arc<AtomicBool>,
+    /// How often the store may have come to hold what somebody imported; counted before the [`Nudge::Look`] that tells.
+    pub imports: Arc<AtomicU64>,
 }
 
 /// Something that makes it look again.
@@ -108,6 +108,20 @@ enum Whose {
     Candidate,
 }
 
+/// What a round is told, which may last for days.
+#[derive(Clone, Copy)]
+struct Told<'a> {
+    trust: &'a Trust,
+    trusted: &'a Trusted,
+}
+
+impl Told<'_> {
+    /// The time to judge validity by.
+    fn time(self) -> Timestamp {
+        self.trust.judge(clock()).time
+    }
+}
+
 /// Trust on its way to what the depot has now. It waits for as long as something does not come, and nothing waits for it.
 type Updating = Pin<Box<dyn Future<Output = Result<Update, TrustError>>>>;
 
@@ -119,8 +133,6 @@ enum Turn {
     Again,
     /// The depot is to be asked, though it did not say that it has anything new.
     Ask,
-    /// A version is to be handed over again.
-    Due,
     /// The depot has another timestamp.
     News,
     /// Trust is up to date, or cannot be.
@@ -129,15 +141,6 @@ enum Turn {
     Nudged(Nudge),
     /// The process ends.
     End,
-}
-
-/// A version that the loader could not take up.
-#[derive(Debug)]
-struct NotNow {
-    /// When it is handed over again; none once that was due.
-    at: Option<Instant>,
-    /// How long was waited for that.
-    wait: Duration,
 }
 
 /// Starts the thread. What the uplink's connection does for it, and how to nudge it.
@@ -176,10 +179,8 @@ struct Delivery {
     fetcher: Fetcher,
     gateway: Gateway,
     wanted: BTreeMap<String, (ModelRef, VersionReq)>,
-    /// What was handed to the loader and not dealt with yet.
-    pending: BTreeMap<String, String>,
-    /// What waits there for the end of a trial.
-    postponed: BTreeMap<String, String>,
+    /// What the loader was handed and may take up yet.
+    with_loader: BTreeSet<ModelVersion>,
     /// What is being fetched, or was when something came between: no record names it yet, and what is there of it is
     /// wanted.
     fetching: BTreeMap<(Whose, String), String>,
@@ -195,14 +196,12 @@ struct Delivery {
     offered: Option<BTreeMap<String, BTreeSet<String>>>,
     /// Packages of which it was told last that they are here, by model.
     announced: BTreeMap<String, Sha256>,
-    /// What it is to have again, by model and version.
-    not_now: BTreeMap<(String, String), NotNow>,
     /// Versions that the loader was asked to go back from, by model.
     gave_way: BTreeMap<String, String>,
     /// Whether nothing came of a fetch in this round.
     stalled: bool,
-    /// Whether somebody asked for a look, and no round has ended since.
-    looked: bool,
+    /// How many imports the last round that came to its end has seen.
+    seen: u64,
     /// Until when the jitter lasts, for which versions of targets and rollout: a timestamp that was only signed anew is no
     /// reason to wait again.
     jitter: Option<([u64; 2], Instant)>,
@@ -214,7 +213,7 @@ impl Delivery {
         let store = tools.library.store()?.clone();
         let gateway = gateway(&tools.config, &depot);
         let wanted = wanted(&tools.config);
-        let (pending, rejected, told) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
+        let (rejected, told) = (BTreeSet::new(), BTreeMap::new());
         let (handed, fetching) = (BTreeMap::new(), BTreeMap::new());
         Some(Self {
             tools,
@@ -223,8 +222,7 @@ impl Delivery {
             fetcher,
             gateway,
             wanted,
-            pending,
-            postponed: BTreeMap::new(),
+            with_loader: BTreeSet::new(),
             fetching,
             examined: None,
             rejected,
@@ -232,10 +230,9 @@ impl Delivery {
             handed,
             offered: None,
             announced: BTreeMap::new(),
-            not_now: BTreeMap::new(),
             gave_way: BTreeMap::new(),
             stalled: false,
-            looked: true,
+            seen: 0,
             jitter: None,
         })
     }
@@ -251,12 +248,10 @@ impl Delivery {
         let mut ask = Instant::now() + refresh;
         let mut wait = AGAIN;
         loop {
-            let not_now = self.not_now.values().filter_map(|one| one.at).min();
             // A round that goes on is begun again after any other turn: all that it did stays.
             let turn = tokio::select! {
                 good = self.round(), if next.is_none() => Turn::Over(good),
                 () = due(next), if next.is_some() => Turn::Again,
-                () = due(not_now), if next.is_some() => Turn::Due,
                 () = tokio::time::sleep_until(ask), if next.is_some() => Turn::Ask,
                 updated = ends(&mut updating) => Turn::Updated(updated),
                 _ = following.next() => Turn::News,
@@ -264,10 +259,6 @@ impl Delivery {
             };
             match turn {
                 Turn::Over(good) => {
-                    if std::mem::take(&mut self.looked) {
-                        self.tools.looking.store(false, Ordering::Release);
-                        self.collect();
-                    }
                     let good = good && !behind;
                     let most = if std::mem::take(&mut self.stalled) { refresh.min(STALLED_WAIT) } else { refresh };
                     wait = if good { AGAIN } else { (wait * 2).min(most) };
@@ -285,11 +276,6 @@ impl Delivery {
                     updating.get_or_insert_with(|| self.update());
                     self.handed.clear();
                     self.gave_way.clear();
-                }
-                Turn::Due => {
-                    next = None;
-                    let now = Instant::now();
-                    self.not_now.values_mut().for_each(|one| one.at = one.at.filter(|at| *at > now));
                 }
                 Turn::News => (updating, wait) = (Some(self.update()), AGAIN),
                 Turn::Updated(updated) => {
@@ -324,34 +310,12 @@ impl Delivery {
     fn nudged(&mut self, nudge: Nudge) {
         match nudge {
             Nudge::Look => {
-                self.looked = true;
                 self.jitter = None;
                 self.handed.clear();
-                // What is owed to the loader is handed over at once.
-                self.not_now.values_mut().for_each(|one| one.at = None);
                 self.gave_way.clear();
             }
             Nudge::Settled(Settled::Done(of)) => {
-                self.heard_of(&of);
-                self.not_now.remove(&(of.model, of.version));
-                self.collect();
-            }
-            Nudge::Settled(Settled::Postponed(of)) => {
-                self.heard_of(&of);
-                self.not_now.remove(&(of.model.clone(), of.version.clone()));
-                self.postponed.insert(of.model, of.version);
-                self.collect();
-            }
-            Nudge::Settled(Settled::NotNow(of, why)) => {
-                self.heard_of(&of);
-                let message = format!("{} {} is not taken up yet, what runs goes on: {why}", of.model, of.version);
-                self.complain(&of.model, "depot-refused", &message);
-                self.handed.remove(&of.model);
-                let before = self.not_now.get(&(of.model.clone(), of.version.clone()));
-                let wait = before.map_or(AGAIN, |before| (before.wait * 2).min(self.depot.refresh.0));
-                let at = Some(Instant::now() + wait);
-                self.not_now.insert((of.model, of.version), NotNow { at, wait });
-                // The disk may have been full.
+                self.with_loader.remove(&of);
                 self.collect();
             }
             // That is the end of this process.
@@ -359,24 +323,15 @@ impl Delivery {
         }
     }
 
-    /// The loader has heard of this version, and nothing that is under way there is forgotten for it.
-    fn heard_of(&mut self, of: &ModelVersion) {
-        for there in [&mut self.pending, &mut self.postponed] {
-            if there.get(&of.model) == Some(&of.version) {
-                there.remove(&of.model);
-            }
-        }
-    }
-
     /// Drops what nobody needs any more. Says whether there was anything.
     fn collect(&mut self) -> bool {
         // What somebody imported is nobody's until a round has seen it.
-        if self.tools.looking.load(Ordering::Acquire) {
+        if self.tools.imports.load(Ordering::Acquire) != self.seen {
             return false;
         }
         let fetching = self.fetching.iter().map(|((_, model), version)| (model.clone(), version.clone()));
-        let here = self.pending.iter().chain(&self.postponed).map(|(model, version)| (model.clone(), version.clone()));
-        let wanted: Vec<(String, String)> = here.chain(self.not_now.keys().cloned()).chain(fetching).collect();
+        let there = self.with_loader.iter().map(|of| (of.model.clone(), of.version.clone()));
+        let wanted: Vec<(String, String)> = there.chain(fetching).collect();
         match self.store.collect(&wanted) {
             Ok(collected) if collected.files > 0 => {
                 tracing::debug!(files = collected.files, bytes = collected.bytes, "nobody needs these any more");
@@ -388,55 +343,39 @@ impl Delivery {
         false
     }
 
-    /// Notes what is being fetched. What was before it makes room.
-    fn fetches(&mut self, whose: Whose, model: &str, version: &str) {
-        let before = self.fetching.insert((whose, model.to_owned()), version.to_owned());
-        if let Some(before) = before.filter(|before| before != version) {
+    /// Notes what is being fetched of a model, if anything is. What was before it makes room.
+    fn fetches(&mut self, whose: Whose, model: &str, version: Option<&str>) {
+        let key = (whose, model.to_owned());
+        let before = match version {
+            Some(version) => self.fetching.insert(key, version.to_owned()),
+            None => self.fetching.remove(&key),
+        };
+        if let Some(before) = before.filter(|before| Some(before.as_str()) != version) {
             self.tools.board.set_not_coming(model, &before);
             self.collect();
         }
     }
 
-    /// Of these versions of a model alone something is fetched, or owed to the loader.
-    fn fetches_only(&mut self, model: &str, versions: &[&str]) {
-        let key = (Whose::InEffect, model.to_owned());
-        let fetched = self.fetching.get(&key).filter(|version| !versions.contains(&version.as_str())).cloned();
-        if fetched.is_some() {
-            self.fetching.remove(&key);
-        }
-        let others = self.not_now.keys().filter(|(of, version)| of == model && !versions.contains(&version.as_str()));
-        let others: Vec<(String, String)> = others.cloned().collect();
-        others.iter().for_each(|other| _ = self.not_now.remove(other));
-        let gone = fetched.iter().chain(others.iter().map(|(_, version)| version));
-        gone.clone().for_each(|version| self.tools.board.set_not_coming(model, version));
-        if gone.count() > 0 {
-            self.collect();
-        }
+    /// Hands a version over, which is all in the store.
+    fn hand_over(&mut self, opened: Opened) {
+        let manifest = opened.package.manifest();
+        let (model, version) = (manifest.name.clone(), manifest.version.to_string());
+        self.fetching.remove(&(Whose::InEffect, model.clone()));
+        self.told.remove(&model);
+        self.handed.insert(model.clone(), opened.package.digest().0);
+        self.with_loader.insert(ModelVersion { model, version });
+        let _ = self.tools.requests.send(Request::Arrived(opened));
     }
 
-    /// Hands what should serve to the loader again, where that could not take it up and it is time. Nothing of it is
-    /// fetched for that.
-    fn hand_over_what_is_owed(&mut self, model: &str, reference: &ModelRef, record: &Record) {
-        let installed = record.active.iter().chain(&record.previous);
-        for version in installed.map(|installed| installed.version.clone()) {
-            let key = (model.to_owned(), version.clone());
-            let due = self.not_now.get(&key).is_some_and(|one| one.at.is_none_or(|at| at <= Instant::now()));
-            if !due || self.pending.contains_key(model) || self.postponed.get(model) == Some(&version) {
-                continue;
-            }
-            match self.tools.library.stored(reference, model, &version) {
-                Ok(opened) => {
-                    self.pending.insert(model.to_owned(), version);
-                    let _ = self.tools.requests.send(Request::Arrived(opened));
-                }
-                // It is fetched again where something of it is missing.
-                Err(error) => tracing::warn!(model, version, %error, "what should serve cannot be opened"),
-            }
-        }
+    /// Says why something did not come, and notes whether nothing came of it for a while.
+    fn why(&mut self, error: &FetchError) -> String {
+        self.stalled |= matches!(error, FetchError::Stalled(_));
+        error.to_string()
     }
 
     /// Does what follows from what is trusted. Says whether all went well.
     async fn round(&mut self) -> bool {
+        let imports = self.tools.imports.load(Ordering::Acquire);
         let trust = match trust(&self.tools.config, &self.depot) {
             Ok(trust) => trust,
             Err(error) => {
@@ -451,47 +390,63 @@ impl Delivery {
         for warning in trust.warnings() {
             self.complain("warning", "depot-refused", warning);
         }
-        let clock = clock();
-        // What was trusted once tells of nothing new for ever; what runs goes on.
-        if let Err(error) = trust.current(self.fetcher.place(), clock) {
-            self.complain_of(TRUST, &error);
+        if !self.is_current(&trust) {
             return false;
         }
-        self.told.remove(TRUST);
-        let time = trust.judge(clock).time;
         let Some(trusted) = trust.trusted() else { return true };
-        self.offer(trusted, time);
-        self.withdrawals(trusted, time);
-        let mut good = self.configuration(trusted, time).await;
+        let told = Told { trust: &trust, trusted };
+        self.offer(told);
+        self.withdrawals(told);
+        let mut good = self.configuration(told).await;
         for (model, (reference, range)) in self.wanted.clone() {
-            good &= self.model(trusted, time, &model, &reference, &range).await;
+            good &= self.model(told, &model, &reference, &range).await;
+        }
+        if imports != self.seen {
+            self.seen = imports;
+            self.collect();
         }
         good
     }
 
+    /// Whether what is trusted may tell of anything new now. What was trusted once does not for ever; what runs goes on.
+    fn is_current(&mut self, trust: &Trust) -> bool {
+        match trust.current(self.fetcher.place(), clock()) {
+            Ok(()) => _ = self.told.remove(TRUST),
+            Err(error) => {
+                self.complain_of(TRUST, &error);
+                return false;
+            }
+        }
+        true
+    }
+
     /// Tells the loader what is offered, when that is another: what was handed over may have been withdrawn or halted since.
-    fn offer(&mut self, trusted: &Trusted, time: Timestamp) {
-        let offered = self
-            .wanted
-            .iter()
-            .map(|(model, (_, range))| (model.clone(), select::offered(trusted, &self.gateway, model, range, time)));
-        let offered: BTreeMap<String, BTreeSet<String>> = offered.collect();
+    fn offer(&mut self, told: Told<'_>) {
+        let of =
+            |(model, (_, range)): (&String, &(ModelRef, VersionReq))| (model.clone(), self.offered(told, model, range));
+        let offered: BTreeMap<String, BTreeSet<String>> = self.wanted.iter().map(of).collect();
         if self.offered.as_ref() != Some(&offered) {
             self.offered = Some(offered.clone());
             let _ = self.tools.requests.send(Request::Offered(offered));
         }
     }
 
+    fn offered(&self, told: Told<'_>, model: &str, range: &VersionReq) -> BTreeSet<String> {
+        select::offered(told.trusted, &self.gateway, model, range, told.time())
+    }
+
     /// Lets what was withdrawn give way to a version that is here, of whichever model: that needs nothing to be fetched,
     /// and waits for no newer one.
-    fn withdrawals(&mut self, trusted: &Trusted, time: Timestamp) {
+    fn withdrawals(&mut self, told: Told<'_>) {
+        let Told { trusted, .. } = told;
         for (model, (_, range)) in self.wanted.clone() {
             let gone = select::withdrawn(trusted, &model);
             // What cannot be read is told where the model is looked at.
             let Ok(record) = self.store.record(&model) else { continue };
             let Some(active) = &record.active else { continue };
             let rejected = |version: &str| self.is_rejected(trusted, &model, version);
-            let choice = select::choose(trusted, &self.gateway, &model, &range, Some(&active.version), &rejected, time);
+            let choice =
+                select::choose(trusted, &self.gateway, &model, &range, Some(&active.version), &rejected, told.time());
             match choice {
                 Choice::Stay(_) => {}
                 Choice::Withdrawn { withdrawn } => self.give_way(&model, &record, withdrawn),
@@ -521,14 +476,8 @@ impl Delivery {
     }
 
     /// Does what there is to do for a model. Says whether it went well.
-    async fn model(
-        &mut self,
-        trusted: &Trusted,
-        time: Timestamp,
-        model: &str,
-        reference: &ModelRef,
-        range: &VersionReq,
-    ) -> bool {
+    async fn model(&mut self, told: Told<'_>, model: &str, reference: &ModelRef, range: &VersionReq) -> bool {
+        let Told { trust, trusted } = told;
         loop {
             let record = match self.store.record(model) {
                 Ok(record) => record,
@@ -537,45 +486,37 @@ impl Delivery {
                     return false;
                 }
             };
-            self.hand_over_what_is_owed(model, reference, &record);
             let active = record.active.as_ref().map(|active| active.version.as_str());
-            let installed: Vec<&str> =
-                record.active.iter().chain(&record.previous).map(|installed| installed.version.as_str()).collect();
             let rejected = |version: &str| self.is_rejected(trusted, model, version);
-            let version = match select::choose(trusted, &self.gateway, model, range, active, &rejected, time) {
+            let version = match select::choose(trusted, &self.gateway, model, range, active, &rejected, told.time()) {
                 Choice::Stay(why) => {
-                    self.fetches_only(model, &installed);
+                    self.fetches(Whose::InEffect, model, None);
                     tracing::debug!(model, why, "nothing to deliver");
                     return self.mend(trusted, model, reference, &record).await;
                 }
                 Choice::Withdrawn { withdrawn } => {
-                    self.fetches_only(model, &installed);
+                    self.fetches(Whose::InEffect, model, None);
                     self.give_way(model, &record, withdrawn);
                     return self.mend(trusted, model, reference, &record).await;
                 }
                 Choice::Take(version) => version,
             };
-            let later = self.not_now.get(&(model.to_owned(), version.clone()));
-            let later = later.is_some_and(|one| one.at.is_some_and(|at| at > Instant::now()));
-            let held = [self.pending.get(model), self.postponed.get(model)].contains(&Some(&version));
-            if held {
+            if self.has_loader(model, &version) {
+                self.fetches(Whose::InEffect, model, None);
                 return true;
             }
-            let mut known = installed.clone();
-            known.push(&version);
-            self.fetches_only(model, &known);
-            self.fetches(Whose::InEffect, model, &version);
-            if later || self.pending.contains_key(model) {
-                return true;
-            }
+            self.fetches(Whose::InEffect, model, Some(&version));
             let config = Arc::clone(&self.tools.config);
-            match self.take(trusted, (Whose::InEffect, &config), model, &version, reference).await {
+            match self.bring_in(trusted, (Whose::InEffect, &config), model, &version, reference).await {
                 Ok(Taken::Here(opened)) => {
-                    self.fetching.remove(&(Whose::InEffect, model.to_owned()));
-                    self.told.remove(model);
-                    self.handed.insert(model.to_owned(), opened.package.digest().0);
-                    self.pending.insert(model.to_owned(), version);
-                    let _ = self.tools.requests.send(Request::Arrived(opened));
+                    // That may have taken days.
+                    if !self.is_current(trust) {
+                        return false;
+                    }
+                    if !self.offered(told, model, range).contains(&version) {
+                        continue;
+                    }
+                    self.hand_over(opened);
                     return true;
                 }
                 Ok(Taken::Handed) => {
@@ -593,17 +534,19 @@ impl Delivery {
                     self.reject(trusted, model, &version);
                 }
                 Err(error) => {
-                    let why = error.to_string();
+                    let why = self.why(&error);
                     self.tools.board.set_fetching(model, &version, None, Some(why.clone()));
-                    self.complain(
-                        model,
-                        "depot-refused",
-                        &format!("{model} {version} is not delivered yet, what runs goes on: {why}"),
-                    );
+                    let message = format!("{model} {version} is not delivered yet, what runs goes on: {why}");
+                    self.complain(model, "depot-refused", &message);
                     return false;
                 }
             }
         }
+    }
+
+    /// Whether the loader has a version and may take it up yet.
+    fn has_loader(&self, model: &str, version: &str) -> bool {
+        self.with_loader.iter().any(|of| (of.model.as_str(), of.version.as_str()) == (model, version))
     }
 
     /// Whether a version was rejected since the start.
@@ -621,25 +564,20 @@ impl Delivery {
 
     /// Fetches what is missing or damaged of the versions that are installed. Says whether it went well.
     async fn mend(&mut self, trusted: &Trusted, model: &str, reference: &ModelRef, record: &Record) -> bool {
-        for (number, installed) in record.active.iter().chain(&record.previous).enumerate() {
+        for installed in record.installed() {
             let version = installed.version.as_str();
             let listed = trusted.targets.contains_key(&index_name(model, version));
-            if self.is_whole(model, version) || !listed || self.pending.contains_key(model) {
+            if self.is_whole(model, version) || !listed || self.has_loader(model, version) {
                 continue;
             }
             let config = Arc::clone(&self.tools.config);
-            match self.take(trusted, (Whose::InEffect, &config), model, version, reference).await {
-                Ok(Taken::Here(opened)) if number == 0 => {
-                    self.pending.insert(model.to_owned(), version.to_owned());
-                    let _ = self.tools.requests.send(Request::Arrived(opened));
-                }
+            match self.bring_in(trusted, (Whose::InEffect, &config), model, version, reference).await {
+                Ok(Taken::Here(opened)) if record.active.as_ref() == Some(installed) => self.hand_over(opened),
                 Ok(_) => self.tools.board.set_not_coming(model, version),
                 Err(error) => {
-                    self.complain(
-                        model,
-                        "depot-refused",
-                        &format!("{model} {version} is not whole, what runs goes on: {error}"),
-                    );
+                    let why = self.why(&error);
+                    let message = format!("{model} {version} is not whole, what runs goes on: {why}");
+                    self.complain(model, "depot-refused", &message);
                     return false;
                 }
             }
@@ -649,19 +587,6 @@ impl Delivery {
     }
 
     /// Brings a version into the store and opens it, unless it is on record as rejected under `config`.
-    async fn take(
-        &mut self,
-        trusted: &Trusted,
-        (whose, config): (Whose, &Config),
-        model: &str,
-        version: &str,
-        reference: &ModelRef,
-    ) -> Result<Taken, FetchError> {
-        let taken = self.bring_in(trusted, (whose, config), model, version, reference).await;
-        self.stalled |= matches!(taken, Err(FetchError::Stalled(_)));
-        taken
-    }
-
     async fn bring_in(
         &mut self,
         trusted: &Trusted,

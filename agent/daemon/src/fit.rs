@@ -4,7 +4,7 @@
 //! its version may not fit what the pipeline gives it: that is no fault of the configuration, so its pipeline waits, and
 //! the others run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::CliError;
@@ -35,25 +35,45 @@ pub struct Waiting {
     pub why: String,
 }
 
-/// Fits together what the configuration names and what is there.
+/// Fits together what the configuration names and what is there. Where the version of a model that serves does not fit, one
+/// that may serve instead is tried: it may have come with this configuration, or have served before another.
 ///
 /// # Errors
 /// Everything that is wrong with the configuration or with packages at paths, with the lines that it is about.
 pub fn fit(loaded: &Loaded, library: &Library) -> Result<Fitted, CliError> {
-    let mut waiting = BTreeMap::new();
-    let packages = open(loaded, library, &[], &mut waiting)?;
-    fit_packages(loaded, packages, waiting)
+    let mut fitted = fit_with(loaded, library, &[])?;
+    let misfits: BTreeSet<ModelRef> = fitted.waiting.iter().map(|waiting| waiting.model.clone()).collect();
+    let mut others = Vec::new();
+    for model in misfits {
+        for other in library.instead(&model) {
+            others.push(other);
+            match fit_with(loaded, library, &others) {
+                Ok(better) if better.waiting.iter().all(|waiting| waiting.model != model) => {
+                    fitted = better;
+                    break;
+                }
+                _ => _ = others.pop(),
+            }
+        }
+    }
+    Ok(fitted)
 }
 
-/// The same, with packages that are open already; `waiting`: pipelines that have none, with the reason.
+/// Fits together what the configuration names and what is there; of the models of `new`, that instead.
 ///
 /// # Errors
 /// As for [`fit`].
-pub fn fit_packages(
-    loaded: &Loaded,
-    packages: Packages,
-    mut waiting: BTreeMap<Name, String>,
-) -> Result<Fitted, CliError> {
+pub fn fit_with(loaded: &Loaded, library: &Library, new: &[Opened]) -> Result<Fitted, CliError> {
+    let mut waiting = BTreeMap::new();
+    let packages = open(loaded, library, new, &mut waiting)?;
+    fit_packages(loaded, packages, waiting)
+}
+
+/// Fits them together, once they are open; `waiting`: pipelines that have none, with the reason.
+///
+/// # Errors
+/// As for [`fit`].
+fn fit_packages(loaded: &Loaded, packages: Packages, mut waiting: BTreeMap<Name, String>) -> Result<Fitted, CliError> {
     loop {
         let config = without(&loaded.config, &waiting);
         match Plan::new(&config, &packages) {
@@ -89,7 +109,7 @@ pub fn fit_packages(
 ///
 /// # Errors
 /// Packages at paths that cannot be read, with the lines that name them.
-pub fn open(
+fn open(
     loaded: &Loaded,
     library: &Library,
     new: &[Opened],
@@ -155,9 +175,7 @@ fn problem(loaded: &Loaded, config: &Config, misfit: &Misfit) -> String {
 /// # Errors
 /// What does not fit.
 pub fn would_run(loaded: &Loaded, library: &Library, opened: &Opened) -> Result<Fitted, String> {
-    let mut waiting = BTreeMap::new();
-    let packages = open(loaded, library, std::slice::from_ref(opened), &mut waiting);
-    let fitted = packages.and_then(|packages| fit_packages(loaded, packages, waiting)).map_err(|e| e.to_string())?;
+    let fitted = fit_with(loaded, library, std::slice::from_ref(opened)).map_err(|error| error.to_string())?;
     match fitted.waiting.iter().find(|waiting| waiting.model == opened.model) {
         Some(waiting) => Err(format!("pipeline {}: {}", waiting.pipeline, waiting.why)),
         None => Ok(fitted),

@@ -3,10 +3,8 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use limpet_depot::select;
-use limpet_depot::store::{Installed, Record, Rejection};
+use limpet_depot::store::{Record, Rejection};
 use limpet_depot::{DepotError, Digest, Package, Store};
-use semver::VersionReq;
 
 use crate::config::{Config, ModelRef};
 use crate::pipeline::plan::Packages;
@@ -65,12 +63,6 @@ pub struct Library {
     stood_in: Arc<Mutex<Vec<StoodIn>>>,
 }
 
-/// Whether a version that served before may take the place of one that cannot: it lies in the range that pipelines ask for,
-/// and was not rejected.
-pub fn may_serve(range: &VersionReq, record: &Record, version: &Installed) -> bool {
-    select::in_range(range, &version.version) && !record.rejected.contains_key(&version.package)
-}
-
 impl Library {
     /// One with the store of this gateway, if its configuration has a depot.
     ///
@@ -127,10 +119,9 @@ impl Library {
         Ok(Opened { model: model.clone(), place, package })
     }
 
-    /// Opens the package that a model has now; none if no version of it was delivered yet.
+    /// Opens the package that a model [serves](Record::serves) now; none if no version of it was delivered yet.
     ///
-    /// If the version that should serve cannot be opened, a version before it is, the newest first, which
-    /// [`Library::stood_in`] tells of. The record is as it was: what is damaged is fetched again, and takes over when it is
+    /// If that cannot be opened, what may serve [instead](Record::instead) is, which [`Library::stood_in`] tells of. The record is as it was: what is damaged is fetched again, and takes over when it is
     /// whole.
     ///
     /// # Errors
@@ -142,20 +133,20 @@ impl Library {
             (ModelRef::Depot(reference), Some(store)) => (reference, store),
         };
         let record = store.record(&reference.name)?;
-        let Some(active) = record.active.clone() else { return Ok(None) };
+        let Some(serves) = record.serves(&reference.range) else { return Ok(None) };
         let name = reference.name.to_string();
-        let error = match self.stored(model, &name, &active.version) {
+        let error = match self.stored(model, &name, &serves.version) {
             Ok(opened) => return Ok(Some(opened)),
             Err(error) => error,
         };
-        for before in record.previous.iter().filter(|before| may_serve(&reference.range, &record, before)) {
+        for before in record.instead(&reference.range).filter(|before| *before != serves) {
             match self.stored(model, &name, &before.version) {
                 Ok(opened) => {
                     let story = format!(
                         "{name} {} cannot be opened, {} serves until it is whole: {error}",
-                        active.version, before.version
+                        serves.version, before.version
                     );
-                    self.stands_in(StoodIn { model: name, version: active.version, story });
+                    self.stands_in(StoodIn { model: name, version: serves.version.clone(), story });
                     return Ok(Some(opened));
                 }
                 Err(error) => {
@@ -164,6 +155,15 @@ impl Library {
             }
         }
         Err(error)
+    }
+
+    /// Opens what may serve [instead](Record::instead) of what a model serves, the best first; what cannot be opened is left
+    /// out.
+    pub fn instead(&self, model: &ModelRef) -> Vec<Opened> {
+        let (Some(reference), Some(store)) = (model.depot(), &self.store) else { return Vec::new() };
+        let Ok(record) = store.record(&reference.name) else { return Vec::new() };
+        let others = record.instead(&reference.range).filter(|other| Some(*other) != record.serves(&reference.range));
+        others.filter_map(|other| self.stored(model, &reference.name, &other.version).ok()).collect()
     }
 
     /// Remembers what [`stood_in`](Self::stood_in) tells of, and logs it.
@@ -199,8 +199,7 @@ impl Library {
                 stood_in = stands_in(record, &version);
                 if stood_in {
                     // What it stood in for stays on record; another one before that may stand in for it.
-                    record.previous.retain(|one| one.version != version);
-                    record.rejected.insert(opened.package.digest().to_string(), rejection);
+                    record.reject_other(&opened.package.digest().to_string(), rejection);
                 } else {
                     record.go_back(Some(rejection));
                 }
@@ -223,10 +222,10 @@ impl Library {
     }
 }
 
-/// Whether a version is one that stands in for what should serve.
+/// Whether a version is one that stands in for what is active.
 fn stands_in(record: &Record, version: &str) -> bool {
-    let should_serve = record.active.as_ref().is_some_and(|active| active.version == version);
-    !should_serve && record.previous.iter().any(|one| one.version == version)
+    let is_active = record.active.as_ref().is_some_and(|active| active.version == version);
+    !is_active && record.installed().any(|one| one.version == version)
 }
 
 /// What a proof was made under: another agent may have other engines.

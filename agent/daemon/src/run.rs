@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -277,7 +277,7 @@ async fn serve_by(
         .context("the system gives no thread for the loader")?;
 
     // Whatever was imported before this start, no round has seen.
-    let looking = Arc::new(AtomicBool::new(true));
+    let imports = Arc::new(AtomicU64::new(1));
     let (mut depot, delivery) = match &config.depot {
         Some(_) => {
             let tools = delivery::Tools {
@@ -292,14 +292,14 @@ async fn serve_by(
                 board: Arc::clone(&board),
                 reporter: Arc::clone(&reporter),
                 requests: requests.clone(),
-                looking: Arc::clone(&looking),
+                imports: Arc::clone(&imports),
             };
             let (depot, nudges) = delivery::start(tools).context("the system gives no thread for deliveries")?;
             (Some(depot), Some(nudges))
         }
         None => (None, None),
     };
-    let look = reload(requests.clone(), delivery.clone(), looking);
+    let look = reload(requests.clone(), delivery.clone(), imports);
     let suffering = Arc::new(Mutex::new(None));
     let backend = Arc::new(LocalBackend {
         config: config.clone(),
@@ -450,11 +450,11 @@ async fn serve_by(
 fn reload(
     requests: Requests,
     delivery: Option<UnboundedSender<Nudge>>,
-    looking: Arc<AtomicBool>,
+    imports: Arc<AtomicU64>,
 ) -> impl Fn() + Clone + Send + Sync {
     move || {
         tracing::info!("looking for packages that changed");
-        looking.store(true, Ordering::Release);
+        imports.fetch_add(1, Ordering::Release);
         // Both ends are there for as long as the process is.
         let _ = requests.send(Request::Reload);
         let _ = delivery.as_ref().map(|nudges| nudges.send(Nudge::Look));

@@ -323,7 +323,7 @@ impl Places {
 }
 
 /// A version of a model.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ModelVersion {
     /// The model.
     pub model: String,
@@ -334,12 +334,9 @@ pub struct ModelVersion {
 /// What became of a delivered version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settled {
-    /// It was dealt with: it serves, runs beside, or was rejected. The record of its model may have changed.
+    /// Nothing more is done about it: it serves, runs beside, was rejected, or let go. The record of its model may have
+    /// changed.
     Done(ModelVersion),
-    /// It waits in the loader for the end of a trial.
-    Postponed(ModelVersion),
-    /// It could not be taken up, through no fault of its own, and is to be handed over again: why.
-    NotNow(ModelVersion, String),
     /// Another plan is to run, because a pipeline that waited can, or by another configuration: the agent has to begin
     /// again.
     Again(String),

@@ -100,7 +100,7 @@ pub enum DepotError {
 impl DepotError {
     /// Whether a stored file is not what was written: it says so itself, or the disk cannot give it any more. Everything
     /// else that keeps it from being read (too many open files, no memory, no right) says nothing of the file.
-    pub(crate) fn is_damage(&self) -> bool {
+    pub fn is_damage(&self) -> bool {
         match self {
             Self::Io { source, .. } => {
                 let damage = [Errno::IO, Errno::BADMSG, Errno::UCLEAN].map(Errno::raw_os_error);

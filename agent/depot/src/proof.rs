@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use self::child::{Job, Measured};
 pub use self::graphs::{Ran, run_graphs};
 pub use self::measure::RUNS_FOR_P99;
-use self::spawn::{Larger, Outcome};
+use self::spawn::{Cause, Larger, Outcome};
 use crate::DepotError;
 use crate::golden::{Golden, check_package};
 use crate::manifest::{Budget, Limits, Role, Variant};
@@ -190,6 +190,9 @@ pub struct Row {
     /// Whether the same proof would end so again: not if it was stopped from outside or was only too slow.
     #[serde(skip)]
     pub(crate) lasting: bool,
+    /// Whether it was stopped from outside, and says nothing of the variant.
+    #[serde(skip)]
+    pub(crate) stopped: bool,
 }
 
 impl Row {
@@ -223,6 +226,7 @@ impl Row {
             verdict,
             reason,
             lasting: true,
+            stopped: false,
         }
     }
 }
@@ -439,8 +443,9 @@ fn prove_on(candidate: &Candidate<'_>, engine: &str, options: &Options) -> Resul
         Outcome::Refused { load_ms, reason } => {
             Row { load_ms, ..Row::without_measures(engine, variant, Verdict::Refused, reason) }
         }
-        Outcome::Broken { reason, lasting } => {
-            Row { lasting, ..Row::without_measures(engine, variant, Verdict::Failed, reason) }
+        Outcome::Broken { reason, cause } => {
+            let (lasting, stopped) = (cause == Cause::Own, cause == Cause::Stopped);
+            Row { lasting, stopped, ..Row::without_measures(engine, variant, Verdict::Failed, reason) }
         }
     })
 }
@@ -513,6 +518,7 @@ fn measured_row(engine: &str, variant: &str, measured: Measured, budget: Budget)
         verdict,
         reason: reasons.join("; "),
         lasting: wrong || verdict == Verdict::Passed,
+        stopped: false,
     }
 }
 

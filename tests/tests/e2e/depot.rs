@@ -6,6 +6,7 @@ mod configured;
 mod damage;
 mod forged;
 mod hold;
+mod proofs;
 mod rights;
 mod rollout;
 mod secrets;

@@ -22,7 +22,7 @@ use limpet_depot::trust::Trusted;
 use limpet_wire::depot::Hex;
 use semver::VersionReq;
 
-use super::{Delivery, PATIENCE, Taken, Whose, wanted};
+use super::{Delivery, PATIENCE, Taken, Told, Whose, wanted};
 use crate::config::{Loaded, ModelRef, Size};
 use crate::library::{Opened, this_agent};
 use crate::serve::{NotProved, Settled};
@@ -54,8 +54,8 @@ impl Not {
 
 impl Delivery {
     /// Does what there is to do for the configuration of this gateway. Says whether it went well.
-    pub(super) async fn configuration(&mut self, trusted: &Trusted, time: Timestamp) -> bool {
-        let staged = match self.staged(trusted).await {
+    pub(super) async fn configuration(&mut self, told: Told<'_>) -> bool {
+        let staged = match self.staged(told.trusted).await {
             Ok(staged) => staged,
             Err(why) => {
                 self.complain("configuration", "depot-refused", &format!("signed configuration: {why}"));
@@ -64,14 +64,17 @@ impl Delivery {
         };
         let Some((configured, candidate)) = staged else {
             self.told.remove("configuration");
-            self.fetching.retain(|(whose, _), _| *whose != Whose::Candidate);
-            return true;
+            return self.nothing_comes();
         };
-        match self.examine(trusted, time, candidate.as_ref()).await {
+        match self.examine(told, candidate.as_ref()).await {
             Ok(()) => {
                 // What it is compared with.
                 let long = self.depot.trial.0.min(RUNS_BEFORE);
                 tokio::time::sleep_until((self.tools.started + long).into()).await;
+                // To fetch what it names may have taken days.
+                if !self.is_current(told.trust) {
+                    return false;
+                }
                 self.told.remove("configuration");
                 self.put_in_effect(candidate);
                 true
@@ -89,7 +92,7 @@ impl Delivery {
                 let name = configured::name(candidate.as_ref());
                 let key = Configured::key(candidate.as_ref());
                 self.turn_down(&configured, &name, key, candidate.as_ref(), &why);
-                true
+                self.nothing_comes()
             }
         }
     }
@@ -166,53 +169,71 @@ impl Delivery {
                 self.turn_down(&configured, &target, key, None, &why);
                 Ok(None)
             }
-            Err(error) => {
-                self.stalled |= matches!(error, FetchError::Stalled(_));
-                Err(error.to_string())
-            }
+            Err(error) => Err(self.why(&error)),
         }
     }
 
     /// Whether a configuration can work here, with what it needs fetched and proved.
-    async fn examine(
-        &mut self,
-        trusted: &Trusted,
-        time: Timestamp,
-        candidate: Option<&Configuration>,
-    ) -> Result<(), Not> {
+    async fn examine(&mut self, told: Told<'_>, candidate: Option<&Configuration>) -> Result<(), Not> {
         let loaded = configured::apply(&self.tools.path, &self.tools.file, candidate).map_err(Not::ever)?;
         fits_machine(&loaded)?;
         let key = Configured::key(candidate);
+        let here = fit::fit_with(&loaded, &self.tools.library, &[]).map_err(Not::ever)?;
         let (mut new, models) = (Vec::new(), wanted(&loaded.config));
-        self.fetching.retain(|(whose, model), _| *whose != Whose::Candidate || models.contains_key(model));
+        self.fetches_for_candidate(&models);
         for (model, (reference, range)) in models {
             let record = self.store.record(&model).map_err(Not::yet)?;
-            let serves = record.active.as_ref().filter(|_| !record.withdrawn);
-            if !serves.is_some_and(|active| select::in_range(&range, &active.version)) {
-                new.push(self.bring(trusted, time, (&loaded, &key), &model, &reference, &range).await?);
+            let active = record.active.as_ref().filter(|_| !record.withdrawn);
+            let lies_there = active.is_some_and(|active| select::in_range(&range, &active.version));
+            if !lies_there || here.waiting.iter().any(|waiting| waiting.model == reference) {
+                new.push(self.bring(told, (&loaded, &key), &model, &reference, &range).await?);
             }
         }
         self.with_care(&key, |delivery| delivery.look_at(&loaded, &new))??;
-        // The next start finds the first version of a model where its pipelines look for it. One that takes the place of
-        // another stays beside it until the configuration is in effect.
+        // The start under that configuration finds them there, and one under another does not.
         for opened in &new {
-            let (installed, keep) = (Installed::of(&opened.package), self.depot.keep);
-            let first = |record: &mut Record| {
-                if record.active.is_none() {
-                    record.activate(installed, keep);
-                }
-            };
-            self.store.update_record(&opened.package.manifest().name, first).map_err(Not::yet)?;
+            let coming = Some(Installed::of(&opened.package));
+            let comes = |record: &mut Record| record.coming = coming;
+            self.store.update_record(&opened.package.manifest().name, comes).map_err(Not::yet)?;
         }
         Ok(())
+    }
+
+    /// Of these models alone something is fetched for a configuration that may take effect.
+    fn fetches_for_candidate(&mut self, models: &BTreeMap<String, (ModelRef, VersionReq)>) {
+        let others =
+            self.fetching.keys().filter(|(whose, model)| *whose == Whose::Candidate && !models.contains_key(model));
+        let others: Vec<String> = others.map(|(_, model)| model.clone()).collect();
+        others.iter().for_each(|model| self.fetches(Whose::Candidate, model, None));
+    }
+
+    /// No configuration is to take effect: what one before was to bring is of no use any more. Says whether that is on record.
+    fn nothing_comes(&mut self) -> bool {
+        self.fetches_for_candidate(&BTreeMap::new());
+        let records = match self.store.records() {
+            Ok(records) => records,
+            Err(error) => {
+                self.complain("records", "depot-refused", &error.to_string());
+                return false;
+            }
+        };
+        let mut good = true;
+        // What cannot be read is told where its model is looked at.
+        for (model, record) in records.into_iter().filter_map(|(model, record)| Some((model, record.ok()?))) {
+            let serves = self.wanted.get(&model).and_then(|(_, range)| record.serves(range));
+            if record.coming.is_none() || record.coming.as_ref() == serves {
+                continue;
+            }
+            good &= self.store.update_record(&model, |record| record.coming = None).is_ok();
+            self.collect();
+        }
+        good
     }
 
     /// Whether a configuration fits together with the packages that are here and with those that are `new`, is proved, and
     /// admitted.
     fn look_at(&self, loaded: &Loaded, new: &[Opened]) -> Result<(), Not> {
-        let mut waiting = BTreeMap::new();
-        let packages = fit::open(loaded, &self.tools.library, new, &mut waiting).map_err(Not::yet)?;
-        let fitted = fit::fit_packages(loaded, packages, waiting).map_err(Not::ever)?;
+        let fitted = fit::fit_with(loaded, &self.tools.library, new).map_err(Not::ever)?;
         if let Some(waiting) = fitted.waiting.first() {
             let index = loaded.config.pipelines.iter().position(|pipeline| pipeline.name == waiting.pipeline);
             let problem = loaded.problem("pipeline", index.unwrap_or_default(), "model", waiting.why.clone());
@@ -234,8 +255,7 @@ impl Delivery {
     /// The highest version of a model that is offered, in the range that a configuration names, fits it, and is proved.
     async fn bring(
         &mut self,
-        trusted: &Trusted,
-        time: Timestamp,
+        told: Told<'_>,
         (loaded, key): (&Loaded, &str),
         model: &str,
         reference: &ModelRef,
@@ -247,26 +267,31 @@ impl Delivery {
         loop {
             // What is in effect says nothing of that: what it rejected is looked at under this one.
             let rejected = |version: &str| unfit.contains(version);
-            let version = match select::choose(trusted, &self.gateway, model, range, None, &rejected, time) {
+            let version = match select::choose(told.trusted, &self.gateway, model, range, None, &rejected, told.time())
+            {
                 Choice::Take(version) => version,
                 Choice::Stay(why) => return Err(Not::Yet(format!("it names the model {model}: {why}{last}"))),
                 Choice::Withdrawn { .. } => return Err(Not::Yet(format!("all versions of {model} were withdrawn"))),
             };
             // What is there of it is wanted, though no record names it.
-            self.fetches(Whose::Candidate, model, &version);
-            let why = match self.take(trusted, (Whose::Candidate, &loaded.config), model, &version, reference).await {
-                Ok(Taken::Here(opened)) => match self
-                    .with_care(&format!("{key} {model} {version}"), |delivery| delivery.prove(loaded, &opened))??
+            self.fetches(Whose::Candidate, model, Some(&version));
+            let why =
+                match self.bring_in(told.trusted, (Whose::Candidate, &loaded.config), model, &version, reference).await
                 {
-                    Ok(()) => return Ok(opened),
-                    Err(why) => why,
-                },
-                // Only of what is in effect.
-                Ok(Taken::Handed) => return Err(Not::Yet(format!("{model} {version} is being looked at"))),
-                Ok(Taken::Rejected(why)) => format!("it was rejected before: {why}"),
-                Err(error @ FetchError::Unfit { .. }) => error.to_string(),
-                Err(error) => return Err(Not::Yet(format!("{model} {version} is not here yet: {error}"))),
-            };
+                    Ok(Taken::Here(opened)) => match self
+                        .with_care(&format!("{key} {model} {version}"), |delivery| delivery.prove(loaded, &opened))??
+                    {
+                        Ok(()) => return Ok(opened),
+                        Err(why) => why,
+                    },
+                    // Only of what is in effect.
+                    Ok(Taken::Handed) => return Err(Not::Yet(format!("{model} {version} is being looked at"))),
+                    Ok(Taken::Rejected(why)) => format!("it was rejected before: {why}"),
+                    Err(error @ FetchError::Unfit { .. }) => error.to_string(),
+                    Err(error) => {
+                        return Err(Not::Yet(format!("{model} {version} is not here yet: {}", self.why(&error))));
+                    }
+                };
             last = format!("; {version}: {why}");
             unfit.insert(version);
         }

@@ -9,17 +9,17 @@
 //! in shadow, and takes over again the moment the judge says so. With `shadow = true` it is the other way round first.
 
 mod back;
+mod owed;
 mod records;
 mod trials;
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use limpet_depot::store::Installed;
 use limpet_depot::trial::{Before, Mode, Progress, golden_noise};
-use limpet_depot::{DepotError, Manifest, Package};
+use limpet_depot::{DepotError, Manifest};
 use limpet_wire::message::ModelPhase;
 
 use super::loader::{Loader, Prepared};
@@ -27,11 +27,12 @@ use super::{ModelVersion, Proved, Request, Settled};
 use crate::admission::Candidate;
 use crate::config::ModelRef;
 use crate::fit;
-use crate::library::{Opened, may_serve};
+use crate::library::Opened;
 use crate::pipeline::shadow::before;
 use crate::pipeline::worker::Sink;
 
 use back::ComingBack;
+pub(super) use owed::Owed;
 pub(super) use records::Grounds;
 use trials::{Begun, Watched};
 
@@ -168,14 +169,7 @@ impl<S: Sink + 'static> Loader<S> {
     /// What is offered is another. What waits, or runs in shadow, and is not offered any more is let go.
     pub(super) fn offer(&mut self, offered: BTreeMap<String, BTreeSet<String>>) {
         self.offered = offered;
-        let postponed = std::mem::take(&mut self.postponed);
-        for (name, opened) in postponed {
-            if self.is_offered(&opened.package) {
-                self.postponed.insert(name, opened);
-            } else {
-                self.let_go(&version_of(&opened));
-            }
-        }
+        self.let_go_of_what_is_not_offered();
         let in_shadow = self.delivered.iter().filter_map(|(name, delivered)| {
             let watched = delivered.watched.as_ref().filter(|watched| watched.mode == Mode::Shadow)?;
             let offered = self.offered.get(name)?;
@@ -188,36 +182,30 @@ impl<S: Sink + 'static> Loader<S> {
             }
             self.tidy();
             self.let_go(&watched.own.model_version());
-            self.release_postponed();
+            self.trial_ended();
         }
     }
 
     /// Whether a version may take over: it is offered, or on record as one that serves or did.
-    fn is_offered(&self, package: &Package) -> bool {
-        let manifest = package.manifest();
-        let installed = Installed::of(package);
-        let record = self.record(&manifest.name);
-        self.offered.get(&manifest.name).is_none_or(|offered| offered.contains(&installed.version))
-            || record.active.iter().chain(&record.previous).any(|known| *known == installed)
+    fn is_offered(&self, name: &str, installed: &Installed) -> bool {
+        self.offered.get(name).is_none_or(|offered| offered.contains(&installed.version))
+            || self.record(name).installed().any(|known| known == installed)
     }
 
     /// A version is not taken up, since it is not offered any more, or a newer one came.
-    fn let_go(&self, version: &ModelVersion) {
-        tracing::info!(
-            model = version.model,
-            version = version.version,
-            "is not taken up: it is not the one that is offered"
-        );
-        self.board.remove(&version.model, &version.version);
-        self.tell(Settled::Done(version.clone()));
+    fn let_go(&mut self, of: &ModelVersion) {
+        tracing::info!(model = of.model, version = of.version, "is not taken up: it is not the one that is offered");
+        self.board.set_not_coming(&of.model, &of.version);
+        self.owed.remove(of);
+        self.done(of.clone());
     }
 
     /// The first version of a model whose pipelines wait, proved. They cannot run without another plan.
     pub(super) fn take_up_later(&mut self, opened: &Opened) {
-        if !self.is_offered(&opened.package) {
+        let manifest = opened.package.manifest();
+        if !self.is_offered(&manifest.name, &Installed::of(&opened.package)) {
             return self.let_go(&version_of(opened));
         }
-        let manifest = opened.package.manifest();
         if let Err(why) = fit::would_run(&self.loaded, &self.library, opened) {
             self.refuse(opened, &why);
             self.reject(opened, Grounds::Configuration, &why);
@@ -237,11 +225,11 @@ impl<S: Sink + 'static> Loader<S> {
     /// A version passed its proof: it takes the place of what its pipelines serve, or shows beside it what it can.
     pub(super) fn take_up(&mut self, prepared: Prepared, served: &[usize]) {
         let opened = prepared.opened.clone();
-        if !self.is_offered(&opened.package) {
+        let name = opened.package.manifest().name.clone();
+        if !self.is_offered(&name, &Installed::of(&opened.package)) {
             self.let_go(&version_of(&opened));
             return self.brought_up();
         }
-        let name = opened.package.manifest().name.clone();
         let coming = self.take_coming_back(&opened);
         let serving = self.delivered.get(&name).and_then(|delivered| delivered.serving.as_ref());
         let serves = serving.is_some_and(|ready| ready.installed == Installed::of(&opened.package));
@@ -264,12 +252,12 @@ impl<S: Sink + 'static> Loader<S> {
             let shadow = served.iter().any(|pipeline| self.config.pipelines[*pipeline].trial.shadow);
             if shadow && self.is_on_trial(&name) {
                 // It would take the place of a judge that has not said its word yet.
-                return self.postpone(opened, "the version that serves is on trial");
+                return self.postpone(&opened, "the version that serves is on trial");
             }
             let outcome = if shadow { self.begin_shadow(ready) } else { self.switch(ready) };
             match outcome {
                 Ok(()) => {}
-                Err(NotReady { why, because: Because::Room }) => return self.postpone(opened, &why),
+                Err(NotReady { why, because: Because::Room }) => return self.postpone(&opened, &why),
                 Err(NotReady { why, because: Because::Record }) => {
                     self.brought_up();
                     return self.not_now(&opened, &why);
@@ -301,41 +289,6 @@ impl<S: Sink + 'static> Loader<S> {
     fn is_on_trial(&self, name: &str) -> bool {
         let watched = self.delivered.get(name).and_then(|delivered| delivered.watched.as_ref());
         watched.is_some_and(|watched| watched.mode == Mode::Trial)
-    }
-
-    /// Takes a version up when a trial has ended, and not before. Whoever brought it is told, so that nobody clears it out
-    /// of the store.
-    fn postpone(&mut self, opened: Opened, why: &str) {
-        let manifest = opened.package.manifest();
-        tracing::info!(model = manifest.name, version = %manifest.version, why, "waits for the end of a trial");
-        let waits = format!("it waits for the end of a trial: {why}");
-        if !self.board.is_active(manifest) {
-            self.board.set(manifest, ModelPhase::Proving, None, Some(waits));
-        }
-        self.tell(Settled::Postponed(version_of(&opened)));
-        let name = manifest.name.clone();
-        if let Some(before) = self.postponed.insert(name, opened) {
-            let manifest = before.package.manifest();
-            self.board.remove(&manifest.name, &manifest.version.to_string());
-        }
-        self.brought_up();
-    }
-
-    /// A version takes over, or shows beside what serves: an older one that waits has nothing to wait for any more.
-    fn overtake_postponed(&mut self, by: &Manifest) {
-        let older = |opened: &mut Opened| opened.package.manifest().version < by.version;
-        if let Entry::Occupied(mut waits) = self.postponed.entry(by.name.clone())
-            && older(waits.get_mut())
-        {
-            let opened = waits.remove();
-            self.let_go(&version_of(&opened));
-        }
-    }
-
-    /// A trial has ended: what waited for that is looked at again.
-    fn release_postponed(&mut self) {
-        let held = std::mem::take(&mut self.postponed).into_values();
-        self.later.extend(held.map(Request::Arrived));
     }
 
     /// Notes what was brought up of the depot: what serves, and the trials that go on.
@@ -442,7 +395,7 @@ impl<S: Sink + 'static> Loader<S> {
             self.call_off(&ready.numbers());
             return Err(NotReady::not_on_record(why));
         }
-        self.overtake_postponed(&ready.manifest);
+        self.overtake(&ready.model_version());
         self.take_watched(&name);
         self.settle(with, &admitted);
         let serves: Vec<_> = pipelines.iter().filter_map(|pipeline| self.about_to_serve(*pipeline)).collect();
@@ -459,7 +412,7 @@ impl<S: Sink + 'static> Loader<S> {
             None => {
                 serves.iter().for_each(|serve| self.hand_over(serve));
                 self.unwatch(&pipelines);
-                self.release_postponed();
+                self.trial_ended();
             }
         }
         self.reporter.model_activated(&manifest, &proved);
@@ -495,7 +448,7 @@ impl<S: Sink + 'static> Loader<S> {
         });
         let Begun { progress, by_pipeline } = begun.clone();
         self.on_record(&name, |record| record.set_trial(progress, by_pipeline)).map_err(NotReady::not_on_record)?;
-        self.overtake_postponed(&ready.manifest);
+        self.overtake(&ready.model_version());
         self.watch(Mode::Shadow, ready, Some(serving), &begun, &[]);
         Ok(())
     }
@@ -544,7 +497,7 @@ impl<S: Sink + 'static> Loader<S> {
             return;
         }
         let Some(reference) = opened.model.depot() else { return };
-        let mut candidates = record.previous.iter().filter(|previous| may_serve(&reference.range, &record, previous));
+        let mut candidates = record.instead(&reference.range);
         let open = |previous: &Installed| {
             Some((previous.clone(), self.library.stored(&opened.model, &name, &previous.version).ok()?))
         };
@@ -565,22 +518,20 @@ impl<S: Sink + 'static> Loader<S> {
         self.later.push_back(Request::Arrived(previous));
     }
 
-    /// A version could not be taken up, through no fault of its own: it is to be handed over again.
-    pub(super) fn not_now(&self, opened: &Opened, why: &str) {
+    /// Nothing more is done about a version: the next one may be handed over.
+    pub(super) fn dealt_with(&mut self, opened: &Opened) {
         if opened.model.depot().is_some() {
-            let manifest = opened.package.manifest();
-            tracing::warn!(model = manifest.name, version = %manifest.version, why, "not taken up now, and tried again");
-            if !self.board.is_active(manifest) {
-                self.board.set(manifest, ModelPhase::Proving, None, Some(format!("{why}; it is tried again")));
-            }
-            self.tell(Settled::NotNow(version_of(opened), why.to_owned()));
+            let of = version_of(opened);
+            self.owed.remove(&of);
+            self.done(of);
         }
     }
 
-    /// Nothing more is done about a version: the next one may be handed over.
-    pub(super) fn dealt_with(&self, opened: &Opened) {
-        if opened.model.depot().is_some() {
-            self.tell(Settled::Done(version_of(opened)));
+    /// Tells that the record of a version's model may have changed, and that nothing more is done about the version, unless
+    /// it is owed.
+    fn done(&self, of: ModelVersion) {
+        if !self.owed.contains_key(&of) {
+            self.tell(Settled::Done(of));
         }
     }
 

@@ -12,8 +12,8 @@ use limpet_runtime::admission::{Admitted, Refusal};
 use limpet_wire::message::ModelPhase;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::delivered::{Delivered, Grounds, NotProved};
-use super::{Board, Listed, PipelineState, Places, Proved, Request, Requests, Settled, open};
+use super::delivered::{Delivered, Grounds, NotProved, Owed};
+use super::{Board, Listed, ModelVersion, PipelineState, Places, Proved, Request, Requests, Settled, open};
 use crate::CliError;
 use crate::admission::{Candidate, Estimate, Seen, Trial, introduce, streams_of};
 use crate::config::{Config, Loaded, ModelRef};
@@ -109,8 +109,12 @@ pub struct Loader<S: Sink + 'static> {
     pub(super) delivered: BTreeMap<String, Delivered>,
     /// What is offered to this gateway, by model; none before anything was trusted.
     pub(super) offered: BTreeMap<String, BTreeSet<String>>,
-    /// Versions that wait for the end of a trial, by name of their model.
-    pub(super) postponed: BTreeMap<String, Opened>,
+    /// Versions that are taken up later.
+    pub(super) owed: BTreeMap<ModelVersion, Owed>,
+    /// What is to be proved…
+    to_prove: VecDeque<Opened>,
+    /// …one after the other: two at once would slow each other down, and each is timed.
+    proving: bool,
     /// Versions that are proved only so that a model can go back to them.
     pub(super) spare: BTreeSet<Digest>,
     /// The whole configuration, with what waits.
@@ -183,7 +187,9 @@ impl<S: Sink + 'static> Loader<S> {
             later: VecDeque::new(),
             taken_down: BTreeMap::new(),
             offered: BTreeMap::new(),
-            postponed: BTreeMap::new(),
+            owed: BTreeMap::new(),
+            to_prove: VecDeque::new(),
+            proving: false,
             spare: BTreeSet::new(),
             known: BTreeMap::new(),
             next_number: 0,
@@ -211,6 +217,7 @@ impl<S: Sink + 'static> Loader<S> {
             }
         }
         loop {
+            self.look_again_at_due();
             let request = match self.later.pop_front() {
                 Some(request) => request,
                 None => match self.requests.recv_timeout(self.next_turn()) {
@@ -228,7 +235,11 @@ impl<S: Sink + 'static> Loader<S> {
                 Request::Wanted(worker, number) => self.wanted(worker, number),
                 Request::Released(worker, model) => self.released(worker, model),
                 Request::Observed(observation) => self.observed(&observation),
-                Request::Proved(opened, proved) => self.proved(opened, proved),
+                Request::Proved(opened, proved) => {
+                    self.proving = false;
+                    self.proved(opened, proved);
+                    self.prove_next();
+                }
                 Request::Arrived(opened) => self.arrived(opened),
                 Request::Offered(offered) => self.offer(offered),
                 Request::Withdrawn { model, withdrawn } => self.withdrawn(&model, &withdrawn),
@@ -268,38 +279,38 @@ impl<S: Sink + 'static> Loader<S> {
         limpet_engine::give_back_memory();
     }
 
-    /// Proves packages, one after the other, on a thread of its own: what serves does not wait for that.
-    pub(super) fn prove(&self, packages: Vec<Opened>) {
-        if packages.is_empty() {
+    /// Proves packages, one after the other, on threads of their own: what serves does not wait for that.
+    pub(super) fn prove(&mut self, packages: Vec<Opened>) {
+        self.to_prove.extend(packages);
+        self.prove_next();
+    }
+
+    fn prove_next(&mut self) {
+        if self.proving {
             return;
         }
-        let not_proved = |packages: Vec<Opened>, why: &str| {
-            for opened in packages {
-                let not_proved = NotProved { why: why.to_owned(), its_fault: false };
-                // The loader ends with the process only.
-                let _ = self.answers.send(Request::Proved(opened, Err(not_proved)));
-            }
-        };
+        let Some(opened) = self.to_prove.pop_front() else { return };
+        self.proving = true;
+        let not_proved =
+            |opened: Opened, why: String| Request::Proved(opened, Err(NotProved { why, its_fault: false }));
         let Some(store) = self.store.clone() else {
-            return not_proved(packages, "proofs cannot be kept in gateway.state; see the log");
+            let why = "proofs cannot be kept in gateway.state; see the log".to_owned();
+            return self.later.push_back(not_proved(opened, why));
         };
         let (engines, answers) = (Arc::clone(&self.engines), self.answers.clone());
-        let all = packages.clone();
-        let packages: Vec<_> =
-            packages.into_iter().map(|opened| (self.plan.proof_options(&opened.model), opened)).collect();
+        let (options, package) = (self.plan.proof_options(&opened.model), opened.clone());
         let prove = move || {
             threads::step_back();
-            for (options, opened) in packages {
-                let manifest = opened.package.manifest();
-                tracing::info!(model = manifest.name, version = %manifest.version, "proving");
-                let proved = store.get_or_prove(&opened.package, &engines, &options);
-                let proved = proved.map(Box::new).map_err(|error| NotProved::of(&error));
-                // The loader ends with the process only.
-                let _ = answers.send(Request::Proved(opened, proved));
-            }
+            let manifest = package.package.manifest();
+            tracing::info!(model = manifest.name, version = %manifest.version, "proving");
+            let proved = store.get_or_prove(&package.package, &engines, &options);
+            let proved = proved.map(Box::new).map_err(|error| NotProved::of(&error));
+            // The loader ends with the process only.
+            let _ = answers.send(Request::Proved(package, proved));
         };
         if let Err(error) = std::thread::Builder::new().name("prover".into()).spawn(prove) {
-            not_proved(all, &format!("the system gives no thread for proofs: {error}"));
+            let why = format!("the system gives no thread for proofs: {error}");
+            self.later.push_back(not_proved(opened, why));
         }
     }
 

@@ -177,13 +177,14 @@ impl<S: Sink + 'static> Loader<S> {
         }
     }
 
-    /// How long until somebody's turn may be over.
+    /// How long until somebody's turn may be over, or something is to be looked at again.
     pub(super) fn next_turn(&self) -> Duration {
-        match (self.waiting.is_empty(), self.watches()) {
+        let turn = match (self.waiting.is_empty(), self.watches()) {
             (false, _) => TURN / 4,
             (true, true) => SHOW_EVERY,
             (true, false) => LONG,
-        }
+        };
+        self.until_due().map_or(turn, |due| due.min(turn))
     }
 
     /// Tries again to load what is wanted.

@@ -17,8 +17,9 @@ use crate::pipeline::model::Facts;
 use crate::pipeline::worker::Sink;
 
 impl<S: Sink + 'static> Loader<S> {
-    /// Looks for packages that changed, and swaps what did.
+    /// Looks for packages that changed, and swaps what did. What something kept is looked at again, too.
     pub(super) fn reload(&mut self) {
+        self.look_again_at_all();
         let models: BTreeSet<ModelRef> = self
             .plan
             .pipelines

@@ -25,11 +25,22 @@ pub(super) enum Outcome {
         load_ms: Option<f64>,
         reason: String,
     },
-    /// It crashed, was killed, or did not end in time. `lasting` if it would do so again.
+    /// It crashed, was killed, or did not end in time.
     Broken {
         reason: String,
-        lasting: bool,
+        cause: Cause,
     },
+}
+
+/// Why a child did not come to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// It would do so again.
+    Own,
+    /// It took too long, which may be the device's bad day.
+    Time,
+    /// Somebody stopped it: memory ran out, or a person did.
+    Stopped,
 }
 
 /// What was found of batches.
@@ -106,23 +117,23 @@ pub(super) fn run(job: &Job, graph: &[u8], golden: &[u8], wall: Duration) -> io:
             }
             (Some(answer), _) if ended_well => answer,
             _ => {
-                let (reason, lasting) = why_ended(status, doing, &printed, wall);
-                Outcome::Broken { reason, lasting }
+                let (reason, cause) = why_ended(status, doing, &printed, wall);
+                Outcome::Broken { reason, cause }
             }
         })
     })
 }
 
-/// How a child that failed ended, and whether it would do so again.
-fn why_ended(status: Option<ExitStatus>, doing: Option<Doing>, printed: &[u8], wall: Duration) -> (String, bool) {
+/// How a child that failed ended, and why.
+fn why_ended(status: Option<ExitStatus>, doing: Option<Doing>, printed: &[u8], wall: Duration) -> (String, Cause) {
     let when = doing.map_or_else(|| "starting".to_owned(), Doing::word);
-    let (what, lasting) = match status {
-        None => (format!("did not end within {} s and was stopped while {when}", wall.as_secs_f32()), false),
+    let (what, cause) = match status {
+        None => (format!("did not end within {} s and was stopped while {when}", wall.as_secs_f32()), Cause::Time),
         Some(status) => match status.signal() {
-            // Whoever sent these had a reason outside the graph: memory ran out, or somebody stopped it.
-            Some(signal @ (2 | 9 | 15)) => (format!("killed by {} while {when}", signal_name(signal)), false),
-            Some(signal) => (format!("killed by {} while {when}", signal_name(signal)), true),
-            None => (format!("ended with exit code {} while {when}", status.code().unwrap_or_default()), true),
+            // Whoever sent these had a reason outside the graph.
+            Some(signal @ (2 | 9 | 15)) => (format!("killed by {} while {when}", signal_name(signal)), Cause::Stopped),
+            Some(signal) => (format!("killed by {} while {when}", signal_name(signal)), Cause::Own),
+            None => (format!("ended with exit code {} while {when}", status.code().unwrap_or_default()), Cause::Own),
         },
     };
     let printed = String::from_utf8_lossy(printed);
@@ -133,7 +144,7 @@ fn why_ended(status: Option<ExitStatus>, doing: Option<Doing>, printed: &[u8], w
         }
         None => what,
     };
-    (reason, lasting)
+    (reason, cause)
 }
 
 /// The child's exit, if it comes before `end`. It has closed its output already, so this takes a moment at most.

@@ -262,7 +262,8 @@ impl ProofStore {
     /// may have been the device's bad day.
     ///
     /// # Errors
-    /// [`DepotError::NotProved`] if nothing passed, or what [`prove`](super::prove) gives.
+    /// [`DepotError::NotProved`] if nothing passed, [`DepotError::Proof`] if that is so because somebody stopped a proof, or
+    /// what [`prove`](super::prove) gives.
     pub fn get_or_prove(
         &self,
         package: &Package,
@@ -305,6 +306,10 @@ impl ProofStore {
         match Proved::of(report.clone()) {
             Some(proved) => Ok(Proved { not_kept, ..proved.tuned(tuning.as_ref()) }),
             None => {
+                if let Some(row) = report.rows.iter().find(|row| row.stopped) {
+                    let Row { engine, variant, reason, .. } = row.clone();
+                    return Err(DepotError::Proof { engine, variant, reason });
+                }
                 let manifest = package.manifest();
                 let reasons: Vec<String> = report
                     .rows

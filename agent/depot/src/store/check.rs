@@ -110,7 +110,7 @@ impl Store {
                 Err(error) => {
                     let named = |model: &str, version: &str| files::name(&path) == index_name(model, version);
                     let in_record = |(model, record): &(String, Record)| {
-                        record.active.iter().chain(&record.previous).any(|one| named(model, &one.version))
+                        record.installed().any(|one| named(model, &one.version))
                             || record.trial.is_some() && files::name(&path).starts_with(&format!("{model}-"))
                     };
                     if records.iter().any(in_record) || wanted.iter().any(|(model, version)| named(model, version)) {
@@ -180,7 +180,7 @@ impl Store {
             let [main, copy] = self.record_paths(&model)?;
             let read = |path: &Path| read_kept::<Record>(path).ok().flatten();
             let record = read(&main).or_else(|| read(&copy));
-            for installed in record.iter().flat_map(|record| record.active.iter().chain(&record.previous)) {
+            for installed in record.iter().flat_map(|record| record.installed()) {
                 if !indexed.contains(&(model.clone(), installed.version.clone())) {
                     let version = installed.version.clone();
                     checked.missing.push(Missing { model: model.clone(), version, chunks: None });

@@ -8,11 +8,13 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use limpet_wire::depot::parse_hex;
+use semver::VersionReq;
 use serde::{Deserialize, Serialize};
 
 use super::check_version;
 use super::kept::{Kept, bound_rejections};
 use crate::package::Package;
+use crate::select;
 use crate::trial::Progress;
 
 /// Most versions that are remembered as rejected; the oldest are forgotten.
@@ -27,6 +29,10 @@ pub struct Record {
     /// What served before and may serve again, newest first.
     #[serde(default)]
     pub previous: Vec<Installed>,
+    /// What a configuration brings that is to take effect: it serves then, if what is active does not lie in the range that
+    /// the configuration names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coming: Option<Installed>,
     /// The trial that is going on.
     #[serde(default)]
     pub trial: Option<Progress>,
@@ -75,6 +81,26 @@ impl Installed {
 }
 
 impl Record {
+    /// What is on record as installed: what serves, what is to come with a configuration, and what served before.
+    pub fn installed(&self) -> impl Iterator<Item = &Installed> {
+        self.active.iter().chain(&self.coming).chain(&self.previous)
+    }
+
+    /// What serves where pipelines ask for `range`: what is active, if it lies in there and was not withdrawn; else what a
+    /// configuration brought with that range, or what served before and lies in it; else what is active all the same.
+    pub fn serves(&self, range: &VersionReq) -> Option<&Installed> {
+        let lies_there = |one: &&Installed| select::in_range(range, &one.version);
+        let active = self.active.as_ref().filter(lies_there).filter(|_| !self.withdrawn);
+        active.or_else(|| self.instead(range).next()).or(self.active.as_ref())
+    }
+
+    /// What may serve where what is active cannot, the best first: what a configuration brought, which was looked at under
+    /// that, and what served before and was not rejected since, if it lies in the range that pipelines ask for.
+    pub fn instead<'a>(&'a self, range: &VersionReq) -> impl Iterator<Item = &'a Installed> {
+        let before = self.previous.iter().filter(|one| !self.rejected.contains_key(&one.package));
+        self.coming.iter().chain(before).filter(|one| select::in_range(range, &one.version))
+    }
+
     /// Lets the version before serve again, and remembers what served, if it was `rejected`. Gives the one that serves now;
     /// none if there is none to go back to, and then nothing changes.
     pub fn go_back(&mut self, rejected: Option<Rejection>) -> Option<Installed> {
@@ -92,11 +118,20 @@ impl Record {
     /// Lets a version serve, and keeps what served before it: the newest `keep` versions.
     pub fn activate(&mut self, version: Installed, keep: usize) {
         self.previous.retain(|previous| *previous != version);
+        self.coming.take_if(|coming| *coming == version);
         if let Some(active) = self.active.replace(version.clone()).filter(|active| *active != version) {
             self.previous.insert(0, active);
         }
         self.previous.truncate(keep);
         self.withdrawn = false;
+    }
+
+    /// Takes a version back that serves though it is not the active one: it stands in for that, or came with a
+    /// configuration.
+    pub fn reject_other(&mut self, package: &str, rejection: Rejection) {
+        self.previous.retain(|previous| previous.package != package);
+        self.coming.take_if(|coming| coming.package == package);
+        self.rejected.insert(package.to_owned(), rejection);
     }
 
     /// A trial begins, or is so far.
@@ -112,7 +147,7 @@ impl Record {
 
     /// Whether the record needs this version: it serves, may serve again, or is on trial.
     pub(super) fn names(&self, version: &str, package: &str) -> bool {
-        let installed = self.active.iter().chain(&self.previous).any(|installed| installed.version == version);
+        let installed = self.installed().any(|installed| installed.version == version);
         installed || self.trial.as_ref().is_some_and(|trial| trial.package == package)
     }
 }
@@ -128,7 +163,7 @@ impl Kept for Record {
 
     /// Versions become parts of paths.
     fn check(&self) -> Result<(), String> {
-        for installed in self.active.iter().chain(&self.previous) {
+        for installed in self.installed() {
             check_version(&installed.version)?;
             if parse_hex(&installed.package).is_none() {
                 let found = installed.package.escape_debug();

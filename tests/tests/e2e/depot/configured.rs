@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::hold::until;
 use super::*;
 
 /// The name of the target for this gateway.
@@ -52,15 +53,24 @@ fn said(bench: &mut Bench, kind: &str) -> String {
     event["message"].as_str().expect("every event says something").to_owned()
 }
 
-/// Sends windows to the topic of a pipeline until it has answered: the agent may begin again meanwhile.
+/// Sends windows to the topic of a pipeline until it has answered: the agent may begin again meanwhile. Gives the version that
+/// answered.
 #[track_caller]
-fn answers(bench: &mut Bench, name: &str) {
+fn answers(bench: &mut Bench, name: &str) -> String {
+    answers_to(bench, name, HOP)
+}
+
+/// The same, with so many samples in a message.
+#[track_caller]
+fn answers_to(bench: &mut Bench, name: &str, samples_each: usize) -> String {
     let (topic, result) =
         (format!("plant/a/{}", if name == "sound" { "level" } else { name }), uplink(&format!("result/{name}/a")));
+    // What was answered before is no answer.
+    bench.client.came_on(&result);
     for sequence in 0..1000 {
-        bench.client.send(&topic, samples(sequence, &[0.1; HOP]));
-        if bench.client.try_wait_for(Duration::from_millis(50), |message| message.topic == result).is_some() {
-            return;
+        bench.client.send(&topic, samples(sequence, &vec![0.1; samples_each]));
+        if let Some(answer) = bench.client.try_wait_for(Duration::from_millis(50), |message| message.topic == result) {
+            return answer.json()["version"].as_str().expect("every result names it").to_owned();
         }
     }
     panic!("{name} does not answer");
@@ -182,9 +192,83 @@ fn a_configuration_that_names_a_newer_version_gets_it_with_its_pipelines_and_not
     let record = bench.agent.home().record("loudness").expect("it serves");
     assert_eq!(record["active"]["version"], "1.0.0", "that is what the file's pipelines run");
     event_of(&mut bench.client, "model-activated", "2.0.0");
-    answers(&mut bench, "noise");
-    let record = bench.agent.home().record("loudness").expect("it serves");
-    assert_eq!(record["active"]["version"], "2.0.0");
+    assert_eq!(answers(&mut bench, "noise"), "2.0.0");
+    on_record(&bench, "2.0.0");
+}
+
+/// Waits until this version is the one on record: what came with a configuration is served first.
+#[track_caller]
+fn on_record(bench: &Bench, version: &str) {
+    let home = bench.agent.home();
+    until("the record", || {
+        let record = home.record("loudness")?;
+        (record["active"]["version"] == version && record["coming"].is_null()).then_some(())
+    });
+}
+
+/// [`text`] for samples of two channels.
+fn of_two_channels(name: &str, model: &str) -> String {
+    text(name, model, SHORT).replace("type = \"f32\"", "type = \"f32\", channels = 2")
+}
+
+/// An agent whose own file takes any version that fits one channel, and a newer version that wants two.
+fn with_a_version_of_two_channels(trial: &str) -> (Depot, Bench) {
+    let (depot, mut bench) = serving(trial);
+    depot.publish(&Package::of_two_channels("2.0.0"));
+    let rejected = event_of(&mut bench.client, "model-rejected", "2.0.0");
+    assert_says(&rejected["message"], &["1.0.0 goes on", "2 channels"]);
+    (depot, bench)
+}
+
+#[test]
+fn configurations_go_from_a_version_to_another_that_takes_other_samples_and_back() {
+    let (depot, mut bench) = with_a_version_of_two_channels("1s");
+    configure(&depot, &of_two_channels("noise", "loudness@*"));
+    said(&mut bench, "configuration-activated");
+    assert_eq!(answers_to(&mut bench, "noise", 2 * HOP), "2.0.0");
+    on_record(&bench, "2.0.0");
+    // The range of the next one has room for the version that serves, and its source has not.
+    configure(&depot, &text("hum", "loudness@*", SHORT));
+    said(&mut bench, "configuration-activated");
+    assert_eq!(answers(&mut bench, "hum"), "1.0.0");
+}
+
+#[test]
+fn a_configuration_that_is_taken_back_takes_the_version_with_it_that_only_it_can_run() {
+    let (depot, mut bench) = with_a_version_of_two_channels("4s");
+    let mut sequence = 100_000;
+    configure(&depot, &of_two_channels("sound", "loudness@^2").replace("\"level\"", "\"axle\""));
+    flows_until(&mut bench, &mut sequence, "configuration-activated");
+    event_of(&mut bench.client, "model-activated", "2.0.0");
+    let back = flows_until(&mut bench, &mut sequence, "configuration-rolled-back");
+    assert_says(&back, &["the file alone is in effect again"]);
+    assert_eq!(answers(&mut bench, "sound"), "1.0.0");
+    on_record(&bench, "1.0.0");
+}
+
+#[test]
+fn what_a_configuration_would_bring_is_dropped_when_that_is_rejected() {
+    let (depot, mut bench) = serving("2s");
+    let (hum, odd) = (Package::loudness_of("1.0.0", 0.0), Package::loudness_of("1.0.0", 0.0));
+    hum.edit("name = \"loudness\"", "name = \"hum\"");
+    odd.edit("name = \"loudness\"", "name = \"odd\"");
+    depot.publish(&hum);
+    let both = |second: &str| format!("{}{}", text("noise", "hum@*", SHORT), second);
+    configure(
+        &depot,
+        &both(
+            &text("more", "odd@*", SHORT)
+                .replace("\"level\"", "\"more\"")
+                .replace("deadline = \"30s\"", "deadline = \"1us\""),
+        ),
+    );
+    said(&mut bench, "configuration-waits");
+    let index = bench.agent.home().state().join("depot/indexes/hum-1.0.0.index");
+    assert!(index.is_file(), "it was fetched");
+    depot.publish(&odd);
+    said(&mut bench, "configuration-rejected");
+    bench.agent.wait_for_status("nothing of it is kept", |_| (!index.exists()).then_some(()));
+    assert_eq!(answers(&mut bench, "sound"), "1.0.0");
 }
 
 #[test]

@@ -178,7 +178,7 @@ impl Stream {
 
 /// Waits for something that nobody announces.
 #[track_caller]
-fn until<T>(what: &str, mut there: impl FnMut() -> Option<T>) -> T {
+pub(super) fn until<T>(what: &str, mut there: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + LIMIT;
     loop {
         if let Some(found) = there() {

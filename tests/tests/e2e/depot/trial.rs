@@ -312,49 +312,6 @@ fn what_was_taken_down_for_a_version_that_cannot_be_put_on_record_serves_again()
     assert_eq!((&record["active"]["version"], &record["rejected"]), (&"1.0.0".into(), &serde_json::json!({})));
 }
 
-/// Removes what was proved of a package.
-fn forget_proofs(home: &Home, package: &str) {
-    let mut removed = 0;
-    for entry in std::fs::read_dir(home.state().join("proofs")).expect("something was proved") {
-        let path = entry.expect("it can be read").path();
-        if std::fs::read_to_string(&path).is_ok_and(|text| text.contains(package)) {
-            std::fs::remove_file(path).expect("it is there");
-            removed += 1;
-        }
-    }
-    assert!(removed > 0, "nothing was proved of {package}");
-}
-
-/// After an update of the agent no proof of before is valid.
-#[test]
-fn a_version_to_go_back_to_is_proved_after_a_start_and_else_before_it_takes_over() {
-    let (depot, mut bench) = delivered(LONG);
-    depot.publish(&Package::undefined("2.0.0"));
-    event_of(&mut bench.client, "model-activated", "2.0.0");
-    let package = |home: &Home| {
-        let record = home.record("loudness").expect("it serves");
-        assert_eq!(record["previous"][0]["version"], "1.0.0", "{record}");
-        record["previous"][0]["package"].as_str().expect("a digest").to_owned()
-    };
-    let (_, home, _) = bench.agent.stop();
-    forget_proofs(&home, &package(&home));
-    bench.agent = Agent::start_in(home, &format!("{}{}", local(&bench.broker), config(&depot, LONG)));
-    bench.agent.wait_for_log(&["this version can serve again", "version=1.0.0"]);
-    assert!(bench.agent.log_with(&["serving", "version=\"1.0.0\""]).is_empty(), "2.0.0 goes on");
-    let home = bench.agent.home();
-    forget_proofs(home, &package(home));
-    let (told, _) = until_event(&mut bench, 0, "rolled-back", "2.0.0");
-    assert_says(&told["message"], &["loudness 2.0.0 is to be taken back", "1.0.0", "is being proved", "takes over"]);
-    let told = event_of(&mut bench.client, "rolled-back", "2.0.0");
-    assert_says(&told["message"], &["loudness 2.0.0 was taken back, 1.0.0 serves again", "have no answer"]);
-    let record = bench.agent.home().record("loudness").expect("it serves");
-    assert_eq!((&record["active"]["version"], &record["trial"]), (&"1.0.0".into(), &Value::Null));
-    for sequence in 100_000..100_004 {
-        bench.client.publish("plant/a/level", samples(sequence, &[0.1; HOP]));
-    }
-    assert_eq!(bench.client.wait_on(&uplink("result/sound/a")).json()["version"], "1.0.0");
-}
-
 /// What is shown of a version of the model.
 fn shown(status: &Value, version: &str) -> Option<Value> {
     status["models"].as_array()?.iter().find(|model| model["version"] == version).cloned()

@@ -7,7 +7,6 @@ use limpet_depot::store::Installed;
 use limpet_depot::trial::Mode;
 use limpet_wire::message::ModelPhase;
 
-use super::super::Settled;
 use super::super::loader::Loader;
 use super::trials::Watched;
 use super::{Grounds, NotProved, NotReady, Ready};
@@ -215,7 +214,7 @@ impl<S: Sink + 'static> Loader<S> {
         }
         self.unwatch(&pipelines);
         self.tidy();
-        self.release_postponed();
-        self.tell(Settled::Done(of));
+        self.trial_ended();
+        self.done(of);
     }
 }

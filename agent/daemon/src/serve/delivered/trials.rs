@@ -8,8 +8,8 @@ use limpet_depot::store::{Installed, Record};
 use limpet_depot::trial::{Mode, Progress, Rules, Trial, Verdict};
 use limpet_wire::message::ModelPhase;
 
+use super::super::PipelineState;
 use super::super::loader::Loader;
-use super::super::{PipelineState, Settled};
 use super::{Because, Delivered, Grounds, NotReady, Ready};
 use crate::admission::Candidate;
 use crate::config;
@@ -224,7 +224,6 @@ impl<S: Sink + 'static> Loader<S> {
             beside.ran,
             beside.spent.as_millis()
         );
-        let mut settled = Settled::Done(watched.own.model_version());
         match watched.mode {
             Mode::Trial => {
                 if let Err(why) = self.on_record(name, |record| record.end_trial()) {
@@ -248,7 +247,7 @@ impl<S: Sink + 'static> Loader<S> {
                 }
                 Err(NotReady { why, .. }) => {
                     tracing::error!(model = name, why, "what passed in shadow does not take over yet");
-                    settled = Settled::NotNow(watched.own.model_version(), why);
+                    self.again_of(&watched.own, &why);
                 }
             },
         }
@@ -256,8 +255,8 @@ impl<S: Sink + 'static> Loader<S> {
             self.unwatch(&watched.pipelines());
         }
         self.tidy();
-        self.release_postponed();
-        self.tell(settled);
+        self.trial_ended();
+        self.done(watched.own.model_version());
     }
 
     /// A version did what it must not.
@@ -276,8 +275,8 @@ impl<S: Sink + 'static> Loader<S> {
         }
         self.unwatch(&pipelines);
         self.tidy();
-        self.release_postponed();
-        self.tell(Settled::Done(of));
+        self.trial_ended();
+        self.done(of);
     }
 
     /// Whether a model runs beside what serves, or may have to take over from it.
