@@ -75,8 +75,10 @@ pub fn begin(path: &Path, file: Loaded, library: &Library) -> Result<Begun, CliE
                 change(store, &mut configured, |configured| {
                     _ = configured.trial.as_mut().map(|trial| trial.starts += 1);
                 });
-                apply(path, &file, active.as_ref())
-                    .and_then(|loaded| fit::fit(&loaded, library).map(|fitted| (loaded, fitted)))
+                apply(path, &file, active.as_ref()).and_then(|loaded| {
+                    bring(store, &mut configured);
+                    fit::fit(&loaded, library).map(|fitted| (loaded, fitted))
+                })
             }
         };
         match outcome {
@@ -91,6 +93,21 @@ pub fn begin(path: &Path, file: Loaded, library: &Library) -> Result<Begun, CliE
                 taken_back.push(story);
             }
         }
+    }
+}
+
+/// Lets the versions serve that come with what is in effect, or come back with it. Until that is on record, every start does
+/// it again.
+fn bring(store: &Store, configured: &mut Configured) {
+    let mut all = true;
+    for (model, version) in &configured.models {
+        if let Err(error) = store.update_record(model, |record| record.replace(version.clone())) {
+            tracing::error!(model, %error, "the version that goes with the configuration could not be put on record");
+            all = false;
+        }
+    }
+    if all && !configured.models.is_empty() {
+        change(store, configured, |configured| configured.models.clear());
     }
 }
 

@@ -200,6 +200,8 @@ struct Delivery {
     gave_way: BTreeMap<String, String>,
     /// Whether nothing came of a fetch in this round.
     stalled: bool,
+    /// Whether the loader let go of something since the last round: if it is the one after all, it must not be fetched again.
+    let_go: bool,
     /// How many imports the last round that came to its end has seen.
     seen: u64,
     /// Until when the jitter lasts, for which versions of targets and rollout: a timestamp that was only signed anew is no
@@ -232,6 +234,7 @@ impl Delivery {
             announced: BTreeMap::new(),
             gave_way: BTreeMap::new(),
             stalled: false,
+            let_go: false,
             seen: 0,
             jitter: None,
         })
@@ -318,6 +321,11 @@ impl Delivery {
                 self.with_loader.remove(&of);
                 self.collect();
             }
+            Nudge::Settled(Settled::LetGo(of)) => {
+                self.with_loader.remove(&of);
+                self.handed.remove(&of.model);
+                self.let_go = true;
+            }
             // That is the end of this process.
             Nudge::Settled(Settled::Again(_)) => {}
         }
@@ -401,8 +409,7 @@ impl Delivery {
         for (model, (reference, range)) in self.wanted.clone() {
             good &= self.model(told, &model, &reference, &range).await;
         }
-        if imports != self.seen {
-            self.seen = imports;
+        if std::mem::replace(&mut self.seen, imports) != imports || std::mem::take(&mut self.let_go) {
             self.collect();
         }
         good
@@ -513,6 +520,7 @@ impl Delivery {
                     if !self.is_current(trust) {
                         return false;
                     }
+                    self.offer(told);
                     if !self.offered(told, model, range).contains(&version) {
                         continue;
                     }

@@ -35,104 +35,87 @@ pub struct Waiting {
     pub why: String,
 }
 
-/// Fits together what the configuration names and what is there. Where the version of a model that serves does not fit, one
-/// that may serve instead is tried: it may have come with this configuration, or have served before another.
+/// Fits together what the configuration names and what is there.
 ///
 /// # Errors
 /// Everything that is wrong with the configuration or with packages at paths, with the lines that it is about.
 pub fn fit(loaded: &Loaded, library: &Library) -> Result<Fitted, CliError> {
-    let mut fitted = fit_with(loaded, library, &[])?;
-    let misfits: BTreeSet<ModelRef> = fitted.waiting.iter().map(|waiting| waiting.model.clone()).collect();
-    let mut others = Vec::new();
-    for model in misfits {
-        for other in library.instead(&model) {
-            others.push(other);
-            match fit_with(loaded, library, &others) {
-                Ok(better) if better.waiting.iter().all(|waiting| waiting.model != model) => {
-                    fitted = better;
-                    break;
-                }
-                _ => _ = others.pop(),
-            }
-        }
-    }
-    Ok(fitted)
+    open(loaded, library, &[], &BTreeSet::new())?.fit(loaded)
 }
 
-/// Fits together what the configuration names and what is there; of the models of `new`, that instead.
-///
-/// # Errors
-/// As for [`fit`].
-pub fn fit_with(loaded: &Loaded, library: &Library, new: &[Opened]) -> Result<Fitted, CliError> {
-    let mut waiting = BTreeMap::new();
-    let packages = open(loaded, library, new, &mut waiting)?;
-    fit_packages(loaded, packages, waiting)
+/// What pipelines name, open.
+pub struct Parts {
+    packages: Packages,
+    /// Pipelines that have none, and why.
+    waiting: BTreeMap<Name, String>,
 }
 
-/// Fits them together, once they are open; `waiting`: pipelines that have none, with the reason.
-///
-/// # Errors
-/// As for [`fit`].
-fn fit_packages(loaded: &Loaded, packages: Packages, mut waiting: BTreeMap<Name, String>) -> Result<Fitted, CliError> {
-    loop {
-        let config = without(&loaded.config, &waiting);
-        match Plan::new(&config, &packages) {
-            Ok(plan) => {
-                let pipelines = loaded.config.pipelines.iter();
-                let waits = |pipeline: &crate::config::Pipeline| {
-                    let why = waiting.get(&pipeline.name)?.clone();
-                    Some(Waiting { pipeline: pipeline.name.clone(), model: pipeline.model.clone(), why })
-                };
-                let waiting = pipelines.filter_map(waits).collect();
-                return Ok(Fitted { config, plan: Arc::new(plan), packages, waiting });
-            }
-            Err(misfits) => {
-                let before = waiting.len();
-                let mut faults = Vec::new();
-                for misfit in misfits {
-                    let delivered = delivered(&config, &misfit);
-                    if delivered.is_empty() {
-                        faults.push(problem(loaded, &config, &misfit));
-                    }
-                    waiting
-                        .extend(delivered.into_iter().map(|name| (name, format!("{}: {}", misfit.key, misfit.text))));
-                }
-                if !faults.is_empty() || waiting.len() == before {
-                    return Err(CliError::configuration(faults));
-                }
-            }
-        }
-    }
-}
-
-/// Opens what the pipelines name; of the models of `new`, that instead. `waiting`: who has none, and why.
+/// Opens what the pipelines name; of the models of `new`, that instead. Pipelines of models in `later` are left out.
 ///
 /// # Errors
 /// Packages at paths that cannot be read, with the lines that name them.
-fn open(
-    loaded: &Loaded,
-    library: &Library,
-    new: &[Opened],
-    waiting: &mut BTreeMap<Name, String>,
-) -> Result<Packages, CliError> {
+pub fn open(loaded: &Loaded, library: &Library, new: &[Opened], later: &BTreeSet<ModelRef>) -> Result<Parts, CliError> {
     let mut packages: Packages = new.iter().map(|opened| (opened.model.clone(), opened.clone())).collect();
-    let mut faults = Vec::new();
+    let (mut waiting, mut faults) = (BTreeMap::new(), Vec::new());
     for (index, pipeline) in loaded.config.pipelines.iter().enumerate() {
         if packages.contains_key(&pipeline.model) {
             continue;
         }
-        match (library.current(&pipeline.model), &pipeline.model) {
-            (Ok(Some(opened)), _) => _ = packages.insert(pipeline.model.clone(), opened),
-            (Ok(None), _) => {
-                waiting.insert(pipeline.name.clone(), "no version of its model was delivered yet".into());
+        let why = match (library.current(&pipeline.model), &pipeline.model) {
+            _ if later.contains(&pipeline.model) => "another version of its model comes".to_owned(),
+            (Ok(Some(opened)), _) => {
+                packages.insert(pipeline.model.clone(), opened);
+                continue;
             }
+            (Ok(None), _) => "no version of its model was delivered yet".to_owned(),
             (Err(error), ModelRef::Path(_)) => {
                 faults.push(loaded.problem("pipeline", index, "model", error.to_string()).to_string());
+                continue;
             }
-            (Err(error), ModelRef::Depot(_)) => _ = waiting.insert(pipeline.name.clone(), error.to_string()),
+            (Err(error), ModelRef::Depot(_)) => error.to_string(),
+        };
+        waiting.insert(pipeline.name.clone(), why);
+    }
+    if faults.is_empty() { Ok(Parts { packages, waiting }) } else { Err(CliError::configuration(faults)) }
+}
+
+impl Parts {
+    /// Fits them together.
+    ///
+    /// # Errors
+    /// As for [`fit`].
+    pub fn fit(self, loaded: &Loaded) -> Result<Fitted, CliError> {
+        let Self { packages, mut waiting } = self;
+        loop {
+            let config = without(&loaded.config, &waiting);
+            match Plan::new(&config, &packages) {
+                Ok(plan) => {
+                    let pipelines = loaded.config.pipelines.iter();
+                    let waits = |pipeline: &crate::config::Pipeline| {
+                        let why = waiting.get(&pipeline.name)?.clone();
+                        Some(Waiting { pipeline: pipeline.name.clone(), model: pipeline.model.clone(), why })
+                    };
+                    let waiting = pipelines.filter_map(waits).collect();
+                    return Ok(Fitted { config, plan: Arc::new(plan), packages, waiting });
+                }
+                Err(misfits) => {
+                    let before = waiting.len();
+                    let mut faults = Vec::new();
+                    for misfit in misfits {
+                        let delivered = delivered(&config, &misfit);
+                        if delivered.is_empty() {
+                            faults.push(problem(loaded, &config, &misfit));
+                        }
+                        let why = format!("{}: {}", misfit.key, misfit.text);
+                        waiting.extend(delivered.into_iter().map(|name| (name, why.clone())));
+                    }
+                    if !faults.is_empty() || waiting.len() == before {
+                        return Err(CliError::configuration(faults));
+                    }
+                }
+            }
         }
     }
-    if faults.is_empty() { Ok(packages) } else { Err(CliError::configuration(faults)) }
 }
 
 /// A configuration without these pipelines and without the sources that feed no other.
@@ -170,13 +153,21 @@ fn problem(loaded: &Loaded, config: &Config, misfit: &Misfit) -> String {
     loaded.problem(misfit.list, index.unwrap_or(misfit.index), misfit.key, misfit.text.clone()).to_string()
 }
 
-/// Whether a version of a model would let the pipelines run that name it: what would run then.
+/// Whether a version of a model, the last of `new`, would let the pipelines run that name it, beside what is here and the
+/// others of `new`: what would run then. Pipelines of models in `later` are left out.
 ///
 /// # Errors
 /// What does not fit.
-pub fn would_run(loaded: &Loaded, library: &Library, opened: &Opened) -> Result<Fitted, String> {
-    let fitted = fit_with(loaded, library, std::slice::from_ref(opened)).map_err(|error| error.to_string())?;
-    match fitted.waiting.iter().find(|waiting| waiting.model == opened.model) {
+pub fn would_run(
+    loaded: &Loaded,
+    library: &Library,
+    new: &[Opened],
+    later: &BTreeSet<ModelRef>,
+) -> Result<Fitted, String> {
+    let parts = open(loaded, library, new, later);
+    let fitted = parts.and_then(|parts| parts.fit(loaded)).map_err(|error| error.to_string())?;
+    let of_it = |waiting: &&Waiting| new.last().is_some_and(|opened| opened.model == waiting.model);
+    match fitted.waiting.iter().find(of_it) {
         Some(waiting) => Err(format!("pipeline {}: {}", waiting.pipeline, waiting.why)),
         None => Ok(fitted),
     }

@@ -119,9 +119,10 @@ impl Library {
         Ok(Opened { model: model.clone(), place, package })
     }
 
-    /// Opens the package that a model [serves](Record::serves) now; none if no version of it was delivered yet.
+    /// Opens the package that a model has now; none if no version of it was delivered yet.
     ///
-    /// If that cannot be opened, what may serve [instead](Record::instead) is, which [`Library::stood_in`] tells of. The record is as it was: what is damaged is fetched again, and takes over when it is
+    /// If the version that should serve cannot be opened, what may serve [instead](Record::instead) is, which
+    /// [`Library::stood_in`] tells of. The record is as it was: what is damaged is fetched again, and takes over when it is
     /// whole.
     ///
     /// # Errors
@@ -133,20 +134,20 @@ impl Library {
             (ModelRef::Depot(reference), Some(store)) => (reference, store),
         };
         let record = store.record(&reference.name)?;
-        let Some(serves) = record.serves(&reference.range) else { return Ok(None) };
+        let Some(active) = &record.active else { return Ok(None) };
         let name = reference.name.to_string();
-        let error = match self.stored(model, &name, &serves.version) {
+        let error = match self.stored(model, &name, &active.version) {
             Ok(opened) => return Ok(Some(opened)),
             Err(error) => error,
         };
-        for before in record.instead(&reference.range).filter(|before| *before != serves) {
+        for before in record.instead(&reference.range) {
             match self.stored(model, &name, &before.version) {
                 Ok(opened) => {
                     let story = format!(
                         "{name} {} cannot be opened, {} serves until it is whole: {error}",
-                        serves.version, before.version
+                        active.version, before.version
                     );
-                    self.stands_in(StoodIn { model: name, version: serves.version.clone(), story });
+                    self.stands_in(StoodIn { model: name, version: active.version.clone(), story });
                     return Ok(Some(opened));
                 }
                 Err(error) => {
@@ -155,15 +156,6 @@ impl Library {
             }
         }
         Err(error)
-    }
-
-    /// Opens what may serve [instead](Record::instead) of what a model serves, the best first; what cannot be opened is left
-    /// out.
-    pub fn instead(&self, model: &ModelRef) -> Vec<Opened> {
-        let (Some(reference), Some(store)) = (model.depot(), &self.store) else { return Vec::new() };
-        let Ok(record) = store.record(&reference.name) else { return Vec::new() };
-        let others = record.instead(&reference.range).filter(|other| Some(*other) != record.serves(&reference.range));
-        others.filter_map(|other| self.stored(model, &reference.name, &other.version).ok()).collect()
     }
 
     /// Remembers what [`stood_in`](Self::stood_in) tells of, and logs it.
@@ -199,7 +191,8 @@ impl Library {
                 stood_in = stands_in(record, &version);
                 if stood_in {
                     // What it stood in for stays on record; another one before that may stand in for it.
-                    record.reject_other(&opened.package.digest().to_string(), rejection);
+                    record.previous.retain(|one| one.version != version);
+                    record.rejected.insert(opened.package.digest().to_string(), rejection);
                 } else {
                     record.go_back(Some(rejection));
                 }

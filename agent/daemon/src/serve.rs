@@ -334,9 +334,10 @@ pub struct ModelVersion {
 /// What became of a delivered version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settled {
-    /// Nothing more is done about it: it serves, runs beside, was rejected, or let go. The record of its model may have
-    /// changed.
+    /// Nothing more is done about it: it serves, runs beside, or was rejected. The record of its model may have changed.
     Done(ModelVersion),
+    /// It was let go. If it is the one to be taken up after all, it is to be handed over again.
+    LetGo(ModelVersion),
     /// Another plan is to run, because a pipeline that waited can, or by another configuration: the agent has to begin
     /// again.
     Again(String),

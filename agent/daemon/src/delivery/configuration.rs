@@ -24,9 +24,10 @@ use semver::VersionReq;
 
 use super::{Delivery, PATIENCE, Taken, Told, Whose, wanted};
 use crate::config::{Loaded, ModelRef, Size};
+use crate::fit::{self, Fitted};
 use crate::library::{Opened, this_agent};
 use crate::serve::{NotProved, Settled};
-use crate::{check, configured, fit};
+use crate::{check, configured};
 
 /// How often the process may end while a configuration is examined.
 const ATTEMPTS_MAX: u32 = 3;
@@ -64,10 +65,11 @@ impl Delivery {
         };
         let Some((configured, candidate)) = staged else {
             self.told.remove("configuration");
-            return self.nothing_comes();
+            self.fetches_for_candidate(&BTreeMap::new());
+            return true;
         };
         match self.examine(told, candidate.as_ref()).await {
-            Ok(()) => {
+            Ok(brought) => {
                 // What it is compared with.
                 let long = self.depot.trial.0.min(RUNS_BEFORE);
                 tokio::time::sleep_until((self.tools.started + long).into()).await;
@@ -76,8 +78,7 @@ impl Delivery {
                     return false;
                 }
                 self.told.remove("configuration");
-                self.put_in_effect(candidate);
-                true
+                self.put_in_effect(candidate, brought)
             }
             Err(Not::Yet(why)) => {
                 let name = configured::name(candidate.as_ref());
@@ -92,7 +93,8 @@ impl Delivery {
                 let name = configured::name(candidate.as_ref());
                 let key = Configured::key(candidate.as_ref());
                 self.turn_down(&configured, &name, key, candidate.as_ref(), &why);
-                self.nothing_comes()
+                self.fetches_for_candidate(&BTreeMap::new());
+                true
             }
         }
     }
@@ -173,30 +175,48 @@ impl Delivery {
         }
     }
 
-    /// Whether a configuration can work here, with what it needs fetched and proved.
-    async fn examine(&mut self, told: Told<'_>, candidate: Option<&Configuration>) -> Result<(), Not> {
+    /// Whether a configuration can work here, with what it needs fetched and proved. Gives that.
+    async fn examine(&mut self, told: Told<'_>, candidate: Option<&Configuration>) -> Result<Vec<Opened>, Not> {
         let loaded = configured::apply(&self.tools.path, &self.tools.file, candidate).map_err(Not::ever)?;
         fits_machine(&loaded)?;
         let key = Configured::key(candidate);
-        let here = fit::fit_with(&loaded, &self.tools.library, &[]).map_err(Not::ever)?;
-        let (mut new, models) = (Vec::new(), wanted(&loaded.config));
+        let models = wanted(&loaded.config);
         self.fetches_for_candidate(&models);
+        let here = self.fitted(&loaded, &[])?;
+        let mut lacks = Vec::new();
         for (model, (reference, range)) in models {
             let record = self.store.record(&model).map_err(Not::yet)?;
             let active = record.active.as_ref().filter(|_| !record.withdrawn);
             let lies_there = active.is_some_and(|active| select::in_range(&range, &active.version));
             if !lies_there || here.waiting.iter().any(|waiting| waiting.model == reference) {
-                new.push(self.bring(told, (&loaded, &key), &model, &reference, &range).await?);
+                lacks.push((model, reference, range));
             }
         }
-        self.with_care(&key, |delivery| delivery.look_at(&loaded, &new))??;
-        // The start under that configuration finds them there, and one under another does not.
-        for opened in &new {
-            let coming = Some(Installed::of(&opened.package));
-            let comes = |record: &mut Record| record.coming = coming;
-            self.store.update_record(&opened.package.manifest().name, comes).map_err(Not::yet)?;
+        let (mut new, mut not_yet) = (Vec::new(), None);
+        let mut later: BTreeSet<ModelRef> = lacks.iter().map(|(_, reference, _)| reference.clone()).collect();
+        for (model, reference, range) in lacks {
+            // It need not fit beside what is replaced as well.
+            later.remove(&reference);
+            match self.bring(told, (&loaded, &key), (&new, &later), &model, &reference, &range).await {
+                Ok(opened) => new.push(opened),
+                // The others are fetched meanwhile.
+                Err(Not::Yet(why)) => not_yet = not_yet.or(Some(why)),
+                Err(ever) => return Err(ever),
+            }
         }
-        Ok(())
+        match not_yet {
+            Some(why) => Err(Not::Yet(why)),
+            None => {
+                self.with_care(&key, |delivery| delivery.look_at(&loaded, &new))??;
+                Ok(new)
+            }
+        }
+    }
+
+    /// A configuration, fitted together with the packages that are here and with those that are `new`.
+    fn fitted(&self, loaded: &Loaded, new: &[Opened]) -> Result<Fitted, Not> {
+        let parts = fit::open(loaded, &self.tools.library, new, &BTreeSet::new()).map_err(Not::yet)?;
+        parts.fit(loaded).map_err(Not::ever)
     }
 
     /// Of these models alone something is fetched for a configuration that may take effect.
@@ -207,33 +227,10 @@ impl Delivery {
         others.iter().for_each(|model| self.fetches(Whose::Candidate, model, None));
     }
 
-    /// No configuration is to take effect: what one before was to bring is of no use any more. Says whether that is on record.
-    fn nothing_comes(&mut self) -> bool {
-        self.fetches_for_candidate(&BTreeMap::new());
-        let records = match self.store.records() {
-            Ok(records) => records,
-            Err(error) => {
-                self.complain("records", "depot-refused", &error.to_string());
-                return false;
-            }
-        };
-        let mut good = true;
-        // What cannot be read is told where its model is looked at.
-        for (model, record) in records.into_iter().filter_map(|(model, record)| Some((model, record.ok()?))) {
-            let serves = self.wanted.get(&model).and_then(|(_, range)| record.serves(range));
-            if record.coming.is_none() || record.coming.as_ref() == serves {
-                continue;
-            }
-            good &= self.store.update_record(&model, |record| record.coming = None).is_ok();
-            self.collect();
-        }
-        good
-    }
-
     /// Whether a configuration fits together with the packages that are here and with those that are `new`, is proved, and
     /// admitted.
     fn look_at(&self, loaded: &Loaded, new: &[Opened]) -> Result<(), Not> {
-        let fitted = fit::fit_with(loaded, &self.tools.library, new).map_err(Not::ever)?;
+        let fitted = self.fitted(loaded, new)?;
         if let Some(waiting) = fitted.waiting.first() {
             let index = loaded.config.pipelines.iter().position(|pipeline| pipeline.name == waiting.pipeline);
             let problem = loaded.problem("pipeline", index.unwrap_or_default(), "model", waiting.why.clone());
@@ -257,6 +254,7 @@ impl Delivery {
         &mut self,
         told: Told<'_>,
         (loaded, key): (&Loaded, &str),
+        (new, later): (&[Opened], &BTreeSet<ModelRef>),
         model: &str,
         reference: &ModelRef,
         range: &VersionReq,
@@ -275,23 +273,24 @@ impl Delivery {
             };
             // What is there of it is wanted, though no record names it.
             self.fetches(Whose::Candidate, model, Some(&version));
-            let why =
-                match self.bring_in(told.trusted, (Whose::Candidate, &loaded.config), model, &version, reference).await
-                {
-                    Ok(Taken::Here(opened)) => match self
-                        .with_care(&format!("{key} {model} {version}"), |delivery| delivery.prove(loaded, &opened))??
-                    {
-                        Ok(()) => return Ok(opened),
-                        Err(why) => why,
-                    },
-                    // Only of what is in effect.
-                    Ok(Taken::Handed) => return Err(Not::Yet(format!("{model} {version} is being looked at"))),
-                    Ok(Taken::Rejected(why)) => format!("it was rejected before: {why}"),
-                    Err(error @ FetchError::Unfit { .. }) => error.to_string(),
-                    Err(error) => {
-                        return Err(Not::Yet(format!("{model} {version} is not here yet: {}", self.why(&error))));
-                    }
-                };
+            let why = match self
+                .bring_in(told.trusted, (Whose::Candidate, &loaded.config), model, &version, reference)
+                .await
+            {
+                Ok(Taken::Here(opened)) => match self.with_care(&format!("{key} {model} {version}"), |delivery| {
+                    delivery.prove(loaded, (new, later), &opened)
+                })?? {
+                    Ok(()) => return Ok(opened),
+                    Err(why) => why,
+                },
+                // Only of what is in effect.
+                Ok(Taken::Handed) => return Err(Not::Yet(format!("{model} {version} is being looked at"))),
+                Ok(Taken::Rejected(why)) => format!("it was rejected before: {why}"),
+                Err(error @ FetchError::Unfit { .. }) => error.to_string(),
+                Err(error) => {
+                    return Err(Not::Yet(format!("{model} {version} is not here yet: {}", self.why(&error))));
+                }
+            };
             last = format!("; {version}: {why}");
             unfit.insert(version);
         }
@@ -299,8 +298,14 @@ impl Delivery {
 
     /// Proves a version for a configuration. What is wrong with it for that configuration is in the answer; what it will
     /// always be wrong with is on record.
-    fn prove(&mut self, loaded: &Loaded, opened: &Opened) -> Result<Result<(), String>, Not> {
-        let fitted = match fit::would_run(loaded, &self.tools.library, opened) {
+    fn prove(
+        &mut self,
+        loaded: &Loaded,
+        (new, later): (&[Opened], &BTreeSet<ModelRef>),
+        opened: &Opened,
+    ) -> Result<Result<(), String>, Not> {
+        let with_it = [new, std::slice::from_ref(opened)].concat();
+        let fitted = match fit::would_run(loaded, &self.tools.library, &with_it, later) {
             Ok(fitted) => fitted,
             Err(why) => return Ok(Err(why)),
         };
@@ -321,21 +326,35 @@ impl Delivery {
         Ok(Err(why))
     }
 
-    /// Puts a configuration on record as the one in effect, and lets the agent begin again with it.
-    fn put_in_effect(&mut self, candidate: Option<Configuration>) {
+    /// Puts a configuration on record as the one in effect, with the versions that it brings, and lets the agent begin again
+    /// with it. Says whether that went well.
+    fn put_in_effect(&mut self, candidate: Option<Configuration>, brought: Vec<Opened>) -> bool {
         let tools = &self.tools;
         let name = configured::name(candidate.as_ref());
         let before = configured::activity(&tools.plan, &tools.links, tools.started);
         let trial = ConfigurationTrial { before, ..ConfigurationTrial::default() };
-        match self.store.update_configured(|configured| configured.activate(candidate, Some(trial))) {
+        let records = self.store.records();
+        let put = records.and_then(|records| {
+            self.store.update_configured(|configured| {
+                configured.activate(candidate, Some(trial));
+                for opened in brought {
+                    let model = &opened.package.manifest().name;
+                    let active = records.get(model).and_then(|record| record.as_ref().ok()?.active.clone());
+                    configured.bring(model, Installed::of(&opened.package), active);
+                }
+            })
+        });
+        match put {
             Ok(_) => {
                 let story = format!("{name} was checked and admitted, and takes effect");
                 tools.reporter.event("configuration-activated", &story, &[("configuration", &name)]);
                 // Nobody listens after the stop.
                 _ = tools.settled.send(Settled::Again(story));
+                true
             }
             Err(error) => {
-                self.complain("configuration", "depot-refused", &format!("{name} cannot take effect: {error}"))
+                self.complain("configuration", "depot-refused", &format!("{name} cannot take effect: {error}"));
+                false
             }
         }
     }

@@ -192,12 +192,27 @@ impl<S: Sink + 'static> Loader<S> {
             || self.record(name).installed().any(|known| known == installed)
     }
 
-    /// A version is not taken up, since it is not offered any more, or a newer one came.
+    /// A version is not taken up, since it is not offered any more, another one came, or it is damaged. Whether it is to be,
+    /// after all, is for whoever brought it.
     fn let_go(&mut self, of: &ModelVersion) {
-        tracing::info!(model = of.model, version = of.version, "is not taken up: it is not the one that is offered");
+        tracing::info!(model = of.model, version = of.version, "is let go: it is not the one to be taken up now");
         self.board.set_not_coming(&of.model, &of.version);
         self.owed.remove(of);
-        self.done(of.clone());
+        self.tell(Settled::LetGo(of.clone()));
+    }
+
+    /// A version was proved, and another one of its model was handed over meanwhile, or the model goes back to one.
+    pub(super) fn overtaken(&mut self, opened: &Opened) {
+        if opened.model.depot().is_some() {
+            self.let_go(&version_of(opened));
+        }
+    }
+
+    /// Whether a version is on record as the one that serves, and none does.
+    pub(super) fn should_serve(&self, opened: &Opened) -> bool {
+        let name = &opened.package.manifest().name;
+        let serves = self.delivered.get(name).is_some_and(|delivered| delivered.serving.is_some());
+        opened.model.depot().is_some() && !serves && self.record(name).active == Some(Installed::of(&opened.package))
     }
 
     /// The first version of a model whose pipelines wait, proved. They cannot run without another plan.
@@ -206,7 +221,7 @@ impl<S: Sink + 'static> Loader<S> {
         if !self.is_offered(&manifest.name, &Installed::of(&opened.package)) {
             return self.let_go(&version_of(opened));
         }
-        if let Err(why) = fit::would_run(&self.loaded, &self.library, opened) {
+        if let Err(why) = fit::would_run(&self.loaded, &self.library, std::slice::from_ref(opened), &BTreeSet::new()) {
             self.refuse(opened, &why);
             self.reject(opened, Grounds::Configuration, &why);
             return self.dealt_with(opened);
@@ -305,8 +320,12 @@ impl<S: Sink + 'static> Loader<S> {
             let ready = Ready::of(made, &serving);
             let keep = self.keep();
             let installed = ready.installed.clone();
+            // One that stands in for what is damaged gives way to that when it is whole.
+            let stands_in = self.library.stood_in().into_iter().find(|one| one.model == name);
             let record = self.on_record(&name, |record| {
-                if record.active.as_ref() != Some(&installed) {
+                let stands_in =
+                    stands_in.is_some_and(|of| record.active.as_ref().is_some_and(|a| a.version == of.version));
+                if record.active.as_ref() != Some(&installed) && !stands_in {
                     record.activate(installed, keep);
                 }
             });
@@ -429,13 +448,16 @@ impl<S: Sink + 'static> Loader<S> {
         let Some(serving) = self.delivered.get(&name).and_then(|delivered| delivered.serving.clone()) else {
             return self.switch(ready);
         };
-        self.stop_watching(&name);
+        let stopped = self.stop_watching(&name).is_some();
         if !self.load_beside(&ready) {
             // What ran beside until now may be on its way out still.
             self.await_leaving(&ready.numbers());
         }
         if !self.load_beside(&ready) {
             self.unload_unserved(&ready.numbers());
+            if stopped {
+                self.trial_ended();
+            }
             return Err(self.no_room_now(format!(
                 "old and new version do not fit together into budget.memory = {}, and `shadow = true` runs both; raise the budget, or leave shadow out",
                 limpet_runtime::admission::Mebibytes(self.config.budget.memory.0)
@@ -490,16 +512,17 @@ impl<S: Sink + 'static> Loader<S> {
 
     /// What should serve has no proof here any more, as after an update of the agent: the version before it is looked at.
     fn fall_back(&mut self, opened: &Opened, why: &str) {
-        let (name, installed) = (opened.package.manifest().name.clone(), Installed::of(&opened.package));
-        let serves = self.delivered.get(&name).is_some_and(|delivered| delivered.serving.is_some());
-        let record = self.record(&name);
-        if serves || record.active.as_ref() != Some(&installed) {
+        if !self.should_serve(opened) {
             return;
         }
+        let (name, installed) = (opened.package.manifest().name.clone(), Installed::of(&opened.package));
+        let record = self.record(&name);
         let Some(reference) = opened.model.depot() else { return };
         let mut candidates = record.instead(&reference.range);
         let open = |previous: &Installed| {
-            Some((previous.clone(), self.library.stored(&opened.model, &name, &previous.version).ok()?))
+            let opened = self.library.stored(&opened.model, &name, &previous.version).ok()?;
+            fit::would_run(&self.loaded, &self.library, std::slice::from_ref(&opened), &BTreeSet::new()).ok()?;
+            Some((previous.clone(), opened))
         };
         let Some((back, previous)) = candidates.find_map(open) else { return };
         let (rejection, keep) = (self.rejection(&installed.version, Grounds::Agent, why), self.keep());

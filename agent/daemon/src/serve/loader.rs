@@ -113,7 +113,7 @@ pub struct Loader<S: Sink + 'static> {
     pub(super) owed: BTreeMap<ModelVersion, Owed>,
     /// What is to be proved…
     to_prove: VecDeque<Opened>,
-    /// …one after the other: two at once would slow each other down, and each is timed.
+    /// …one after the other here: two at once would slow each other down, and each is timed.
     proving: bool,
     /// Versions that are proved only so that a model can go back to them.
     pub(super) spare: BTreeSet<Digest>,
@@ -317,13 +317,13 @@ impl<S: Sink + 'static> Loader<S> {
     /// A package was proved, or not.
     fn proved(&mut self, opened: Opened, proved: Result<Box<Proved>, NotProved>) {
         let manifest = opened.package.manifest();
-        let wanted = self.is_tried(&opened) || self.is_coming_back(&opened);
+        let wanted = self.is_tried(&opened) || self.is_coming_back(&opened) || self.should_serve(&opened);
         if self.spare.remove(&opened.package.digest()) && !wanted {
             let (name, version) = (&manifest.name, &manifest.version);
             return match proved {
                 Ok(_) => tracing::info!(model = name, %version, "proved: this version can serve again"),
                 Err(NotProved { why, .. }) => {
-                    tracing::warn!(model = name, %version, why, "this version cannot serve again");
+                    tracing::warn!(model = name, %version, why, "this version has no proof, and serves again only with one");
                 }
             };
         }
@@ -353,9 +353,8 @@ impl<S: Sink + 'static> Loader<S> {
             self.put_in_place(&opened, *proved);
             limpet_engine::give_back_memory();
         } else {
-            // A package at a path that changed once more meanwhile has a proof of its own on the way. A delivered version
-            // was overtaken by one that the model goes back to, and is looked at again.
-            self.not_now(&opened, "another version of its model was proved meanwhile");
+            // A package at a path that changed once more meanwhile has a proof of its own on the way.
+            self.overtaken(&opened);
         }
     }
 

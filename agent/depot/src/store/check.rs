@@ -68,8 +68,8 @@ pub struct Missing {
 }
 
 impl Store {
-    /// Drops the chunks and indexes that no record needs (for what serves, may serve again, or is on trial) and that
-    /// `wanted` does not name, by model and version. Drops nothing while somebody holds the depot ([`Store::hold`]).
+    /// Drops the chunks and indexes that no record needs (for what serves, may serve again, is on trial, or comes and goes
+    /// with a configuration) and that `wanted` does not name, by model and version. Drops nothing while somebody holds the depot ([`Store::hold`]).
     ///
     /// # Errors
     /// [`DepotError`] if a record, or an index that is needed, cannot be read: then it is not known what may go, and
@@ -95,6 +95,9 @@ impl Store {
                 return Err(DepotError::store(&path, reason));
             }
         }
+        let configured: Configured = self.kept_locked(&self.configured_paths())?;
+        let with_it = configured.needs().map(|(model, version)| (model.to_owned(), version.version.clone()));
+        let wanted: Vec<(String, String)> = wanted.iter().cloned().chain(with_it).collect();
         let needed = |index: &Index| {
             let package = Hex(&index.package).to_string();
             wanted.iter().any(|(model, version)| (model, version) == (&index.model, &index.version))

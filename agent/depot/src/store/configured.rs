@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::kept::{Kept, REASON_MAX, bound_rejections};
-use super::record::Rejection;
+use super::record::{Installed, Rejection};
 use crate::package::Digest;
 use crate::trial::ConfigurationTrial;
 
@@ -37,6 +37,10 @@ pub struct Configured {
     /// What takes the place of tables of the file; the file alone where there is none.
     #[serde(default)]
     pub active: Option<Configuration>,
+    /// Versions of models that come with what is in effect, or come back with it: the next start lets them serve, or none
+    /// of a model where there was none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub models: BTreeMap<String, Option<Installed>>,
     /// The trial that is going on, with what to go back to.
     #[serde(default)]
     pub trial: Option<ConfigurationTrial>,
@@ -76,14 +80,33 @@ impl Configured {
         // The file alone was rejected beside something that is not in effect any more.
         self.rejected.remove(Self::FILE);
         let replaced = std::mem::replace(&mut self.active, configuration);
-        let on_trial = self.trial.take();
-        let before = on_trial.as_ref().map(|trial| trial.before.clone());
-        let previous = on_trial.map_or(replaced, |trial| trial.previous);
-        // What one would go back to needs no trial.
-        let trial = trial.filter(|_| previous != self.active);
-        let trial = trial.map(|trial| ConfigurationTrial { before: before.unwrap_or(trial.before), ..trial });
-        self.trial = trial.map(|trial| ConfigurationTrial { previous, ..trial });
+        let before = match self.trial.take() {
+            Some(on_trial) => on_trial,
+            None => ConfigurationTrial { previous: replaced, ..trial.clone().unwrap_or_default() },
+        };
+        self.trial = None;
+        match trial {
+            Some(_) if before.previous == self.active => self.models = before.models,
+            Some(trial) => {
+                self.trial = Some(ConfigurationTrial { starts: trial.starts, served: trial.served, ..before })
+            }
+            None => {}
+        }
         (self.staged, self.failure, self.attempts) = (None, None, 0);
+    }
+
+    /// What has just taken effect brings a version of a model, of which `before` served until then.
+    pub fn bring(&mut self, model: &str, version: Installed, before: Option<Installed>) {
+        self.models.insert(model.to_owned(), Some(version));
+        if let Some(trial) = &mut self.trial {
+            trial.models.entry(model.to_owned()).or_insert(before);
+        }
+    }
+
+    /// What must stay in the store for what is in effect, and for what it may go back to: names of models, and versions.
+    pub fn needs(&self) -> impl Iterator<Item = (&str, &Installed)> {
+        let before = self.trial.iter().flat_map(|trial| &trial.models);
+        self.models.iter().chain(before).filter_map(|(model, version)| Some((model.as_str(), version.as_ref()?)))
     }
 
     /// Rejects what is not in effect, by its [`Configured::key`].
@@ -96,7 +119,8 @@ impl Configured {
     /// Rejects what is in effect, and goes back to what was before, or, where no trial is going on, to the file alone.
     pub fn go_back(&mut self, rejection: Rejection) {
         self.reject(Self::key(self.active.as_ref()), rejection);
-        self.active = self.trial.take().and_then(|trial| trial.previous);
+        let before = self.trial.take().unwrap_or_default();
+        (self.active, self.models) = (before.previous, before.models);
     }
 }
 
@@ -118,6 +142,9 @@ impl Kept for Configured {
                 return Err(format!("holds a configuration of {length} bytes; expected at most {CONFIGURATION_MAX}"));
             }
         }
+        for (_, version) in self.needs() {
+            version.check()?;
+        }
         Ok(())
     }
 
@@ -130,7 +157,7 @@ impl Kept for Configured {
 
     fn differs_by_progress_alone(&self, other: &Self) -> bool {
         let without = |record: &Self| Self { trial: None, staged: None, attempts: 0, ..record.clone() };
-        let back = |record: &Self| record.trial.as_ref().map(|trial| trial.previous.clone());
+        let back = |record: &Self| record.trial.as_ref().map(|trial| (trial.previous.clone(), trial.models.clone()));
         without(self) == without(other) && back(self) == back(other)
     }
 }
@@ -177,6 +204,34 @@ mod tests {
         configured.activate(Some(one("b")), Some(ConfigurationTrial::default()));
         configured.activate(Some(one("a")), Some(ConfigurationTrial::default()));
         assert_eq!((configured.active, configured.trial), (Some(one("a")), None));
+    }
+
+    #[test]
+    fn the_versions_that_one_brings_go_with_it() {
+        let version = |version: &str| Installed { version: version.into(), package: "0".repeat(64) };
+        let mut configured = Configured::default();
+        configured.activate(Some(one("a")), Some(ConfigurationTrial::default()));
+        configured.bring("m", version("2.0.0"), Some(version("1.0.0")));
+        configured.bring("n", version("1.0.0"), None);
+        assert_eq!(
+            configured.models,
+            BTreeMap::from([("m".into(), Some(version("2.0.0"))), ("n".into(), Some(version("1.0.0")))])
+        );
+        let mut needs: Vec<_> = configured.needs().map(|(model, one)| format!("{model} {}", one.version)).collect();
+        needs.sort();
+        assert_eq!(needs, ["m 1.0.0", "m 2.0.0", "n 1.0.0"]);
+        // The next start has let them serve.
+        configured.models.clear();
+        // One that takes the place of one on trial goes back to what was before both.
+        configured.activate(Some(one("b")), Some(ConfigurationTrial::default()));
+        configured.bring("m", version("3.0.0"), Some(version("2.0.0")));
+        let before = BTreeMap::from([("m".to_owned(), Some(version("1.0.0"))), ("n".to_owned(), None)]);
+        let mut other = configured.clone();
+        configured.go_back(rejection());
+        assert_eq!((configured.active, configured.models), (None, before.clone()));
+        // So it does when a publisher takes it back.
+        other.activate(None, Some(ConfigurationTrial::default()));
+        assert_eq!((other.active, other.models, other.trial), (None, before, None));
     }
 
     #[test]

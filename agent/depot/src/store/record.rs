@@ -15,7 +15,7 @@ use super::check_version;
 use super::kept::{Kept, bound_rejections};
 use crate::package::Package;
 use crate::select;
-use crate::trial::Progress;
+use crate::trial::{Mode, Progress};
 
 /// Most versions that are remembered as rejected; the oldest are forgotten.
 pub const REJECTED_MAX: usize = 64;
@@ -29,10 +29,6 @@ pub struct Record {
     /// What served before and may serve again, newest first.
     #[serde(default)]
     pub previous: Vec<Installed>,
-    /// What a configuration brings that is to take effect: it serves then, if what is active does not lie in the range that
-    /// the configuration names.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub coming: Option<Installed>,
     /// The trial that is going on.
     #[serde(default)]
     pub trial: Option<Progress>,
@@ -78,27 +74,30 @@ impl Installed {
     pub fn of(package: &Package) -> Self {
         Self { version: package.manifest().version.to_string(), package: package.digest().to_string() }
     }
+
+    /// Versions become parts of paths.
+    pub(super) fn check(&self) -> Result<(), String> {
+        check_version(&self.version)?;
+        match parse_hex(&self.package) {
+            Some(_) => Ok(()),
+            None => {
+                Err(format!("names the package \"{}\"; expected 64 hexadecimal digits", self.package.escape_debug()))
+            }
+        }
+    }
 }
 
 impl Record {
-    /// What is on record as installed: what serves, what is to come with a configuration, and what served before.
+    /// What serves, and what served before.
     pub fn installed(&self) -> impl Iterator<Item = &Installed> {
-        self.active.iter().chain(&self.coming).chain(&self.previous)
+        self.active.iter().chain(&self.previous)
     }
 
-    /// What serves where pipelines ask for `range`: what is active, if it lies in there and was not withdrawn; else what a
-    /// configuration brought with that range, or what served before and lies in it; else what is active all the same.
-    pub fn serves(&self, range: &VersionReq) -> Option<&Installed> {
-        let lies_there = |one: &&Installed| select::in_range(range, &one.version);
-        let active = self.active.as_ref().filter(lies_there).filter(|_| !self.withdrawn);
-        active.or_else(|| self.instead(range).next()).or(self.active.as_ref())
-    }
-
-    /// What may serve where what is active cannot, the best first: what a configuration brought, which was looked at under
-    /// that, and what served before and was not rejected since, if it lies in the range that pipelines ask for.
+    /// What may serve where what is active cannot, the newest first: it served before, lies in the range that pipelines ask
+    /// for, and was not rejected.
     pub fn instead<'a>(&'a self, range: &VersionReq) -> impl Iterator<Item = &'a Installed> {
-        let before = self.previous.iter().filter(|one| !self.rejected.contains_key(&one.package));
-        self.coming.iter().chain(before).filter(|one| select::in_range(range, &one.version))
+        let may = |one: &&Installed| select::in_range(range, &one.version) && !self.rejected.contains_key(&one.package);
+        self.previous.iter().filter(may)
     }
 
     /// Lets the version before serve again, and remembers what served, if it was `rejected`. Gives the one that serves now;
@@ -118,20 +117,22 @@ impl Record {
     /// Lets a version serve, and keeps what served before it: the newest `keep` versions.
     pub fn activate(&mut self, version: Installed, keep: usize) {
         self.previous.retain(|previous| *previous != version);
-        self.coming.take_if(|coming| *coming == version);
         if let Some(active) = self.active.replace(version.clone()).filter(|active| *active != version) {
             self.previous.insert(0, active);
         }
         self.previous.truncate(keep);
         self.withdrawn = false;
+        if self.trial.as_ref().is_some_and(|trial| trial.mode == Mode::Trial && trial.package != version.package) {
+            self.end_trial();
+        }
     }
 
-    /// Takes a version back that serves though it is not the active one: it stands in for that, or came with a
-    /// configuration.
-    pub fn reject_other(&mut self, package: &str, rejection: Rejection) {
-        self.previous.retain(|previous| previous.package != package);
-        self.coming.take_if(|coming| coming.package == package);
-        self.rejected.insert(package.to_owned(), rejection);
+    /// Lets a version serve that comes with a configuration, or none. What served under another one takes no place of it: it
+    /// may want other samples.
+    pub fn replace(&mut self, version: Option<Installed>) {
+        if self.active != version {
+            *self = Self { active: version, rejected: std::mem::take(&mut self.rejected), ..Self::default() };
+        }
     }
 
     /// A trial begins, or is so far.
@@ -161,16 +162,8 @@ impl Kept for Record {
     // An empty one would let the model serve nothing without a word.
     const BEGINS_ANEW: bool = false;
 
-    /// Versions become parts of paths.
     fn check(&self) -> Result<(), String> {
-        for installed in self.installed() {
-            check_version(&installed.version)?;
-            if parse_hex(&installed.package).is_none() {
-                let found = installed.package.escape_debug();
-                return Err(format!("names the package \"{found}\"; expected 64 hexadecimal digits"));
-            }
-        }
-        Ok(())
+        self.installed().try_for_each(Installed::check)
     }
 
     fn bound(&mut self) {
@@ -182,5 +175,61 @@ impl Kept for Record {
         let without = |record: &Self| Self { trial: None, trials: BTreeMap::new(), ..record.clone() };
         let trial = |record: &Self| record.trial.as_ref().map(|trial| trial.package.clone());
         without(self) == without(other) && self.trial.is_some() == other.trial.is_some() && trial(self) == trial(other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn installed(version: &str) -> Installed {
+        Installed { version: version.to_owned(), package: version.replace('.', "") }
+    }
+
+    fn record(active: &str, previous: &[&str]) -> Record {
+        let previous = previous.iter().map(|version| installed(version)).collect();
+        Record { active: Some(installed(active)), previous, ..Record::default() }
+    }
+
+    fn rejection() -> Rejection {
+        Rejection { version: "1.1.0".into(), reason: "it is too slow".into(), at: None, under: None }
+    }
+
+    #[test]
+    fn what_may_serve_instead_lies_in_the_range_and_was_not_rejected() {
+        let mut record = record("1.2.0", &["1.1.0", "0.9.0", "1.0.0"]);
+        let instead = |record: &Record, range: &str| {
+            let range = VersionReq::parse(range).unwrap();
+            record.instead(&range).map(|one| one.version.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(instead(&record, "^1"), ["1.1.0", "1.0.0"]);
+        record.rejected.insert(installed("1.1.0").package, rejection());
+        assert_eq!(instead(&record, "*"), ["0.9.0", "1.0.0"]);
+    }
+
+    #[test]
+    fn what_comes_with_a_configuration_leaves_nothing_of_before_but_what_was_rejected() {
+        let mut record = record("1.2.0", &["1.1.0"]);
+        record.withdrawn = true;
+        record.rejected.insert(installed("1.1.0").package, rejection());
+        let before = record.clone();
+        record.replace(Some(installed("1.2.0")));
+        assert_eq!(record, before, "it serves already");
+        record.replace(Some(installed("2.0.0")));
+        let rejected = before.rejected.clone();
+        assert_eq!(record, Record { active: Some(installed("2.0.0")), rejected, ..Record::default() });
+        record.replace(None);
+        assert_eq!(record.installed().count(), 0);
+    }
+
+    #[test]
+    fn another_version_ends_a_trial_and_the_same_one_does_not() {
+        let mut record = record("1.2.0", &[]);
+        let progress = Progress { package: installed("1.2.0").package, ..Progress::default() };
+        record.set_trial(progress, BTreeMap::new());
+        record.activate(installed("1.2.0"), 1);
+        assert!(record.trial.is_some());
+        record.activate(installed("1.3.0"), 1);
+        assert_eq!(record.trial, None);
     }
 }

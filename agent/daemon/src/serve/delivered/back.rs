@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use limpet_depot::select;
 use limpet_depot::store::Installed;
 use limpet_depot::trial::Mode;
 use limpet_wire::message::ModelPhase;
@@ -139,8 +140,8 @@ impl<S: Sink + 'static> Loader<S> {
         let pipeline = own.candidates.keys().next().ok_or("no pipeline names it")?;
         let model = &self.plan.pipelines[*pipeline].package;
         let opened = self.library.stored(model, name, &previous.version).map_err(|error| error.to_string())?;
-        self.tried.insert(opened.model.clone(), opened.package.digest());
         let Some(proved) = self.proof_of(&opened) else {
+            self.tried.insert(opened.model.clone(), opened.package.digest());
             // It passed under another agent: it is proved again, and takes over then.
             self.board.set(opened.package.manifest(), ModelPhase::Proving, None, None);
             if !self.spare.contains(&opened.package.digest()) {
@@ -181,7 +182,11 @@ impl<S: Sink + 'static> Loader<S> {
         let Some(serving) = serving else { return };
         let (watched, of) = (self.take_watched(name), serving.model_version());
         let pipelines = serving.candidates.keys().copied().collect::<Vec<_>>();
-        let kept = self.on_record(name, |record| record.previous.retain(|p| !withdrawn.contains(&p.version)));
+        // What left the range that pipelines ask for is no way back either.
+        let model = pipelines.first().and_then(|pipeline| self.plan.pipelines[*pipeline].package.depot());
+        let lies_there = |version: &str| model.is_some_and(|model| select::in_range(&model.range, version));
+        let may = |one: &Installed| !withdrawn.contains(&one.version) && lies_there(&one.version);
+        let kept = self.on_record(name, |record| record.previous.retain(may));
         if let Err(why) = kept {
             tracing::error!(model = name, why, "what may serve could not be put on record");
         }
