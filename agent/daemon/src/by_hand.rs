@@ -1,6 +1,6 @@
 //! What a person does with delivered models on the gateway: `limpet depot import` and `limpet store check`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -58,13 +58,21 @@ async fn bring(path: &Path, file: &Loaded, depot: &Depot, store: &Store, folder:
     let gateway = delivery::gateway(config, depot);
     let configurations = configurations(trusted, &gateway, store, remote.as_ref()).await?;
     let mut models = BTreeMap::new();
-    for configuration in &configurations {
+    // What may take effect may need another version than what is: each that is offered.
+    let mut others = BTreeSet::new();
+    for (number, configuration) in configurations.iter().enumerate() {
         match configured::apply(path, file, configuration.as_ref()) {
-            Ok(loaded) => models.extend(delivery::wanted(&loaded.config)),
+            Ok(loaded) if number == 0 => models.extend(delivery::wanted(&loaded.config)),
+            Ok(loaded) => {
+                for (model, (_, range)) in delivery::wanted(&loaded.config) {
+                    let offered = select::offered(trusted, &gateway, &model, &range, time);
+                    others.extend(offered.into_iter().map(|version| (model.clone(), version)));
+                }
+            }
             Err(error) => say(&format!("{}: {error}", configured::name(configuration.as_ref())))?,
         }
     }
-    if models.is_empty() {
+    if models.is_empty() && others.is_empty() {
         say("no pipeline names a model of the depot, so nothing is fetched")?;
     }
     for (model, (_, range)) in &models {
@@ -73,21 +81,22 @@ async fn bring(path: &Path, file: &Loaded, depot: &Depot, store: &Store, folder:
         match select::choose(trusted, &gateway, model, range, active, &|_| false, time) {
             Choice::Stay(why) => say(&format!("{model}: {why}"))?,
             Choice::Withdrawn { .. } => say(&format!("{model}: what serves was withdrawn"))?,
-            Choice::Take(version) => {
-                let index = fetch::index(trusted, store, remote.as_ref(), model, &version).await.map_err(refuse)?;
-                let missing = store.missing(&index).len();
-                let bounds = Bounds { rate: RATE, disk: depot.disk.0 };
-                fetch::chunks(store, remote.as_ref(), &index, bounds, &|_: Progress| {}).await.map_err(refuse)?;
-                fetch::open(store, &index).map_err(refuse)?;
-                let chunks = index.chunks.len();
-                say(&format!("{model} {version}: {missing} of {chunks} chunks were copied, all are there"))?;
-            }
+            Choice::Take(version) => _ = others.insert((model.clone(), version)),
         }
+    }
+    for (model, version) in others {
+        let index = fetch::index(trusted, store, remote.as_ref(), &model, &version).await.map_err(refuse)?;
+        let missing = store.missing(&index).len();
+        let bounds = Bounds { rate: RATE, disk: depot.disk.0 };
+        fetch::chunks(store, remote.as_ref(), &index, bounds, &|_: Progress| {}).await.map_err(refuse)?;
+        fetch::open(store, &index).map_err(refuse)?;
+        let chunks = index.chunks.len();
+        say(&format!("{model} {version}: {missing} of {chunks} chunks were copied, all are there"))?;
     }
     Ok(())
 }
 
-/// The configurations whose models may be needed: the one in effect, and the one that is signed for this gateway, which is
+/// The configurations whose models may be needed: first the one in effect, then what is signed for this gateway, which is
 /// brought.
 async fn configurations(
     trusted: &Trusted,
@@ -97,7 +106,11 @@ async fn configurations(
 ) -> Result<Vec<Option<Configuration>>, CliError> {
     let configured = store.configured().map_err(refuse)?;
     let mut all = vec![configured.active.clone()];
-    let Some(target) = select::configuration(trusted, gateway).map_err(refuse)? else { return Ok(all) };
+    let Some(target) = select::configuration(trusted, gateway).map_err(refuse)? else {
+        // The file alone takes effect again.
+        all.extend(configured.active.is_some().then_some(None));
+        return Ok(all);
+    };
     if configured.active.is_some_and(|active| active.digest().0 == trusted.targets[target].sha256) {
         return Ok(all);
     }

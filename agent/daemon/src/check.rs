@@ -12,7 +12,7 @@ use crate::cli::CheckArgs;
 use crate::config::{self, Loaded};
 use crate::fit::Fitted;
 use crate::library::Library;
-use crate::serve::{NotProved, open};
+use crate::serve::{Fault, NotProved, open};
 use crate::{CliError, configured, console, fit, threads};
 
 /// Prints the effective configuration and every term of the admission.
@@ -65,7 +65,7 @@ pub fn candidates(
     engines: &[Box<dyn Engine>],
     make: bool,
 ) -> Result<(Vec<Option<Candidate>>, Vec<String>), NotProved> {
-    let fault = |why: String| NotProved { why, its_fault: true };
+    let fault = |why: String| NotProved { why, fault: Fault::Package };
     let (plan, packages) = (&fitted.plan, &fitted.packages);
     let mut candidates = vec![None; plan.pipelines.len()];
     let (mut unproved, mut number) = (Vec::new(), 0);
@@ -105,7 +105,7 @@ fn proof(
         Some(store) => Ok(store.choice(package, engines, options)),
         None if make => open::prove_for_now(package, engines, options)
             .map(Some)
-            .map_err(|error| NotProved { why: error.to_string(), its_fault: true }),
+            .map_err(|error| NotProved { why: error.to_string(), fault: Fault::Package }),
         None => Ok(None),
     }
 }

@@ -76,7 +76,7 @@ pub fn begin(path: &Path, file: Loaded, library: &Library) -> Result<Begun, CliE
                     _ = configured.trial.as_mut().map(|trial| trial.starts += 1);
                 });
                 apply(path, &file, active.as_ref()).and_then(|loaded| {
-                    bring(store, &mut configured);
+                    put_models(store, &mut configured);
                     fit::fit(&loaded, library).map(|fitted| (loaded, fitted))
                 })
             }
@@ -96,18 +96,20 @@ pub fn begin(path: &Path, file: Loaded, library: &Library) -> Result<Begun, CliE
     }
 }
 
-/// Lets the versions serve that come with what is in effect, or come back with it. Until that is on record, every start does
-/// it again.
-fn bring(store: &Store, configured: &mut Configured) {
-    let mut all = true;
-    for (model, version) in &configured.models {
-        if let Err(error) = store.update_record(model, |record| record.replace(version.clone())) {
-            tracing::error!(model, %error, "the version that goes with the configuration could not be put on record");
-            all = false;
+/// Puts the records of models in place that come with what is in effect, or come back with it. One that cannot be written is
+/// tried again at the next start.
+fn put_models(store: &Store, configured: &mut Configured) {
+    let mut done = BTreeSet::new();
+    for (model, record) in &configured.models {
+        match store.update_record(model, |now| now.replace(record)) {
+            Ok(_) => _ = done.insert(model.clone()),
+            Err(error) => {
+                tracing::error!(model, %error, "the version that goes with the configuration could not be put on record");
+            }
         }
     }
-    if all && !configured.models.is_empty() {
-        change(store, configured, |configured| configured.models.clear());
+    if !done.is_empty() {
+        change(store, configured, |configured| configured.models.retain(|model, _| !done.contains(model)));
     }
 }
 

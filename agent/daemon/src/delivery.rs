@@ -319,7 +319,9 @@ impl Delivery {
             }
             Nudge::Settled(Settled::Done(of)) => {
                 self.with_loader.remove(&of);
-                self.collect();
+                if !self.let_go {
+                    self.collect();
+                }
             }
             Nudge::Settled(Settled::LetGo(of)) => {
                 self.with_loader.remove(&of);
@@ -399,9 +401,14 @@ impl Delivery {
             self.complain("warning", "depot-refused", warning);
         }
         if !self.is_current(&trust) {
+            // Nothing that was imported can be of use.
+            self.seen = imports;
             return false;
         }
-        let Some(trusted) = trust.trusted() else { return true };
+        let Some(trusted) = trust.trusted() else {
+            self.seen = imports;
+            return true;
+        };
         let told = Told { trust: &trust, trusted };
         self.offer(told);
         self.withdrawals(told);
@@ -458,9 +465,9 @@ impl Delivery {
                 Choice::Stay(_) => {}
                 Choice::Withdrawn { withdrawn } => self.give_way(&model, &record, withdrawn),
                 Choice::Take(_) => {
-                    let before = record.previous.iter().find(|before| !gone.contains(&before.version));
-                    let fits = |version: &str| select::in_range(&range, version) && self.is_whole(&model, version);
-                    if gone.contains(&active.version) && before.is_some_and(|one| fits(&one.version)) {
+                    let may = |version: &str| !gone.contains(&version.to_owned()) && select::in_range(&range, version);
+                    let before = record.previous.iter().find(|before| may(&before.version));
+                    if gone.contains(&active.version) && before.is_some_and(|one| self.is_whole(&model, &one.version)) {
                         self.give_way(&model, &record, gone);
                     }
                 }

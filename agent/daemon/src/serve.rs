@@ -35,7 +35,7 @@ use crate::pipeline::observe::Observation;
 use crate::pipeline::shadow::Watch;
 use crate::wall::Wall;
 
-pub use delivered::NotProved;
+pub use delivered::{Fault, NotProved};
 pub use limpet_depot::Proved;
 pub use loader::{Loader, Tools};
 
@@ -355,7 +355,7 @@ pub enum Request {
     Observed(Observation),
     /// A package was proved, or why not.
     Proved(Opened, Result<Box<Proved>, NotProved>),
-    /// A version was delivered; it is complete in the store.
+    /// A version is to be taken up; it is complete in the store.
     Arrived(Opened),
     /// What is offered to this gateway now, by model: nothing else takes over that is not on record already.
     Offered(BTreeMap<String, BTreeSet<String>>),

@@ -50,6 +50,16 @@ pub enum DepotError {
         /// What went wrong.
         reason: String,
     },
+    /// Somebody stopped the process that proves a variant: memory ran out, or a person did.
+    #[error("the proof of {variant} on {engine} was stopped: {reason}")]
+    Stopped {
+        /// Name of the engine.
+        engine: String,
+        /// The variant's file.
+        variant: String,
+        /// By what.
+        reason: String,
+    },
     /// No engine may serve the package: every variant was refused or failed.
     #[error("{model}: no variant passed its proof: {reasons}")]
     NotProved {

@@ -335,8 +335,8 @@ fn a_damaged_chunk_in_the_store_is_found_and_fetched_again() {
     bench.agent.wait_for_status("the chunk", |_| (check(&[]).code == Some(0)).then_some(()));
 }
 
-#[test]
-fn a_damaged_version_is_stood_in_for_by_the_one_before_until_it_is_whole() {
+/// An agent whose version 2.0.0 is damaged and does not come again, so that 1.0.0 stands in for it; with the package.
+fn stood_in_for() -> (Depot, Bench, Package) {
     let (depot, mut bench) = delivered(SHORT);
     let before = bench.agent.home().chunks();
     let newer = Package::loudness_of("2.0.0", 0.01);
@@ -357,10 +357,40 @@ fn a_damaged_version_is_stood_in_for_by_the_one_before_until_it_is_whole() {
     assert_says(&damaged["message"], &["loudness 2.0.0 cannot be opened", "1.0.0 serves", "is damaged"]);
     bench.agent.wait_for_status("the version before", |status| serves(status, "1.0.0"));
     bench.broker.wait_subscribed("plant/+/level");
+    let record = bench.agent.home().record("loudness").expect("it serves");
+    assert_eq!(record["active"]["version"], "2.0.0", "it is what should serve");
+    (depot, bench, newer)
+}
+
+#[test]
+fn a_damaged_version_is_stood_in_for_by_the_one_before_until_it_is_whole() {
+    let (depot, mut bench, newer) = stood_in_for();
     Flow::start(&mut bench, &[("1.0.0", 0.0)]).until(&mut bench, "1.0.0", 20);
     depot.run(&["repair", program::text_of(newer.path())]).expect_code(0);
     event_of(&mut bench.client, "model-activated", "2.0.0");
     let record = bench.agent.home().record("loudness").expect("it serves");
     assert_eq!(record["active"]["version"], "2.0.0");
     assert_eq!(record["previous"][0]["version"], "1.0.0");
+}
+
+#[test]
+fn a_version_that_fails_its_trial_gives_way_to_the_one_that_stood_in_for_another() {
+    let (depot, mut bench, _) = stood_in_for();
+    depot.publish(&Package::undefined("3.0.0"));
+    event_of(&mut bench.client, "model-activated", "3.0.0");
+    let (told, _) = until_event(&mut bench, 0, "rolled-back", "3.0.0");
+    assert_says(&told["message"], &["loudness 3.0.0 was taken back, 1.0.0 serves again"]);
+    bench.agent.wait_for_status("it serves", |status| serves(status, "1.0.0"));
+}
+
+#[test]
+fn a_damaged_version_that_is_withdrawn_leaves_the_one_that_stood_in_for_it() {
+    let (depot, mut bench, _) = stood_in_for();
+    depot.run(&["withdraw", "loudness", "2.0.0"]).expect_code(0);
+    let told = event_of(&mut bench.client, "model-withdrawn", "2.0.0");
+    assert_says(&told["message"], &["loudness 2.0.0 was withdrawn; 1.0.0 serves"]);
+    bench.agent.wait_for_status("it serves", |status| serves(status, "1.0.0"));
+    let record = bench.agent.home().record("loudness").expect("it serves");
+    assert_eq!((&record["active"]["version"], &record["withdrawn"]), (&"1.0.0".into(), &false.into()));
+    assert_eq!(record["previous"], serde_json::json!([]));
 }

@@ -26,7 +26,7 @@ use super::{Delivery, PATIENCE, Taken, Told, Whose, wanted};
 use crate::config::{Loaded, ModelRef, Size};
 use crate::fit::{self, Fitted};
 use crate::library::{Opened, this_agent};
-use crate::serve::{NotProved, Settled};
+use crate::serve::{Fault, NotProved, Settled};
 use crate::{check, configured};
 
 /// How often the process may end while a configuration is examined.
@@ -68,7 +68,10 @@ impl Delivery {
             self.fetches_for_candidate(&BTreeMap::new());
             return true;
         };
-        match self.examine(told, candidate.as_ref()).await {
+        // What was before the one on trial has its versions here.
+        let trial = configured.trial.as_ref().filter(|trial| trial.previous == candidate);
+        let back = trial.map(|trial| trial.models.clone()).unwrap_or_default();
+        match self.examine(told, candidate.as_ref(), &back).await {
             Ok(brought) => {
                 // What it is compared with.
                 let long = self.depot.trial.0.min(RUNS_BEFORE);
@@ -77,7 +80,6 @@ impl Delivery {
                 if !self.is_current(told.trust) {
                     return false;
                 }
-                self.told.remove("configuration");
                 self.put_in_effect(candidate, brought)
             }
             Err(Not::Yet(why)) => {
@@ -175,24 +177,40 @@ impl Delivery {
         }
     }
 
-    /// Whether a configuration can work here, with what it needs fetched and proved. Gives that.
-    async fn examine(&mut self, told: Told<'_>, candidate: Option<&Configuration>) -> Result<Vec<Opened>, Not> {
+    /// Whether a configuration can work here, with the versions that come `back` with it, and with what else it needs fetched
+    /// and proved. Gives the latter.
+    async fn examine(
+        &mut self,
+        told: Told<'_>,
+        candidate: Option<&Configuration>,
+        back: &BTreeMap<String, Record>,
+    ) -> Result<Vec<Opened>, Not> {
         let loaded = configured::apply(&self.tools.path, &self.tools.file, candidate).map_err(Not::ever)?;
         fits_machine(&loaded)?;
         let key = Configured::key(candidate);
         let models = wanted(&loaded.config);
         self.fetches_for_candidate(&models);
-        let here = self.fitted(&loaded, &[])?;
+        let comes_back = |(model, record): (&String, &Record)| {
+            let ((reference, range), active) = (models.get(model)?, record.active.as_ref()?);
+            let lies_there = select::in_range(range, &active.version);
+            lies_there.then(|| self.tools.library.stored(reference, model, &active.version).ok()).flatten()
+        };
+        // What comes back, then what is brought.
+        let mut new: Vec<Opened> = back.iter().filter_map(comes_back).collect();
+        let here = self.fitted(&loaded, &new)?;
         let mut lacks = Vec::new();
         for (model, (reference, range)) in models {
             let record = self.store.record(&model).map_err(Not::yet)?;
             let active = record.active.as_ref().filter(|_| !record.withdrawn);
             let lies_there = active.is_some_and(|active| select::in_range(&range, &active.version));
-            if !lies_there || here.waiting.iter().any(|waiting| waiting.model == reference) {
+            let comes_back = new.iter().any(|opened| opened.model == reference);
+            if !(lies_there || comes_back) || here.waiting.iter().any(|waiting| waiting.model == reference) {
+                new.retain(|opened| opened.model != reference);
                 lacks.push((model, reference, range));
             }
         }
-        let (mut new, mut not_yet) = (Vec::new(), None);
+        let known = new.len();
+        let mut not_yet = None;
         let mut later: BTreeSet<ModelRef> = lacks.iter().map(|(_, reference, _)| reference.clone()).collect();
         for (model, reference, range) in lacks {
             // It need not fit beside what is replaced as well.
@@ -200,7 +218,10 @@ impl Delivery {
             match self.bring(told, (&loaded, &key), (&new, &later), &model, &reference, &range).await {
                 Ok(opened) => new.push(opened),
                 // The others are fetched meanwhile.
-                Err(Not::Yet(why)) => not_yet = not_yet.or(Some(why)),
+                Err(Not::Yet(why)) => {
+                    not_yet = not_yet.or(Some(why));
+                    later.insert(reference);
+                }
                 Err(ever) => return Err(ever),
             }
         }
@@ -208,7 +229,7 @@ impl Delivery {
             Some(why) => Err(Not::Yet(why)),
             None => {
                 self.with_care(&key, |delivery| delivery.look_at(&loaded, &new))??;
-                Ok(new)
+                Ok(new.split_off(known))
             }
         }
     }
@@ -239,9 +260,9 @@ impl Delivery {
         let engines = limpet_engine::engines();
         let proofs = ProofStore::new(&loaded.config.gateway.state, &engines).map_err(Not::yet)?;
         let candidates = check::candidates(&fitted, Some(&proofs), &engines, true);
-        let (candidates, _) = candidates.map_err(|NotProved { why, its_fault }| match its_fault {
-            true => Not::Ever(why),
-            false => Not::Yet(why),
+        let (candidates, _) = candidates.map_err(|NotProved { why, fault }| match fault {
+            Fault::Package => Not::Ever(why),
+            Fault::Stopped | Fault::Device => Not::Yet(why),
         })?;
         match check::admit(loaded, &fitted, &candidates).refused {
             refused if refused.is_empty() => Ok(()),
@@ -314,7 +335,7 @@ impl Delivery {
         let proved = proofs.get_or_prove(package, &engines, &fitted.plan.proof_options(&opened.model));
         let why = match proved.map_err(|error| NotProved::of(&error)) {
             Ok(_) => return Ok(Ok(())),
-            Err(NotProved { why, its_fault: true }) => why,
+            Err(NotProved { why, fault: Fault::Package }) => why,
             Err(NotProved { why, .. }) => return Err(Not::Yet(why)),
         };
         let (model, installed) = (package.manifest().name.clone(), Installed::of(package));
@@ -339,8 +360,8 @@ impl Delivery {
                 configured.activate(candidate, Some(trial));
                 for opened in brought {
                     let model = &opened.package.manifest().name;
-                    let active = records.get(model).and_then(|record| record.as_ref().ok()?.active.clone());
-                    configured.bring(model, Installed::of(&opened.package), active);
+                    let before = records.get(model).and_then(|record| record.as_ref().ok()).cloned();
+                    configured.bring(model, Installed::of(&opened.package), before.unwrap_or_default());
                 }
             })
         });
@@ -350,6 +371,7 @@ impl Delivery {
                 tools.reporter.event("configuration-activated", &story, &[("configuration", &name)]);
                 // Nobody listens after the stop.
                 _ = tools.settled.send(Settled::Again(story));
+                self.told.remove("configuration");
                 true
             }
             Err(error) => {

@@ -39,6 +39,10 @@ use trials::{Begun, Watched};
 /// How often the progress of a trial is shown.
 pub(super) const SHOW_EVERY: Duration = Duration::from_secs(5);
 
+/// How often in a row the proof of a version may be stopped from outside before that is its own fault: a graph that takes more
+/// memory than the device has is killed each time.
+const STOPS_MAX: u32 = 3;
+
 /// A model of the depot that serves, or is about to.
 #[derive(Default)]
 pub(super) struct Delivered {
@@ -102,15 +106,30 @@ fn version_of(opened: &Opened) -> ModelVersion {
 pub struct NotProved {
     /// In a sentence.
     pub why: String,
-    /// Whether that is the package's fault, and not that of a process that could not be started or a full disk.
-    pub its_fault: bool,
+    /// Whose fault that is.
+    pub fault: Fault,
+}
+
+/// Whose fault it is that there is no proof.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The package's.
+    Package,
+    /// Somebody stopped it. That may be a system short of memory, whose fault the package is if it is always so.
+    Stopped,
+    /// The device's: a process that could not be started, a full disk.
+    Device,
 }
 
 impl NotProved {
     /// Of what the proof said.
     pub fn of(error: &DepotError) -> Self {
-        let its_fault = !matches!(error, DepotError::Io { .. } | DepotError::Proof { .. } | DepotError::Full { .. });
-        Self { why: error.to_string(), its_fault }
+        let fault = match error {
+            DepotError::Io { .. } | DepotError::Proof { .. } | DepotError::Full { .. } => Fault::Device,
+            DepotError::Stopped { .. } => Fault::Stopped,
+            _ => Fault::Package,
+        };
+        Self { why: error.to_string(), fault }
     }
 }
 
@@ -143,7 +162,7 @@ impl NotReady {
 }
 
 impl<S: Sink + 'static> Loader<S> {
-    /// A version was delivered.
+    /// A version is here to be taken up.
     pub(super) fn arrived(&mut self, opened: Opened) {
         let (name, digest) = (opened.package.manifest().name.clone(), opened.package.digest().to_string());
         let there = |delivered: &Delivered| {
@@ -202,7 +221,7 @@ impl<S: Sink + 'static> Loader<S> {
     }
 
     /// A version was proved, and another one of its model was handed over meanwhile, or the model goes back to one.
-    pub(super) fn overtaken(&mut self, opened: &Opened) {
+    pub(super) fn superseded(&mut self, opened: &Opened) {
         if opened.model.depot().is_some() {
             self.let_go(&version_of(opened));
         }
@@ -323,8 +342,8 @@ impl<S: Sink + 'static> Loader<S> {
             // One that stands in for what is damaged gives way to that when it is whole.
             let stands_in = self.library.stood_in().into_iter().find(|one| one.model == name);
             let record = self.on_record(&name, |record| {
-                let stands_in =
-                    stands_in.is_some_and(|of| record.active.as_ref().is_some_and(|a| a.version == of.version));
+                let damaged = |active: &Installed| stands_in.is_some_and(|of| of.version == active.version);
+                let stands_in = record.previous.contains(&installed) && record.active.as_ref().is_some_and(damaged);
                 if record.active.as_ref() != Some(&installed) && !stands_in {
                     record.activate(installed, keep);
                 }
@@ -397,11 +416,15 @@ impl<S: Sink + 'static> Loader<S> {
             Progress::new(ready.installed.package.clone(), Mode::Trial, all)
         });
         let (keep, installed) = (self.keep(), ready.installed.clone());
+        let serves = old.as_ref().map(|old| old.installed.clone());
         let kept = progress.clone();
         let pipelines: Vec<usize> = ready.candidates.keys().copied().collect();
         let recorded = self.on_record(&name, |record| {
             if on_trial {
                 record.active = record.previous.first().cloned();
+            } else if let Some(serves) = serves {
+                // It may have stood in for what is damaged. That is no way back; this is.
+                record.activate(serves, keep);
             }
             record.activate(installed, keep);
             match kept {
@@ -493,21 +516,37 @@ impl<S: Sink + 'static> Loader<S> {
 
     /// A proof failed.
     pub(super) fn not_proved(&mut self, opened: &Opened, not_proved: &NotProved) {
+        let NotProved { why, fault } = not_proved;
+        let its_fault = match fault {
+            Fault::Package => true,
+            Fault::Stopped => self.is_stopped_once_more(&version_of(opened)),
+            Fault::Device => false,
+        };
         if let Some(coming) = self.take_coming_back(opened) {
             let name = &opened.package.manifest().name;
-            if not_proved.its_fault {
-                self.stays_after_all(name, &coming, not_proved);
+            if its_fault {
+                self.stays_after_all(name, &coming, why);
             } else {
                 // What is to go serves until that works.
                 self.delivered.entry(name.clone()).or_default().coming_back = Some(coming);
             }
         }
-        if !not_proved.its_fault {
-            return self.not_now(opened, &not_proved.why);
+        if its_fault || opened.model.depot().is_none() {
+            self.refuse(opened, why);
         }
-        self.reject(opened, Grounds::Agent, &not_proved.why);
-        self.fall_back(opened, &not_proved.why);
+        if !its_fault {
+            return self.not_now(opened, why);
+        }
+        self.reject(opened, Grounds::Agent, why);
+        self.fall_back(opened, why);
         self.dealt_with(opened);
+    }
+
+    /// Whether the proof of a version was stopped so often that it is no chance any more.
+    fn is_stopped_once_more(&mut self, of: &ModelVersion) -> bool {
+        let stops = self.stops.entry(of.clone()).or_default();
+        *stops += 1;
+        *stops >= STOPS_MAX
     }
 
     /// What should serve has no proof here any more, as after an update of the agent: the version before it is looked at.
@@ -546,6 +585,7 @@ impl<S: Sink + 'static> Loader<S> {
         if opened.model.depot().is_some() {
             let of = version_of(opened);
             self.owed.remove(&of);
+            self.stops.remove(&of);
             self.done(of);
         }
     }

@@ -12,7 +12,7 @@ use limpet_runtime::admission::{Admitted, Refusal};
 use limpet_wire::message::ModelPhase;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::delivered::{Delivered, Grounds, NotProved, Owed};
+use super::delivered::{Delivered, Fault, Grounds, NotProved, Owed};
 use super::{Board, Listed, ModelVersion, PipelineState, Places, Proved, Request, Requests, Settled, open};
 use crate::CliError;
 use crate::admission::{Candidate, Estimate, Seen, Trial, introduce, streams_of};
@@ -109,6 +109,8 @@ pub struct Loader<S: Sink + 'static> {
     pub(super) delivered: BTreeMap<String, Delivered>,
     /// What is offered to this gateway, by model; none before anything was trusted.
     pub(super) offered: BTreeMap<String, BTreeSet<String>>,
+    /// How often the proof of a version was stopped from outside.
+    pub(super) stops: BTreeMap<ModelVersion, u32>,
     /// Versions that are taken up later.
     pub(super) owed: BTreeMap<ModelVersion, Owed>,
     /// What is to be proved…
@@ -188,6 +190,7 @@ impl<S: Sink + 'static> Loader<S> {
             taken_down: BTreeMap::new(),
             offered: BTreeMap::new(),
             owed: BTreeMap::new(),
+            stops: BTreeMap::new(),
             to_prove: VecDeque::new(),
             proving: false,
             spare: BTreeSet::new(),
@@ -285,14 +288,26 @@ impl<S: Sink + 'static> Loader<S> {
         self.prove_next();
     }
 
+    /// Proves a package before the others that wait for that.
+    pub(super) fn prove_first(&mut self, package: Opened) {
+        self.to_prove.push_front(package);
+        self.prove_next();
+    }
+
     fn prove_next(&mut self) {
         if self.proving {
             return;
         }
-        let Some(opened) = self.to_prove.pop_front() else { return };
+        let opened = loop {
+            let Some(opened) = self.to_prove.pop_front() else { return };
+            if self.is_wanted(&opened) || self.spare.contains(&opened.package.digest()) {
+                break opened;
+            }
+            self.superseded(&opened);
+        };
         self.proving = true;
         let not_proved =
-            |opened: Opened, why: String| Request::Proved(opened, Err(NotProved { why, its_fault: false }));
+            |opened: Opened, why: String| Request::Proved(opened, Err(NotProved { why, fault: Fault::Device }));
         let Some(store) = self.store.clone() else {
             let why = "proofs cannot be kept in gateway.state; see the log".to_owned();
             return self.later.push_back(not_proved(opened, why));
@@ -317,7 +332,7 @@ impl<S: Sink + 'static> Loader<S> {
     /// A package was proved, or not.
     fn proved(&mut self, opened: Opened, proved: Result<Box<Proved>, NotProved>) {
         let manifest = opened.package.manifest();
-        let wanted = self.is_tried(&opened) || self.is_coming_back(&opened) || self.should_serve(&opened);
+        let wanted = self.is_wanted(&opened);
         if self.spare.remove(&opened.package.digest()) && !wanted {
             let (name, version) = (&manifest.name, &manifest.version);
             return match proved {
@@ -332,9 +347,6 @@ impl<S: Sink + 'static> Loader<S> {
             Err(not_proved) => {
                 if self.is_tried(&opened) {
                     self.tried.remove(&opened.model);
-                }
-                if not_proved.its_fault || opened.model.depot().is_none() {
-                    self.refuse(&opened, &not_proved.why);
                 }
                 return self.not_proved(&opened, &not_proved);
             }
@@ -354,8 +366,13 @@ impl<S: Sink + 'static> Loader<S> {
             limpet_engine::give_back_memory();
         } else {
             // A package at a path that changed once more meanwhile has a proof of its own on the way.
-            self.overtaken(&opened);
+            self.superseded(&opened);
         }
+    }
+
+    /// Whether a package is to be served once it is proved, and no other one came meanwhile.
+    fn is_wanted(&self, opened: &Opened) -> bool {
+        self.is_tried(opened) || self.is_coming_back(opened) || self.should_serve(opened)
     }
 
     /// Whether this is the package that was tried last.

@@ -142,9 +142,10 @@ fn serve(engines: impl FnOnce() -> Vec<Box<dyn Engine>>) -> io::Result<()> {
     let mut out = Lines(File::from(take_stdout()?));
     let mut stdin = io::stdin().lock();
     let job = read_job(&mut stdin)?;
-    limit(Resource::Core, 0);
-    limit(Resource::Data, job.data_bytes);
-    limit(Resource::Cpu, job.cpu_seconds);
+    limit(Resource::Core, 0, 0);
+    limit(Resource::Data, job.data_bytes, 0);
+    // At the hard limit the kernel kills, as somebody else would.
+    limit(Resource::Cpu, job.cpu_seconds, 5);
     let graph = read_exactly(&mut stdin, job.graph_bytes)?;
     out.send(&Message::Doing(Doing::Loading))?;
     let Some(engine) = engines().into_iter().find(|engine| engine.name() == job.engine) else {
@@ -255,11 +256,11 @@ fn take_stdout() -> io::Result<OwnedFd> {
     Ok(own)
 }
 
-/// Lowers a limit as far as that is allowed; it is never raised.
-fn limit(resource: Resource, most: u64) {
+/// Lowers a limit as far as that is allowed; it is never raised. `grace`: how far above it the hard one is.
+fn limit(resource: Resource, most: u64, grace: u64) {
     let hard = rustix::process::getrlimit(resource).maximum;
-    let most = Some(hard.map_or(most, |hard| hard.min(most)));
-    let _ = rustix::process::setrlimit(resource, Rlimit { current: most, maximum: most });
+    let least = |most: u64| Some(hard.map_or(most, |hard| hard.min(most)));
+    let _ = rustix::process::setrlimit(resource, Rlimit { current: least(most), maximum: least(most + grace) });
 }
 
 fn read_job(input: &mut impl Read) -> io::Result<Job> {

@@ -18,6 +18,9 @@ const MESSAGE_MAX: u64 = 1 << 20;
 /// Longest last word that goes into a reason, in characters.
 const LAST_WORD_MAX: usize = 300;
 
+/// What the kernel sends when a process has used up its CPU time.
+const SIGXCPU: i32 = 24;
+
 /// How a child ended.
 pub(super) enum Outcome {
     Measured(Box<Measured>, Option<Larger>),
@@ -132,6 +135,7 @@ fn why_ended(status: Option<ExitStatus>, doing: Option<Doing>, printed: &[u8], w
         Some(status) => match status.signal() {
             // Whoever sent these had a reason outside the graph.
             Some(signal @ (2 | 9 | 15)) => (format!("killed by {} while {when}", signal_name(signal)), Cause::Stopped),
+            Some(SIGXCPU) => ("took more CPU time than it may while ".to_owned() + &when, Cause::Time),
             Some(signal) => (format!("killed by {} while {when}", signal_name(signal)), Cause::Own),
             None => (format!("ended with exit code {} while {when}", status.code().unwrap_or_default()), Cause::Own),
         },

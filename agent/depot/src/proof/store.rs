@@ -262,7 +262,7 @@ impl ProofStore {
     /// may have been the device's bad day.
     ///
     /// # Errors
-    /// [`DepotError::NotProved`] if nothing passed, [`DepotError::Proof`] if that is so because somebody stopped a proof, or
+    /// [`DepotError::NotProved`] if nothing passed, [`DepotError::Stopped`] if that is so because somebody stopped a proof, or
     /// what [`prove`](super::prove) gives.
     pub fn get_or_prove(
         &self,
@@ -308,7 +308,7 @@ impl ProofStore {
             None => {
                 if let Some(row) = report.rows.iter().find(|row| row.stopped) {
                     let Row { engine, variant, reason, .. } = row.clone();
-                    return Err(DepotError::Proof { engine, variant, reason });
+                    return Err(DepotError::Stopped { engine, variant, reason });
                 }
                 let manifest = package.manifest();
                 let reasons: Vec<String> = report

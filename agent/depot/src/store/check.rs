@@ -1,6 +1,6 @@
 //! What can be dropped, and what is no longer as it was written.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -174,21 +174,24 @@ impl Store {
                 checked.damaged.push(damaged(path, error)?);
             }
         }
+        let mut needed = BTreeSet::new();
         for path in self.configured_paths() {
-            if let Err(error) = read_kept::<Configured>(&path) {
-                checked.damaged.push(damaged(path, error)?);
+            match read_kept::<Configured>(&path) {
+                Ok(configured) => {
+                    let configured = configured.unwrap_or_default();
+                    needed.extend(configured.needs().map(|(model, one)| (model.to_owned(), one.version.clone())));
+                }
+                Err(error) => checked.damaged.push(damaged(path, error)?),
             }
         }
         for model in self.recorded()? {
             let [main, copy] = self.record_paths(&model)?;
             let read = |path: &Path| read_kept::<Record>(path).ok().flatten();
-            let record = read(&main).or_else(|| read(&copy));
-            for installed in record.iter().flat_map(|record| record.installed()) {
-                if !indexed.contains(&(model.clone(), installed.version.clone())) {
-                    let version = installed.version.clone();
-                    checked.missing.push(Missing { model: model.clone(), version, chunks: None });
-                }
-            }
+            let record = read(&main).or_else(|| read(&copy)).unwrap_or_default();
+            needed.extend(record.installed().map(|one| (model.clone(), one.version.clone())));
+        }
+        for (model, version) in needed.into_iter().filter(|one| !indexed.contains(one)) {
+            checked.missing.push(Missing { model, version, chunks: None });
         }
         for (path, digest) in self.stored()? {
             match digest {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::kept::{Kept, REASON_MAX, bound_rejections};
-use super::record::{Installed, Rejection};
+use super::record::{Installed, Record, Rejection};
 use crate::package::Digest;
 use crate::trial::ConfigurationTrial;
 
@@ -37,10 +37,9 @@ pub struct Configured {
     /// What takes the place of tables of the file; the file alone where there is none.
     #[serde(default)]
     pub active: Option<Configuration>,
-    /// Versions of models that come with what is in effect, or come back with it: the next start lets them serve, or none
-    /// of a model where there was none.
+    /// Records of models that come with what is in effect, or come back with it: the next start puts them in place.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub models: BTreeMap<String, Option<Installed>>,
+    pub models: BTreeMap<String, Record>,
     /// The trial that is going on, with what to go back to.
     #[serde(default)]
     pub trial: Option<ConfigurationTrial>,
@@ -95,18 +94,22 @@ impl Configured {
         (self.staged, self.failure, self.attempts) = (None, None, 0);
     }
 
-    /// What has just taken effect brings a version of a model, of which `before` served until then.
-    pub fn bring(&mut self, model: &str, version: Installed, before: Option<Installed>) {
-        self.models.insert(model.to_owned(), Some(version));
+    /// What has just taken effect brings a version of a model, whose record was `before` until then. What served under
+    /// another configuration takes no place of it: it may want other samples.
+    pub fn bring(&mut self, model: &str, version: Installed, before: Record) {
+        self.models.insert(model.to_owned(), Record { active: Some(version), ..Record::default() });
         if let Some(trial) = &mut self.trial {
-            trial.models.entry(model.to_owned()).or_insert(before);
+            trial.models.entry(model.to_owned()).or_insert(Record { rejected: BTreeMap::new(), ..before });
         }
     }
 
     /// What must stay in the store for what is in effect, and for what it may go back to: names of models, and versions.
     pub fn needs(&self) -> impl Iterator<Item = (&str, &Installed)> {
         let before = self.trial.iter().flat_map(|trial| &trial.models);
-        self.models.iter().chain(before).filter_map(|(model, version)| Some((model.as_str(), version.as_ref()?)))
+        self.models
+            .iter()
+            .chain(before)
+            .flat_map(|(model, record)| record.installed().map(move |version| (model.as_str(), version)))
     }
 
     /// Rejects what is not in effect, by its [`Configured::key`].
@@ -142,9 +145,8 @@ impl Kept for Configured {
                 return Err(format!("holds a configuration of {length} bytes; expected at most {CONFIGURATION_MAX}"));
             }
         }
-        for (_, version) in self.needs() {
-            version.check()?;
-        }
+        let before = self.trial.iter().flat_map(|trial| trial.models.values());
+        self.models.values().chain(before).try_for_each(Record::check)?;
         Ok(())
     }
 
@@ -166,6 +168,7 @@ impl Kept for Configured {
 mod tests {
     use super::super::tests::home;
     use super::*;
+    use crate::trial::Progress;
 
     fn one(text: &str) -> Configuration {
         Configuration { target: "config.press-07".into(), text: text.into() }
@@ -209,23 +212,22 @@ mod tests {
     #[test]
     fn the_versions_that_one_brings_go_with_it() {
         let version = |version: &str| Installed { version: version.into(), package: "0".repeat(64) };
+        let only = |text: &str| Record { active: Some(version(text)), ..Record::default() };
+        let on_trial = Record { previous: vec![version("0.9.0")], trial: Some(Progress::default()), ..only("1.0.0") };
         let mut configured = Configured::default();
         configured.activate(Some(one("a")), Some(ConfigurationTrial::default()));
-        configured.bring("m", version("2.0.0"), Some(version("1.0.0")));
-        configured.bring("n", version("1.0.0"), None);
-        assert_eq!(
-            configured.models,
-            BTreeMap::from([("m".into(), Some(version("2.0.0"))), ("n".into(), Some(version("1.0.0")))])
-        );
+        configured.bring("m", version("2.0.0"), on_trial.clone());
+        configured.bring("n", version("1.0.0"), Record::default());
+        assert_eq!(configured.models, BTreeMap::from([("m".into(), only("2.0.0")), ("n".into(), only("1.0.0"))]));
         let mut needs: Vec<_> = configured.needs().map(|(model, one)| format!("{model} {}", one.version)).collect();
         needs.sort();
-        assert_eq!(needs, ["m 1.0.0", "m 2.0.0", "n 1.0.0"]);
-        // The next start has let them serve.
+        assert_eq!(needs, ["m 0.9.0", "m 1.0.0", "m 2.0.0", "n 1.0.0"]);
+        // The next start has put them in place.
         configured.models.clear();
         // One that takes the place of one on trial goes back to what was before both.
         configured.activate(Some(one("b")), Some(ConfigurationTrial::default()));
-        configured.bring("m", version("3.0.0"), Some(version("2.0.0")));
-        let before = BTreeMap::from([("m".to_owned(), Some(version("1.0.0"))), ("n".to_owned(), None)]);
+        configured.bring("m", version("3.0.0"), only("2.0.0"));
+        let before = BTreeMap::from([("m".to_owned(), on_trial), ("n".to_owned(), Record::default())]);
         let mut other = configured.clone();
         configured.go_back(rejection());
         assert_eq!((configured.active, configured.models), (None, before.clone()));

@@ -127,11 +127,10 @@ impl Record {
         }
     }
 
-    /// Lets a version serve that comes with a configuration, or none. What served under another one takes no place of it: it
-    /// may want other samples.
-    pub fn replace(&mut self, version: Option<Installed>) {
-        if self.active != version {
-            *self = Self { active: version, rejected: std::mem::take(&mut self.rejected), ..Self::default() };
+    /// Puts the record in place that comes with a configuration, or comes back with one. What is rejected stays so.
+    pub fn replace(&mut self, with: &Self) {
+        if self.active != with.active {
+            *self = Self { rejected: std::mem::take(&mut self.rejected), ..with.clone() };
         }
     }
 
@@ -209,17 +208,16 @@ mod tests {
 
     #[test]
     fn what_comes_with_a_configuration_leaves_nothing_of_before_but_what_was_rejected() {
-        let mut record = record("1.2.0", &["1.1.0"]);
-        record.withdrawn = true;
-        record.rejected.insert(installed("1.1.0").package, rejection());
-        let before = record.clone();
-        record.replace(Some(installed("1.2.0")));
-        assert_eq!(record, before, "it serves already");
-        record.replace(Some(installed("2.0.0")));
-        let rejected = before.rejected.clone();
-        assert_eq!(record, Record { active: Some(installed("2.0.0")), rejected, ..Record::default() });
-        record.replace(None);
-        assert_eq!(record.installed().count(), 0);
+        let mut now = record("1.2.0", &["1.1.0"]);
+        now.withdrawn = true;
+        now.rejected.insert(installed("1.1.0").package, rejection());
+        let before = now.clone();
+        now.replace(&record("1.2.0", &[]));
+        assert_eq!(now, before, "it serves already");
+        now.replace(&record("2.0.0", &["0.9.0"]));
+        assert_eq!(now, Record { rejected: before.rejected.clone(), ..record("2.0.0", &["0.9.0"]) });
+        now.replace(&Record::default());
+        assert_eq!(now.installed().count(), 0);
     }
 
     #[test]

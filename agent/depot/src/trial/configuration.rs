@@ -21,7 +21,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Before, DOUBT, FEWEST, Rules, Verdict, allowed, lower, upper};
-use crate::store::{Configuration, Installed};
+use crate::store::{Configuration, Record};
 
 /// Starts whose process ended without being told to, and before ten minutes, that are no chance any more.
 pub const STARTS_MAX: u32 = 3;
@@ -64,9 +64,9 @@ pub struct Activity {
 pub struct ConfigurationTrial {
     /// What was in effect before; the file alone where there is none.
     pub previous: Option<Configuration>,
-    /// What served before of the models of which it brought a version, if anything did.
+    /// The records from before of the models of which it brought a version.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub models: BTreeMap<String, Option<Installed>>,
+    pub models: BTreeMap<String, Record>,
     /// What the gateway did under it.
     pub before: Activity,
     /// Starts that did not end well so far, the one that goes on among them.

@@ -244,6 +244,28 @@ fn a_configuration_that_is_taken_back_takes_the_version_with_it_that_only_it_can
     on_record(&bench, "loudness", "1.0.0");
 }
 
+#[test]
+fn a_configuration_that_is_taken_back_leaves_a_trial_where_it_was() {
+    let (depot, mut bench) = serving("4s");
+    let (_, home, _) = bench.agent.stop();
+    let long = "trial = { windows = 5000, time = \"10m\", shadow_cpu = 1.0 }\n";
+    bench.agent = Agent::start_in(home, &file(&bench.broker, &depot, "4s").replace(SHORT, long));
+    depot.publish(&Package::loudness_of("1.1.0", 0.01));
+    event_of(&mut bench.client, "model-activated", "1.1.0");
+    depot.publish(&Package::of_two_channels("2.0.0"));
+    event_of(&mut bench.client, "model-rejected", "2.0.0");
+    let mut sequence = 100_000;
+    configure(&depot, &of_two_channels("sound", "loudness@*").replace("\"level\"", "\"axle\""));
+    flows_until(&mut bench, &mut sequence, "configuration-activated");
+    event_of(&mut bench.client, "model-activated", "2.0.0");
+    flows_until(&mut bench, &mut sequence, "configuration-rolled-back");
+    assert_eq!(answers(&mut bench, "sound"), "1.1.0");
+    on_record(&bench, "loudness", "1.1.0");
+    let record = bench.agent.home().record("loudness").expect("it serves");
+    assert_eq!(record["trial"]["package"], record["active"]["package"], "it is on trial");
+    assert_eq!(record["previous"][0]["version"], "1.0.0");
+}
+
 /// A text with one more pipeline on its source, for the model `hum`.
 fn with_hum(text: &str, model: &str) -> String {
     let pipeline = &text[text.find("[[pipeline]]").expect("it has one")..];
@@ -259,7 +281,11 @@ fn two_models_of_one_source_change_together() {
     for (version, of) in [("1.0.0", Package::loudness_of("1.0.0", 0.0)), ("2.0.0", Package::of_two_channels("2.0.0"))] {
         of.edit("name = \"loudness\"", "name = \"hum\"");
         depot.publish(&of);
-        event_of(&mut bench.client, if version == "1.0.0" { "model-activated" } else { "model-rejected" }, version);
+        let (topic, kind) = (uplink("event"), if version == "1.0.0" { "model-activated" } else { "model-rejected" });
+        bench.client.wait_for("what becomes of it", |m| {
+            let told = (m.topic == topic).then(|| m.json());
+            told.is_some_and(|told| told["kind"] == kind && told["model"] == "hum" && told["version"] == version)
+        });
     }
     depot.publish(&Package::of_two_channels("2.0.0"));
     event_of(&mut bench.client, "model-rejected", "2.0.0");

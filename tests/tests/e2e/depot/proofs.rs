@@ -33,13 +33,12 @@ fn forget_proofs(home: &Home, package: &str) {
 /// Kills the proof of a version that goes on, and gives what is told of that.
 #[track_caller]
 fn kill_proof(bench: &mut Bench, version: &str) -> Value {
-    bench.agent.wait_for_log(&["proving", version]);
     until("a process that proves", || (bench.agent.kill_children() > 0).then_some(()));
     let (topic, what) = (uplink("event"), format!("loudness {version} is not taken up yet"));
     let about = |m: &Message| m.topic == topic && m.json()["message"].as_str().is_some_and(|text| text.contains(&what));
     let told = bench.client.wait_for(&what, about).json();
     assert_eq!((&told["kind"], &told["about"]), (&"depot-refused".into(), &"loudness".into()));
-    assert_says(&told["message"], &["what runs goes on", "could not be carried out", "killed by SIGKILL"]);
+    assert_says(&told["message"], &["what runs goes on", "was stopped", "killed by SIGKILL"]);
     told
 }
 
@@ -62,6 +61,22 @@ fn a_proof_that_somebody_kills_says_nothing_of_the_version_and_is_made_again() {
     bench.agent.wait_for_log(&["serving", "version=\"2.0.0\""]);
     let record = bench.agent.home().record("loudness").expect("it serves");
     assert_eq!((&record["active"]["version"], &record["rejected"]), (&"2.0.0".into(), &serde_json::json!({})));
+}
+
+#[test]
+fn a_version_whose_proof_is_killed_each_time_is_rejected_at_last() {
+    let (depot, mut bench) = delivered("trial = { windows = 0 }\n");
+    depot.publish(&Package::laborious("2.0.0", 0.01));
+    for times in 1..=3 {
+        until("a process that proves", || (bench.agent.kill_children() > 0).then_some(()));
+        if times < 3 {
+            // It is told of once.
+            until("what became of it", || (bench.agent.log_with(&["not taken up now"]).len() == times).then_some(()));
+            bench.agent.reload();
+        }
+    }
+    let told = event_of(&mut bench.client, "model-rejected", "2.0.0");
+    assert_says(&told["message"], &["loudness 2.0.0 is rejected, 1.0.0 goes on", "was stopped", "killed by SIGKILL"]);
 }
 
 /// Another agent may have another engine: here its proofs are already made, and say no.

@@ -8,9 +8,10 @@ use limpet_depot::store::Installed;
 use limpet_depot::trial::Mode;
 use limpet_wire::message::ModelPhase;
 
+use super::super::ModelVersion;
 use super::super::loader::Loader;
 use super::trials::Watched;
-use super::{Grounds, NotProved, NotReady, Ready};
+use super::{Grounds, NotReady, Ready};
 use crate::pipeline::worker::Sink;
 
 /// A version that served before and takes over again when it is proved.
@@ -112,13 +113,13 @@ impl<S: Sink + 'static> Loader<S> {
 
     /// The version to go back to did not pass its proof: what serves stays, and the record says so, or the next start
     /// would have none that serves.
-    pub(super) fn stays_after_all(&mut self, name: &str, coming: &ComingBack, not_proved: &NotProved) {
+    pub(super) fn stays_after_all(&mut self, name: &str, coming: &ComingBack, not_proved: &str) {
         let ComingBack { installed, left, why, breach } = coming;
         let back = &installed.version;
         let serving = self.delivered.get(name).and_then(|delivered| delivered.serving.as_ref());
         let serving = serving.map(|ready| ready.installed.clone());
         let keep = self.keep();
-        if let Some(serving) = serving.filter(|_| not_proved.its_fault) {
+        if let Some(serving) = serving {
             let kept = self.on_record(name, |record| {
                 record.activate(serving, keep);
                 record.previous.retain(|previous| previous != installed);
@@ -127,10 +128,8 @@ impl<S: Sink + 'static> Loader<S> {
                 tracing::error!(model = name, why, "what serves could not be put on record");
             }
         }
-        let story = format!(
-            "{name} {left} stays, though it should be taken back ({why}): {back} was not proved: {}",
-            not_proved.why
-        );
+        let story =
+            format!("{name} {left} stays, though it should be taken back ({why}): {back} was not proved: {not_proved}");
         self.tell_of_return(name, left, *breach, &story);
         self.board.set_state(name, left, ModelPhase::Active, Some(why.clone()));
     }
@@ -145,7 +144,7 @@ impl<S: Sink + 'static> Loader<S> {
             // It passed under another agent: it is proved again, and takes over then.
             self.board.set(opened.package.manifest(), ModelPhase::Proving, None, None);
             if !self.spare.contains(&opened.package.digest()) {
-                self.prove(vec![opened]);
+                self.prove_first(opened);
             }
             return Ok(Back::Proving);
         };
@@ -180,7 +179,25 @@ impl<S: Sink + 'static> Loader<S> {
     pub(in super::super) fn withdrawn(&mut self, name: &str, withdrawn: &[String]) {
         let serving = self.delivered.get(name).and_then(|delivered| delivered.serving.clone());
         let Some(serving) = serving else { return };
+        let (record, keep) = (self.record(name), self.keep());
+        if let Some(active) = record.active.filter(|active| *active != serving.installed) {
+            // What serves stands in for it.
+            let version = serving.installed.version.clone();
+            let kept = self.on_record(name, |record| {
+                record.activate(serving.installed, keep);
+                record.previous.retain(|one| !withdrawn.contains(&one.version));
+            });
+            let story = match kept {
+                Ok(_) => format!("{name} {} was withdrawn; {version} serves", active.version),
+                Err(why) => format!("{name} {} was withdrawn, which could not be put on record: {why}", active.version),
+            };
+            self.tell_of_return(name, &active.version, false, &story);
+            return self.done(ModelVersion { model: name.to_owned(), version: active.version });
+        }
         let (watched, of) = (self.take_watched(name), serving.model_version());
+        if let Some(beside) = watched.as_ref().filter(|watched| watched.mode == Mode::Shadow) {
+            self.let_go(&beside.own.model_version());
+        }
         let pipelines = serving.candidates.keys().copied().collect::<Vec<_>>();
         // What left the range that pipelines ask for is no way back either.
         let model = pipelines.first().and_then(|pipeline| self.plan.pipelines[*pipeline].package.depot());
