@@ -1,20 +1,23 @@
 //! What a person does with delivered models on the gateway: `limpet depot import` and `limpet store check`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use limpet_depot::Store;
-use limpet_depot::fetch::{self, Bounds, Progress};
+use jiff::Timestamp;
+use limpet_depot::fetch::{self, Bounds, FetchError, Progress};
 use limpet_depot::remote::{Folder, Remote};
 use limpet_depot::select::{self, Choice, Gateway};
-use limpet_depot::store::{Configuration, Missing};
+use limpet_depot::store::{Configuration, Missing, Record};
 use limpet_depot::trust::{Trusted, Update};
+use limpet_depot::{Package, Store};
+use semver::VersionReq;
 
 use crate::cli::{ImportArgs, StoreCheckArgs};
-use crate::config::{self, Config, Depot, Loaded};
-use crate::{CliError, api, configured, console, delivery};
+use crate::config::{self, Config, Depot, Loaded, ModelRef};
+use crate::library::{Library, Opened, Place};
+use crate::{CliError, api, configured, console, delivery, fit};
 
 /// Nothing slows a folder down.
 const RATE: u64 = u64::MAX;
@@ -57,43 +60,84 @@ async fn bring(path: &Path, file: &Loaded, depot: &Depot, store: &Store, folder:
     let time = trust.judge(clock).time;
     let gateway = delivery::gateway(config, depot);
     let configurations = configurations(trusted, &gateway, store, remote.as_ref()).await?;
-    let mut models = BTreeMap::new();
-    // What may take effect may need another version than what is: each that is offered.
-    let mut others = BTreeSet::new();
+    let import = Import { trusted, gateway: &gateway, time, store, remote: remote.as_ref(), disk: depot.disk.0 };
+    let mut nothing = true;
     for (number, configuration) in configurations.iter().enumerate() {
-        match configured::apply(path, file, configuration.as_ref()) {
-            Ok(loaded) if number == 0 => models.extend(delivery::wanted(&loaded.config)),
-            Ok(loaded) => {
-                for (model, (_, range)) in delivery::wanted(&loaded.config) {
-                    let offered = select::offered(trusted, &gateway, &model, &range, time);
-                    others.extend(offered.into_iter().map(|version| (model.clone(), version)));
-                }
+        let loaded = match configured::apply(path, file, configuration.as_ref()) {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                say(&format!("{}: {error}", configured::name(configuration.as_ref())))?;
+                continue;
             }
-            Err(error) => say(&format!("{}: {error}", configured::name(configuration.as_ref())))?,
+        };
+        let models = delivery::wanted(&loaded.config);
+        nothing &= models.is_empty();
+        for (model, (reference, range)) in &models {
+            let others = models.values().map(|(other, _)| other).filter(|other| *other != reference).cloned().collect();
+            // What may take effect may need another version than what serves.
+            let record = if number == 0 { store.record(model).map_err(refuse)? } else { Record::default() };
+            let active = record.active.as_ref().map(|active| active.version.as_str());
+            import.newest((&loaded, &others), (model, reference, range), active).await?;
         }
     }
-    if models.is_empty() && others.is_empty() {
+    if nothing {
         say("no pipeline names a model of the depot, so nothing is fetched")?;
     }
-    for (model, (_, range)) in &models {
-        let record = store.record(model).map_err(refuse)?;
-        let active = record.active.as_ref().map(|active| active.version.as_str());
-        match select::choose(trusted, &gateway, model, range, active, &|_| false, time) {
-            Choice::Stay(why) => say(&format!("{model}: {why}"))?,
-            Choice::Withdrawn { .. } => say(&format!("{model}: what serves was withdrawn"))?,
-            Choice::Take(version) => _ = others.insert((model.clone(), version)),
+    Ok(())
+}
+
+/// What versions are copied from and to.
+struct Import<'a> {
+    trusted: &'a Trusted,
+    gateway: &'a Gateway,
+    time: Timestamp,
+    store: &'a Store,
+    remote: &'a dyn Remote,
+    disk: u64,
+}
+
+impl Import<'_> {
+    /// Copies the newest version of a model that is to take the place of what is `active`, and fits a configuration, as far as
+    /// the pipelines of the `others` let that be seen.
+    async fn newest(
+        &self,
+        (loaded, others): (&Loaded, &BTreeSet<ModelRef>),
+        (model, reference, range): (&str, &ModelRef, &VersionReq),
+        active: Option<&str>,
+    ) -> Result<(), CliError> {
+        let library = Library::read_only(&loaded.config).map_err(refuse)?;
+        let mut unfit = BTreeSet::new();
+        loop {
+            let rejected = |version: &str| unfit.contains(version);
+            let version = match select::choose(self.trusted, self.gateway, model, range, active, &rejected, self.time) {
+                Choice::Stay(_) if !unfit.is_empty() => return Ok(()),
+                Choice::Stay(why) => return say(&format!("{model}: {why}")),
+                Choice::Withdrawn { .. } => return say(&format!("{model}: what serves was withdrawn")),
+                Choice::Take(version) => version,
+            };
+            // What cannot be copied is not hidden by an older one that can.
+            let package = Arc::new(self.copy(model, &version).await.map_err(refuse)?);
+            let place = Place::Stored { model: model.to_owned(), version: version.clone() };
+            let opened = Opened { model: reference.clone(), place, package };
+            match fit::would_run(loaded, &library, &[opened], others) {
+                Ok(_) => return Ok(()),
+                Err(why) => say(&format!("{model} {version} does not fit, and an older one is looked for: {why}"))?,
+            }
+            unfit.insert(version);
         }
     }
-    for (model, version) in others {
-        let index = fetch::index(trusted, store, remote.as_ref(), &model, &version).await.map_err(refuse)?;
-        let missing = store.missing(&index).len();
-        let bounds = Bounds { rate: RATE, disk: depot.disk.0 };
-        fetch::chunks(store, remote.as_ref(), &index, bounds, &|_: Progress| {}).await.map_err(refuse)?;
-        fetch::open(store, &index).map_err(refuse)?;
+
+    async fn copy(&self, model: &str, version: &str) -> Result<Package, FetchError> {
+        let index = fetch::index(self.trusted, self.store, self.remote, model, version).await?;
+        let missing = self.store.missing(&index).len();
+        let bounds = Bounds { rate: RATE, disk: self.disk };
+        fetch::chunks(self.store, self.remote, &index, bounds, &|_: Progress| {}).await?;
+        let package = fetch::open(self.store, &index)?;
         let chunks = index.chunks.len();
-        say(&format!("{model} {version}: {missing} of {chunks} chunks were copied, all are there"))?;
+        // Whoever closed the pipe hears of it at the next word.
+        _ = say(&format!("{model} {version}: {missing} of {chunks} chunks were copied, all are there"));
+        Ok(package)
     }
-    Ok(())
 }
 
 /// The configurations whose models may be needed: first the one in effect, then what is signed for this gateway, which is

@@ -38,7 +38,7 @@ use crate::library::{self, Library, Opened, Place};
 use crate::link;
 use crate::pipeline::plan::Plan;
 use crate::report::Reporter;
-use crate::serve::{Board, ModelVersion, Request, Requests, Settled};
+use crate::serve::{Board, ModelVersion, Request, Requests, Settled, Stops};
 use crate::threads;
 use crate::wall;
 
@@ -198,6 +198,8 @@ struct Delivery {
     announced: BTreeMap<String, Sha256>,
     /// Versions that the loader was asked to go back from, by model.
     gave_way: BTreeMap<String, String>,
+    /// How often proofs were stopped from outside.
+    stops: Stops,
     /// Whether nothing came of a fetch in this round.
     stalled: bool,
     /// Whether the loader let go of something since the last round: if it is the one after all, it must not be fetched again.
@@ -233,6 +235,7 @@ impl Delivery {
             offered: None,
             announced: BTreeMap::new(),
             gave_way: BTreeMap::new(),
+            stops: Stops::default(),
             stalled: false,
             let_go: false,
             seen: 0,
@@ -319,9 +322,7 @@ impl Delivery {
             }
             Nudge::Settled(Settled::Done(of)) => {
                 self.with_loader.remove(&of);
-                if !self.let_go {
-                    self.collect();
-                }
+                self.collect();
             }
             Nudge::Settled(Settled::LetGo(of)) => {
                 self.with_loader.remove(&of);
@@ -335,8 +336,8 @@ impl Delivery {
 
     /// Drops what nobody needs any more. Says whether there was anything.
     fn collect(&mut self) -> bool {
-        // What somebody imported is nobody's until a round has seen it.
-        if self.tools.imports.load(Ordering::Acquire) != self.seen {
+        // What somebody imported, or the loader let go of, is nobody's until a round has seen it.
+        if self.tools.imports.load(Ordering::Acquire) != self.seen || self.let_go {
             return false;
         }
         let fetching = self.fetching.iter().map(|((_, model), version)| (model.clone(), version.clone()));
@@ -416,9 +417,15 @@ impl Delivery {
         for (model, (reference, range)) in self.wanted.clone() {
             good &= self.model(told, &model, &reference, &range).await;
         }
-        if std::mem::replace(&mut self.seen, imports) != imports || std::mem::take(&mut self.let_go) {
-            self.collect();
+        // What the loader has may be rejected, and another one of what was imported be chosen then.
+        let nothing_new = self.seen == imports || !self.with_loader.is_empty();
+        if !nothing_new {
+            self.seen = imports;
         }
+        if !std::mem::take(&mut self.let_go) && nothing_new {
+            return good;
+        }
+        self.collect();
         good
     }
 
@@ -579,7 +586,9 @@ impl Delivery {
 
     /// Fetches what is missing or damaged of the versions that are installed. Says whether it went well.
     async fn mend(&mut self, trusted: &Trusted, model: &str, reference: &ModelRef, record: &Record) -> bool {
-        for installed in record.installed() {
+        let configured = self.store.configured().unwrap_or_default();
+        let with_it = configured.needs().filter(|(of, _)| *of == model).map(|(_, installed)| installed);
+        for installed in record.installed().chain(with_it) {
             let version = installed.version.as_str();
             let listed = trusted.targets.contains_key(&index_name(model, version));
             if self.is_whole(model, version) || !listed || self.has_loader(model, version) {

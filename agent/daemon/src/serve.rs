@@ -35,7 +35,7 @@ use crate::pipeline::observe::Observation;
 use crate::pipeline::shadow::Watch;
 use crate::wall::Wall;
 
-pub use delivered::{Fault, NotProved};
+pub use delivered::{Fault, NotProved, Stops};
 pub use limpet_depot::Proved;
 pub use loader::{Loader, Tools};
 

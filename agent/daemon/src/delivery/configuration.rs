@@ -72,7 +72,7 @@ impl Delivery {
         let trial = configured.trial.as_ref().filter(|trial| trial.previous == candidate);
         let back = trial.map(|trial| trial.models.clone()).unwrap_or_default();
         match self.examine(told, candidate.as_ref(), &back).await {
-            Ok(brought) => {
+            Ok(models) => {
                 // What it is compared with.
                 let long = self.depot.trial.0.min(RUNS_BEFORE);
                 tokio::time::sleep_until((self.tools.started + long).into()).await;
@@ -80,7 +80,7 @@ impl Delivery {
                 if !self.is_current(told.trust) {
                     return false;
                 }
-                self.put_in_effect(candidate, brought)
+                self.put_in_effect(&configured, candidate, models)
             }
             Err(Not::Yet(why)) => {
                 let name = configured::name(candidate.as_ref());
@@ -177,19 +177,22 @@ impl Delivery {
         }
     }
 
-    /// Whether a configuration can work here, with the versions that come `back` with it, and with what else it needs fetched
-    /// and proved. Gives the latter.
+    /// Whether a configuration can work here, with the records that come `back` with it, and with what else it needs fetched
+    /// and proved. Gives the records that are put in place with it.
     async fn examine(
         &mut self,
         told: Told<'_>,
         candidate: Option<&Configuration>,
         back: &BTreeMap<String, Record>,
-    ) -> Result<Vec<Opened>, Not> {
+    ) -> Result<BTreeMap<String, Record>, Not> {
         let loaded = configured::apply(&self.tools.path, &self.tools.file, candidate).map_err(Not::ever)?;
         fits_machine(&loaded)?;
         let key = Configured::key(candidate);
         let models = wanted(&loaded.config);
         self.fetches_for_candidate(&models);
+        // What it does not name goes back in any case.
+        let mut put: BTreeMap<String, Record> = back.clone();
+        put.retain(|model, _| !models.contains_key(model));
         let comes_back = |(model, record): (&String, &Record)| {
             let ((reference, range), active) = (models.get(model)?, record.active.as_ref()?);
             let lies_there = select::in_range(range, &active.version);
@@ -229,7 +232,13 @@ impl Delivery {
             Some(why) => Err(Not::Yet(why)),
             None => {
                 self.with_care(&key, |delivery| delivery.look_at(&loaded, &new))??;
-                Ok(new.split_off(known))
+                put.extend(new.iter().enumerate().map(|(number, opened)| {
+                    let model = opened.package.manifest().name.clone();
+                    let brought = || Record { active: Some(Installed::of(&opened.package)), ..Record::default() };
+                    let record = back.get(&model).filter(|_| number < known).cloned();
+                    (model, record.unwrap_or_else(brought))
+                }));
+                Ok(put)
             }
         }
     }
@@ -333,12 +342,13 @@ impl Delivery {
         let (package, engines) = (&opened.package, limpet_engine::engines());
         let proofs = ProofStore::new(&loaded.config.gateway.state, &engines).map_err(Not::yet)?;
         let proved = proofs.get_or_prove(package, &engines, &fitted.plan.proof_options(&opened.model));
+        let (model, installed) = (package.manifest().name.clone(), Installed::of(package));
         let why = match proved.map_err(|error| NotProved::of(&error)) {
             Ok(_) => return Ok(Ok(())),
             Err(NotProved { why, fault: Fault::Package }) => why,
+            Err(NotProved { why, fault: Fault::Stopped }) if self.stops.once_more(&installed.package) => why,
             Err(NotProved { why, .. }) => return Err(Not::Yet(why)),
         };
-        let (model, installed) = (package.manifest().name.clone(), Installed::of(package));
         let (at, under) = (Some(Timestamp::now()), Some(this_agent()));
         let rejection = Rejection { version: installed.version.clone(), reason: why.clone(), at, under };
         let reject = |record: &mut Record| _ = record.rejected.insert(installed.package, rejection);
@@ -347,26 +357,33 @@ impl Delivery {
         Ok(Err(why))
     }
 
-    /// Puts a configuration on record as the one in effect, with the versions that it brings, and lets the agent begin again
-    /// with it. Says whether that went well.
-    fn put_in_effect(&mut self, candidate: Option<Configuration>, brought: Vec<Opened>) -> bool {
+    /// Puts a configuration on record as the one in effect, with the records that come with it, and lets the agent begin again
+    /// with it, unless what it was examined `beside` is no longer in effect. Says whether that went well.
+    fn put_in_effect(
+        &mut self,
+        beside: &Configured,
+        candidate: Option<Configuration>,
+        models: BTreeMap<String, Record>,
+    ) -> bool {
         let tools = &self.tools;
         let name = configured::name(candidate.as_ref());
         let before = configured::activity(&tools.plan, &tools.links, tools.started);
         let trial = ConfigurationTrial { before, ..ConfigurationTrial::default() };
+        let mut put = false;
         let records = self.store.records();
-        let put = records.and_then(|records| {
+        let written = records.and_then(|records| {
             self.store.update_configured(|configured| {
-                configured.activate(candidate, Some(trial));
-                for opened in brought {
-                    let model = &opened.package.manifest().name;
-                    let before = records.get(model).and_then(|record| record.as_ref().ok()).cloned();
-                    configured.bring(model, Installed::of(&opened.package), before.unwrap_or_default());
+                // Its trial may have ended meanwhile, one way or the other.
+                put = configured.active == beside.active && configured.trial.is_some() == beside.trial.is_some();
+                if put {
+                    configured.activate(candidate, Some(trial));
+                    let now = |model: &str| records.get(model).and_then(|record| record.as_ref().ok()).cloned();
+                    configured.bring(models, |model| now(model).unwrap_or_default());
                 }
             })
         });
-        match put {
-            Ok(_) => {
+        match written {
+            Ok(_) if put => {
                 let story = format!("{name} was checked and admitted, and takes effect");
                 tools.reporter.event("configuration-activated", &story, &[("configuration", &name)]);
                 // Nobody listens after the stop.
@@ -374,6 +391,8 @@ impl Delivery {
                 self.told.remove("configuration");
                 true
             }
+            // It is examined again.
+            Ok(_) => false,
             Err(error) => {
                 self.complain("configuration", "depot-refused", &format!("{name} cannot take effect: {error}"));
                 false

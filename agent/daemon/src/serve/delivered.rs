@@ -39,10 +39,6 @@ use trials::{Begun, Watched};
 /// How often the progress of a trial is shown.
 pub(super) const SHOW_EVERY: Duration = Duration::from_secs(5);
 
-/// How often in a row the proof of a version may be stopped from outside before that is its own fault: a graph that takes more
-/// memory than the device has is killed each time.
-const STOPS_MAX: u32 = 3;
-
 /// A model of the depot that serves, or is about to.
 #[derive(Default)]
 pub(super) struct Delivered {
@@ -119,6 +115,23 @@ pub enum Fault {
     Stopped,
     /// The device's: a process that could not be started, a full disk.
     Device,
+}
+
+/// How often in a row the proof of a package may be stopped from outside before that is its own fault: a graph that takes more
+/// memory than the device has is killed each time.
+const STOPS_MAX: u32 = 3;
+
+/// How often the proofs of packages were stopped from outside, by digest.
+#[derive(Debug, Default)]
+pub struct Stops(BTreeMap<String, u32>);
+
+impl Stops {
+    /// One was, once more. Whether that is its own fault by now.
+    pub fn once_more(&mut self, package: &str) -> bool {
+        let stops = self.0.entry(package.to_owned()).or_default();
+        *stops += 1;
+        *stops >= STOPS_MAX
+    }
 }
 
 impl NotProved {
@@ -519,7 +532,12 @@ impl<S: Sink + 'static> Loader<S> {
         let NotProved { why, fault } = not_proved;
         let its_fault = match fault {
             Fault::Package => true,
-            Fault::Stopped => self.is_stopped_once_more(&version_of(opened)),
+            // Where nothing else can serve, it is tried again and again.
+            Fault::Stopped => {
+                let name = &opened.package.manifest().name;
+                let serves = self.delivered.get(name).is_some_and(|delivered| delivered.serving.is_some());
+                serves && !self.is_coming_back(opened) && self.stops.once_more(&opened.package.digest().to_string())
+            }
             Fault::Device => false,
         };
         if let Some(coming) = self.take_coming_back(opened) {
@@ -540,13 +558,6 @@ impl<S: Sink + 'static> Loader<S> {
         self.reject(opened, Grounds::Agent, why);
         self.fall_back(opened, why);
         self.dealt_with(opened);
-    }
-
-    /// Whether the proof of a version was stopped so often that it is no chance any more.
-    fn is_stopped_once_more(&mut self, of: &ModelVersion) -> bool {
-        let stops = self.stops.entry(of.clone()).or_default();
-        *stops += 1;
-        *stops >= STOPS_MAX
     }
 
     /// What should serve has no proof here any more, as after an update of the agent: the version before it is looked at.
@@ -585,7 +596,6 @@ impl<S: Sink + 'static> Loader<S> {
         if opened.model.depot().is_some() {
             let of = version_of(opened);
             self.owed.remove(&of);
-            self.stops.remove(&of);
             self.done(of);
         }
     }

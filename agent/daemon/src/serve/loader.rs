@@ -12,7 +12,7 @@ use limpet_runtime::admission::{Admitted, Refusal};
 use limpet_wire::message::ModelPhase;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::delivered::{Delivered, Fault, Grounds, NotProved, Owed};
+use super::delivered::{Delivered, Fault, Grounds, NotProved, Owed, Stops};
 use super::{Board, Listed, ModelVersion, PipelineState, Places, Proved, Request, Requests, Settled, open};
 use crate::CliError;
 use crate::admission::{Candidate, Estimate, Seen, Trial, introduce, streams_of};
@@ -109,14 +109,14 @@ pub struct Loader<S: Sink + 'static> {
     pub(super) delivered: BTreeMap<String, Delivered>,
     /// What is offered to this gateway, by model; none before anything was trusted.
     pub(super) offered: BTreeMap<String, BTreeSet<String>>,
-    /// How often the proof of a version was stopped from outside.
-    pub(super) stops: BTreeMap<ModelVersion, u32>,
+    /// How often proofs were stopped from outside.
+    pub(super) stops: Stops,
     /// Versions that are taken up later.
     pub(super) owed: BTreeMap<ModelVersion, Owed>,
     /// What is to be proved…
     to_prove: VecDeque<Opened>,
     /// …one after the other here: two at once would slow each other down, and each is timed.
-    proving: bool,
+    proving: Option<Digest>,
     /// Versions that are proved only so that a model can go back to them.
     pub(super) spare: BTreeSet<Digest>,
     /// The whole configuration, with what waits.
@@ -190,9 +190,9 @@ impl<S: Sink + 'static> Loader<S> {
             taken_down: BTreeMap::new(),
             offered: BTreeMap::new(),
             owed: BTreeMap::new(),
-            stops: BTreeMap::new(),
+            stops: Stops::default(),
             to_prove: VecDeque::new(),
-            proving: false,
+            proving: None,
             spare: BTreeSet::new(),
             known: BTreeMap::new(),
             next_number: 0,
@@ -239,7 +239,7 @@ impl<S: Sink + 'static> Loader<S> {
                 Request::Released(worker, model) => self.released(worker, model),
                 Request::Observed(observation) => self.observed(&observation),
                 Request::Proved(opened, proved) => {
-                    self.proving = false;
+                    self.proving = None;
                     self.proved(opened, proved);
                     self.prove_next();
                 }
@@ -288,14 +288,18 @@ impl<S: Sink + 'static> Loader<S> {
         self.prove_next();
     }
 
-    /// Proves a package before the others that wait for that.
+    /// Proves a package before the others that wait for that, unless that goes on already.
     pub(super) fn prove_first(&mut self, package: Opened) {
-        self.to_prove.push_front(package);
+        let digest = package.package.digest();
+        self.to_prove.retain(|other| other.package.digest() != digest);
+        if self.proving != Some(digest) {
+            self.to_prove.push_front(package);
+        }
         self.prove_next();
     }
 
     fn prove_next(&mut self) {
-        if self.proving {
+        if self.proving.is_some() {
             return;
         }
         let opened = loop {
@@ -305,7 +309,7 @@ impl<S: Sink + 'static> Loader<S> {
             }
             self.superseded(&opened);
         };
-        self.proving = true;
+        self.proving = Some(opened.package.digest());
         let not_proved =
             |opened: Opened, why: String| Request::Proved(opened, Err(NotProved { why, fault: Fault::Device }));
         let Some(store) = self.store.clone() else {

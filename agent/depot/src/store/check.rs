@@ -96,8 +96,8 @@ impl Store {
             }
         }
         let configured: Configured = self.kept_locked(&self.configured_paths())?;
-        let with_it = configured.needs().map(|(model, version)| (model.to_owned(), version.version.clone()));
-        let wanted: Vec<(String, String)> = wanted.iter().cloned().chain(with_it).collect();
+        let with_it = configured.records().map(|(model, record)| (model.to_owned(), record.clone()));
+        let records: Vec<(String, Record)> = records.into_iter().chain(with_it).collect();
         let needed = |index: &Index| {
             let package = Hex(&index.package).to_string();
             wanted.iter().any(|(model, version)| (model, version) == (&index.model, &index.version))

@@ -85,7 +85,8 @@ impl Configured {
         };
         self.trial = None;
         match trial {
-            Some(_) if before.previous == self.active => self.models = before.models,
+            // What one would go back to needs no trial.
+            Some(_) if before.previous == self.active => {}
             Some(trial) => {
                 self.trial = Some(ConfigurationTrial { starts: trial.starts, served: trial.served, ..before })
             }
@@ -94,22 +95,27 @@ impl Configured {
         (self.staged, self.failure, self.attempts) = (None, None, 0);
     }
 
-    /// What has just taken effect brings a version of a model, whose record was `before` until then. What served under
-    /// another configuration takes no place of it: it may want other samples.
-    pub fn bring(&mut self, model: &str, version: Installed, before: Record) {
-        self.models.insert(model.to_owned(), Record { active: Some(version), ..Record::default() });
-        if let Some(trial) = &mut self.trial {
-            trial.models.entry(model.to_owned()).or_insert(Record { rejected: BTreeMap::new(), ..before });
+    /// Records of models come with what has just taken effect; `now` gives those that are in place. What served under another
+    /// configuration takes no place of a version that is brought: it may want other samples.
+    pub fn bring(&mut self, models: BTreeMap<String, Record>, now: impl Fn(&str) -> Record) {
+        for model in models.keys() {
+            if let Some(trial) = &mut self.trial {
+                let before = || Record { rejected: BTreeMap::new(), ..now(model) };
+                trial.models.entry(model.clone()).or_insert_with(before);
+            }
         }
+        self.models = models;
     }
 
-    /// What must stay in the store for what is in effect, and for what it may go back to: names of models, and versions.
-    pub fn needs(&self) -> impl Iterator<Item = (&str, &Installed)> {
+    /// The records that come with what is in effect, and those that it may go back to, by model.
+    pub fn records(&self) -> impl Iterator<Item = (&str, &Record)> {
         let before = self.trial.iter().flat_map(|trial| &trial.models);
-        self.models
-            .iter()
-            .chain(before)
-            .flat_map(|(model, record)| record.installed().map(move |version| (model.as_str(), version)))
+        self.models.iter().chain(before).map(|(model, record)| (model.as_str(), record))
+    }
+
+    /// The versions that these records name.
+    pub fn needs(&self) -> impl Iterator<Item = (&str, &Installed)> {
+        self.records().flat_map(|(model, record)| record.installed().map(move |version| (model, version)))
     }
 
     /// Rejects what is not in effect, by its [`Configured::key`].
@@ -145,8 +151,7 @@ impl Kept for Configured {
                 return Err(format!("holds a configuration of {length} bytes; expected at most {CONFIGURATION_MAX}"));
             }
         }
-        let before = self.trial.iter().flat_map(|trial| trial.models.values());
-        self.models.values().chain(before).try_for_each(Record::check)?;
+        self.records().try_for_each(|(_, record)| record.check())?;
         Ok(())
     }
 
@@ -216,9 +221,10 @@ mod tests {
         let on_trial = Record { previous: vec![version("0.9.0")], trial: Some(Progress::default()), ..only("1.0.0") };
         let mut configured = Configured::default();
         configured.activate(Some(one("a")), Some(ConfigurationTrial::default()));
-        configured.bring("m", version("2.0.0"), on_trial.clone());
-        configured.bring("n", version("1.0.0"), Record::default());
-        assert_eq!(configured.models, BTreeMap::from([("m".into(), only("2.0.0")), ("n".into(), only("1.0.0"))]));
+        let both = BTreeMap::from([("m".to_owned(), only("2.0.0")), ("n".to_owned(), only("1.0.0"))]);
+        let before = BTreeMap::from([("m".to_owned(), on_trial), ("n".to_owned(), Record::default())]);
+        configured.bring(both.clone(), |model| before[model].clone());
+        assert_eq!(configured.models, both);
         let mut needs: Vec<_> = configured.needs().map(|(model, one)| format!("{model} {}", one.version)).collect();
         needs.sort();
         assert_eq!(needs, ["m 0.9.0", "m 1.0.0", "m 2.0.0", "n 1.0.0"]);
@@ -226,14 +232,9 @@ mod tests {
         configured.models.clear();
         // One that takes the place of one on trial goes back to what was before both.
         configured.activate(Some(one("b")), Some(ConfigurationTrial::default()));
-        configured.bring("m", version("3.0.0"), only("2.0.0"));
-        let before = BTreeMap::from([("m".to_owned(), on_trial), ("n".to_owned(), Record::default())]);
-        let mut other = configured.clone();
+        configured.bring(BTreeMap::from([("m".to_owned(), only("3.0.0"))]), |model| both[model].clone());
         configured.go_back(rejection());
-        assert_eq!((configured.active, configured.models), (None, before.clone()));
-        // So it does when a publisher takes it back.
-        other.activate(None, Some(ConfigurationTrial::default()));
-        assert_eq!((other.active, other.models, other.trial), (None, before, None));
+        assert_eq!((configured.active, configured.models), (None, before));
     }
 
     #[test]

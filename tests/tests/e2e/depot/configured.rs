@@ -436,6 +436,39 @@ fn a_configuration_for_a_label_comes_from_a_folder_with_the_models_that_it_names
 }
 
 #[test]
+fn folders_alone_bring_a_configuration_and_take_it_back_with_the_versions_that_fit() {
+    let depot = Depot::in_folder();
+    depot.publish(&Package::loudness());
+    depot.publish(&Package::of_two_channels("2.0.0"));
+    let broker = Broker::start();
+    let mut client = Client::connect(&broker);
+    client.subscribe(&["limpet/1/gw/#"]);
+    let file = file(&broker, &depot, "1s");
+    let home = Home::empty();
+    let config = home.write(&file);
+    let import = || {
+        let content = depot.content();
+        let arguments = ["depot", "import", program::text_of(&content), "--config", program::text_of(&config)];
+        program::run("limpet", &arguments).expect_code(0).stdout
+    };
+    let said_of_it = import();
+    assert!(said_of_it.contains("loudness 2.0.0 does not fit"), "{said_of_it}");
+    assert!(said_of_it.contains("loudness 1.0.0: 1 of 1 chunks were copied"), "{said_of_it}");
+    let mut bench = Bench { broker, client, agent: Agent::start_in(home, &file) };
+    assert_eq!(answers(&mut bench, "sound"), "1.0.0");
+    configure(&depot, &of_two_channels("noise", "loudness@*"));
+    import();
+    assert_eq!(answers_to(&mut bench, "noise", 2 * HOP), "2.0.0");
+    for sequence in 2000..2100 {
+        bench.client.publish("plant/a/noise", samples(sequence, &[0.1; 2 * HOP]));
+    }
+    said(&mut bench, "configuration-passed");
+    depot.run(&["configure", "--remove", "--gateway", GATEWAY]).expect_code(0);
+    import();
+    assert_eq!(answers(&mut bench, "sound"), "1.0.0");
+}
+
+#[test]
 fn a_configuration_whose_pipeline_gives_no_answers_is_taken_back_with_its_version() {
     let (depot, mut bench) = serving("8s");
     let (_, home, _) = bench.agent.stop();

@@ -143,9 +143,7 @@ impl<S: Sink + 'static> Loader<S> {
             self.tried.insert(opened.model.clone(), opened.package.digest());
             // It passed under another agent: it is proved again, and takes over then.
             self.board.set(opened.package.manifest(), ModelPhase::Proving, None, None);
-            if !self.spare.contains(&opened.package.digest()) {
-                self.prove_first(opened);
-            }
+            self.prove_first(opened);
             return Ok(Back::Proving);
         };
         let prepared = self.prepare(&opened, proved)?;
@@ -180,7 +178,9 @@ impl<S: Sink + 'static> Loader<S> {
         let serving = self.delivered.get(name).and_then(|delivered| delivered.serving.clone());
         let Some(serving) = serving else { return };
         let (record, keep) = (self.record(name), self.keep());
-        if let Some(active) = record.active.filter(|active| *active != serving.installed) {
+        let delivered = self.delivered.entry(name.to_owned()).or_default();
+        let coming_back = delivered.coming_back.take().is_some();
+        if let Some(active) = record.active.filter(|active| *active != serving.installed && !coming_back) {
             // What serves stands in for it.
             let version = serving.installed.version.clone();
             let kept = self.on_record(name, |record| {
