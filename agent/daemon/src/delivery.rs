@@ -202,8 +202,8 @@ struct Delivery {
     stops: Stops,
     /// Whether nothing came of a fetch in this round.
     stalled: bool,
-    /// Whether the loader let go of something since the last round: if it is the one after all, it must not be fetched again.
-    let_go: bool,
+    /// Whether the loader is done with something since the last round that came to its end.
+    settled: bool,
     /// How many imports the last round that came to its end has seen.
     seen: u64,
     /// Until when the jitter lasts, for which versions of targets and rollout: a timestamp that was only signed anew is no
@@ -237,7 +237,7 @@ impl Delivery {
             gave_way: BTreeMap::new(),
             stops: Stops::default(),
             stalled: false,
-            let_go: false,
+            settled: false,
             seen: 0,
             jitter: None,
         })
@@ -322,12 +322,12 @@ impl Delivery {
             }
             Nudge::Settled(Settled::Done(of)) => {
                 self.with_loader.remove(&of);
-                self.collect();
+                self.settled = true;
             }
             Nudge::Settled(Settled::LetGo(of)) => {
                 self.with_loader.remove(&of);
                 self.handed.remove(&of.model);
-                self.let_go = true;
+                self.settled = true;
             }
             // That is the end of this process.
             Nudge::Settled(Settled::Again(_)) => {}
@@ -336,13 +336,18 @@ impl Delivery {
 
     /// Drops what nobody needs any more. Says whether there was anything.
     fn collect(&mut self) -> bool {
-        // What somebody imported, or the loader let go of, is nobody's until a round has seen it.
-        if self.tools.imports.load(Ordering::Acquire) != self.seen || self.let_go {
+        // What somebody imported, or comes after what the loader is done with, is nobody's until a round has chosen it.
+        if self.tools.imports.load(Ordering::Acquire) != self.seen || self.settled {
             return false;
         }
         let fetching = self.fetching.iter().map(|((_, model), version)| (model.clone(), version.clone()));
+        // What the loader has may be rejected, and another version that is offered, and here, be chosen then.
+        let offered = self.offered.iter().flatten().flat_map(|(model, versions)| {
+            let has_one = self.with_loader.iter().any(|of| of.model == *model);
+            versions.iter().filter(move |_| has_one).map(|version| (model.clone(), version.clone()))
+        });
         let there = self.with_loader.iter().map(|of| (of.model.clone(), of.version.clone()));
-        let wanted: Vec<(String, String)> = there.chain(fetching).collect();
+        let wanted: Vec<(String, String)> = there.chain(offered).chain(fetching).collect();
         match self.store.collect(&wanted) {
             Ok(collected) if collected.files > 0 => {
                 tracing::debug!(files = collected.files, bytes = collected.bytes, "nobody needs these any more");
@@ -402,12 +407,12 @@ impl Delivery {
             self.complain("warning", "depot-refused", warning);
         }
         if !self.is_current(&trust) {
-            // Nothing that was imported can be of use.
-            self.seen = imports;
+            // Nothing new can be chosen.
+            self.has_chosen(imports);
             return false;
         }
         let Some(trusted) = trust.trusted() else {
-            self.seen = imports;
+            self.has_chosen(imports);
             return true;
         };
         let told = Told { trust: &trust, trusted };
@@ -417,16 +422,16 @@ impl Delivery {
         for (model, (reference, range)) in self.wanted.clone() {
             good &= self.model(told, &model, &reference, &range).await;
         }
-        // What the loader has may be rejected, and another one of what was imported be chosen then.
-        let nothing_new = self.seen == imports || !self.with_loader.is_empty();
-        if !nothing_new {
-            self.seen = imports;
-        }
-        if !std::mem::take(&mut self.let_go) && nothing_new {
-            return good;
-        }
-        self.collect();
+        self.has_chosen(imports);
         good
+    }
+
+    /// A round has chosen what it could, of so many imports: what nobody needs now may go.
+    fn has_chosen(&mut self, imports: u64) {
+        let imported = std::mem::replace(&mut self.seen, imports) != imports;
+        if std::mem::take(&mut self.settled) || imported {
+            self.collect();
+        }
     }
 
     /// Whether what is trusted may tell of anything new now. What was trusted once does not for ever; what runs goes on.
