@@ -147,6 +147,8 @@ impl Store {
     /// [`DepotError`] if a folder cannot be read or a file not be removed, and if something cannot be read for a reason
     /// that says nothing of the file: what is whole is never removed for that.
     pub fn check(&self, repair: bool) -> Result<Checked, DepotError> {
+        // What is collected while it is looked at would look as if it was missing. Who may not write finds the same without.
+        let hold = self.hold().ok();
         let mut checked = Checked::default();
         let mut named: HashSet<Sha256> = HashSet::new();
         let mut indexed: HashSet<(String, String)> = HashSet::new();
@@ -205,6 +207,7 @@ impl Store {
                 _ => checked.stray.push(path),
             }
         }
+        drop(hold);
         if repair {
             self.repair(&checked)?;
             checked.repaired = true;
