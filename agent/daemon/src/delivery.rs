@@ -448,17 +448,14 @@ impl Delivery {
 
     /// Tells the loader what is offered, when that is another: what was handed over may have been withdrawn or halted since.
     fn offer(&mut self, told: Told<'_>) {
-        let of =
-            |(model, (_, range)): (&String, &(ModelRef, VersionReq))| (model.clone(), self.offered(told, model, range));
+        let of = |(model, (_, range)): (&String, &(ModelRef, VersionReq))| {
+            (model.clone(), select::offered(told.trusted, &self.gateway, model, range, told.time()))
+        };
         let offered: BTreeMap<String, BTreeSet<String>> = self.wanted.iter().map(of).collect();
         if self.offered.as_ref() != Some(&offered) {
             self.offered = Some(offered.clone());
             let _ = self.tools.requests.send(Request::Offered(offered));
         }
-    }
-
-    fn offered(&self, told: Told<'_>, model: &str, range: &VersionReq) -> BTreeSet<String> {
-        select::offered(told.trusted, &self.gateway, model, range, told.time())
     }
 
     /// Lets what was withdrawn give way to a version that is here, of whichever model: that needs nothing to be fetched,
@@ -540,7 +537,8 @@ impl Delivery {
                         return false;
                     }
                     self.offer(told);
-                    if !self.offered(told, model, range).contains(&version) {
+                    let offered = self.offered.as_ref().and_then(|offered| offered.get(model));
+                    if !offered.is_some_and(|versions| versions.contains(&version)) {
                         continue;
                     }
                     self.hand_over(opened);

@@ -61,8 +61,11 @@ pub fn open(loaded: &Loaded, library: &Library, new: &[Opened], later: &BTreeSet
         if packages.contains_key(&pipeline.model) {
             continue;
         }
+        if later.contains(&pipeline.model) {
+            waiting.insert(pipeline.name.clone(), "another version of its model comes".to_owned());
+            continue;
+        }
         let why = match (library.current(&pipeline.model), &pipeline.model) {
-            _ if later.contains(&pipeline.model) => "another version of its model comes".to_owned(),
             (Ok(Some(opened)), _) => {
                 packages.insert(pipeline.model.clone(), opened);
                 continue;

@@ -69,7 +69,8 @@ pub struct Missing {
 
 impl Store {
     /// Drops the chunks and indexes that no record needs (for what serves, may serve again, is on trial, or comes and goes
-    /// with a configuration) and that `wanted` does not name, by model and version. Drops nothing while somebody holds the depot ([`Store::hold`]).
+    /// with a configuration) and that `wanted` does not name, by model and version. Drops nothing while somebody holds the
+    /// depot ([`Store::hold`]).
     ///
     /// # Errors
     /// [`DepotError`] if a record, or an index that is needed, cannot be read: then it is not known what may go, and
