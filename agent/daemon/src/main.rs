@@ -24,6 +24,7 @@ mod join;
 mod library;
 mod link;
 mod logging;
+mod outbox;
 mod pipeline;
 mod play;
 mod pressure;

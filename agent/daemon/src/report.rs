@@ -10,19 +10,18 @@ use std::time::Duration;
 use limpet_depot::{Manifest, Proved};
 use limpet_runtime::ledger::StageQuantiles;
 use limpet_runtime::{Ledger, Moment, Outcome, Stage};
-use limpet_wire::id::Serial;
 use limpet_wire::message::{Event, Message, PipelineFigures, Quantiles, SourceFigures};
 
 use crate::config::BrokerUrl;
 use crate::crash::Death;
-use crate::link::outgoing::Outgoing;
-use crate::{link, wall};
+use crate::outbox::{EventIds, Notice, Outbox};
+use crate::wall;
 
 /// The same complaint is logged at most once in this time.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// Every kind of event, with the keys that say what one is about. docs/events.md says when each comes.
-const EVENTS: [(&str, &[&str]); 40] = [
+const EVENTS: [(&str, &[&str]); 43] = [
     ("begins-again", &[]),
     ("configuration-activated", &["configuration"]),
     ("configuration-not-on-record", &[]),
@@ -46,6 +45,9 @@ const EVENTS: [(&str, &[&str]); 40] = [
     ("model-waits", &["model"]),
     ("model-withdrawn", &["model", "version"]),
     ("out-of-range", &["source", "stream"]),
+    ("outbox-damaged", &[]),
+    ("outbox-failing", &[]),
+    ("outbox-works", &[]),
     ("over-budget", &["source"]),
     ("pipeline-refused", &["pipeline"]),
     ("pressure", &[]),
@@ -67,18 +69,16 @@ const EVENTS: [(&str, &[&str]); 40] = [
 
 /// Sends events and writes the log.
 pub struct Reporter {
-    gateway: Arc<str>,
-    uplink: Arc<Outgoing>,
-    run: u64,
-    seq: AtomicU64,
+    outbox: Arc<Outbox>,
+    ids: Arc<EventIds>,
     /// What keeps each broker from being reached and needs a person, as far as it was said since the last connection.
     barred: Mutex<BTreeMap<String, BTreeSet<String>>>,
 }
 
 impl Reporter {
-    /// Events of this process, from number 1, through the uplink.
-    pub fn new(gateway: Arc<str>, uplink: Arc<Outgoing>) -> Self {
-        Self { gateway, uplink, run: link::random_run(), seq: AtomicU64::new(0), barred: Mutex::default() }
+    /// Events with these ids, through the outbox.
+    pub fn new(outbox: Arc<Outbox>, ids: Arc<EventIds>) -> Self {
+        Self { outbox, ids, barred: Mutex::default() }
     }
 
     /// Sends an event: a word for programs, a sentence for people, and what it is about.
@@ -86,16 +86,15 @@ impl Reporter {
         let listed =
             |(listed, keys): &(&str, &[&str])| *listed == kind && about.iter().all(|(key, _)| keys.contains(key));
         debug_assert!(EVENTS.iter().any(listed), "{kind} {about:?} is not in the list of events");
-        let serial = Serial { run: self.run, seq: self.seq.fetch_add(1, Ordering::Relaxed) + 1 };
         let event = Event {
-            id: format!("{}/event/{serial}", self.gateway),
-            gateway: self.gateway.as_ref().to_owned(),
+            id: self.ids.next(),
+            gateway: self.ids.gateway().as_ref().to_owned(),
             at: wall::now_text(),
             kind: kind.to_owned(),
             message: message.to_owned(),
             about: about.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
         };
-        self.uplink.offer_event(event.to_json());
+        self.outbox.offer_event(event.to_json());
     }
 
     /// A link is up.
@@ -171,10 +170,43 @@ impl Reporter {
         }
     }
 
-    /// Results or events were lost, because more waited for the broker than the agent keeps.
+    /// Something about the outbox that a person should know.
+    pub fn outbox(&self, notice: &Notice) {
+        match notice {
+            Notice::Damaged { why, aside, salvaged, lost } => {
+                let lost = lost.map_or_else(|| "an unknown number is".to_owned(), |lost| format!("{lost} are"));
+                let message = format!(
+                    "the outbox's database was no longer what was written ({why}); it was set aside as {}, {salvaged} results and events were read out of it, {lost} lost; look at the disk, and remove the file when you have no more use for it",
+                    aside.display()
+                );
+                tracing::error!("{message}");
+                self.event("outbox-damaged", &message, &[]);
+            }
+            Notice::Failing(why) => {
+                let message = format!(
+                    "results and events that the broker does not acknowledge cannot be written to the disk ({why}); they are in memory alone, and the oldest are dropped when that is full; see that there is room and that the disk can be written"
+                );
+                tracing::error!("{message}");
+                self.event("outbox-failing", &message, &[]);
+            }
+            Notice::Works => {
+                let message = "results and events that the broker does not acknowledge are written to the disk again";
+                tracing::info!("{message}");
+                self.event("outbox-works", message, &[]);
+            }
+            Notice::NoRing(why) => {
+                tracing::error!(
+                    why,
+                    "gateway.run takes no ring; results of the last moments do not outlive the process"
+                );
+            }
+        }
+    }
+
+    /// Results or events were dropped by a policy, because more waited for the broker than the agent keeps.
     pub fn dropped(&self, count: u64) {
         let message = format!(
-            "{count} results or events were dropped, the oldest first, because too many wait for the uplink's broker; see that it can be reached and takes them, or publish less, such as with publish = \"changes\""
+            "{count} results or events were dropped, because too many wait for the uplink's broker, or for too long; range records say which; see that the broker can be reached and takes them, raise outbox.max_bytes, or publish less, such as with publish = \"changes\""
         );
         tracing::error!(count, "{message}");
         self.event("results-dropped", &message, &[("count", &count.to_string())]);
@@ -379,8 +411,6 @@ pub fn figures(ledger: &Ledger, quantiles: Option<[StageQuantiles; Stage::ALL.le
 mod tests {
     use std::cell::Cell;
 
-    use limpet_wire::topic::Topics;
-
     use super::*;
 
     #[test]
@@ -401,9 +431,11 @@ mod tests {
         assert_eq!(documented, listed);
     }
 
-    fn reporter() -> (Reporter, Arc<Outgoing>) {
-        let uplink = Arc::new(Outgoing::new(Topics::new("limpet/1", "g")));
-        (Reporter::new("g".into(), Arc::clone(&uplink)), uplink)
+    /// A reporter, its outbox, and where that is.
+    fn reporter() -> (Reporter, Arc<Outbox>, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let outbox = Outbox::for_test(folder.path(), crate::link::outgoing::Packing::SINGLE, &Arc::default());
+        (Reporter::new(Arc::clone(&outbox), Arc::new(EventIds::new("g".into()))), outbox, folder)
     }
 
     fn url() -> BrokerUrl {
@@ -415,19 +447,19 @@ mod tests {
 
     #[test]
     fn a_refused_login_is_an_event_once_until_a_connection_is_made() {
-        let (reporter, uplink) = reporter();
+        let (reporter, outbox, _folder) = reporter();
         for _ in 0..5 {
             reporter.link_lost("b", &url(), LOGIN, false);
             reporter.link_lost("b", &url(), "connection refused; does a broker listen there?", false);
         }
-        assert_eq!(uplink.waiting(), 1);
+        assert_eq!(outbox.waiting(), 1);
         // Another reason, and another broker, are news.
         reporter.link_lost("b", &url(), "password_file /p cannot be read: No such file", false);
         reporter.link_lost("c", &url(), LOGIN, false);
-        assert_eq!(uplink.waiting(), 3);
+        assert_eq!(outbox.waiting(), 3);
         reporter.link_made("b", &url());
         reporter.link_lost("b", &url(), LOGIN, false);
-        assert_eq!(uplink.waiting(), 5, "link-up, and the login is refused anew");
+        assert_eq!(outbox.waiting(), 5, "link-up, and the login is refused anew");
     }
 
     #[test]

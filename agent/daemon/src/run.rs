@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use limpet_runtime::{Clock, Ledger, Moment, Pool};
-use limpet_wire::message::{Message, PipelineTelemetry, SystemFigures, Telemetry};
+use limpet_wire::message::{Message, OutboxFigures, PipelineTelemetry, SystemFigures, Telemetry};
 use limpet_wire::topic::Topics;
 use sysinfo::{Components, Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 use tokio::signal::unix::{SignalKind, signal};
@@ -31,6 +31,7 @@ use crate::fit::{self, Fitted, Waiting};
 use crate::library::Library;
 use crate::link::outgoing::{Body, Fleeting, Outgoing};
 use crate::link::{self, Role, Stop};
+use crate::outbox::{EventIds, Outbox};
 use crate::pipeline::plan::{PipelinePlan, Plan};
 use crate::pipeline::worker::{Policy, Worker};
 use crate::pressure::{Limits, Pressure, Probe};
@@ -130,7 +131,7 @@ fn prepare_state(path: &Path) -> Result<(), CliError> {
 /// What tells of sessions that hang, and ends the process for them.
 struct Watcher {
     reporter: Arc<Reporter>,
-    uplink: Arc<Outgoing>,
+    outbox: Arc<Outbox>,
     running: Vec<Arc<Running>>,
     markers: Markers,
 }
@@ -155,11 +156,8 @@ impl limpet_runtime::Watch for Watcher {
         }
         let pipeline = run.pipeline.as_ref().map(|pipeline| &*pipeline.name);
         self.reporter.session_hung(&run.facts.name, pipeline, ran);
-        // A thread cannot be ended safely, so the process is: once the broker has the event, or after a while.
-        let end = Instant::now() + LAST_WORDS;
-        while self.uplink.waiting() > 0 && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        // A thread cannot be ended safely, so the process is: once the disk has the event, if the broker does not.
+        self.outbox.commit_all(Instant::now() + LAST_WORDS);
         std::process::exit(HUNG);
     }
 }
@@ -198,12 +196,24 @@ async fn serve_by(
         .map_err(|why| CliError::configuration(vec![why]))?;
     markers.catch_signals().context("the signals of a crash cannot be caught")?;
     let topics = Topics::new(&config.uplink.prefix, &config.gateway.id);
-    let links: BTreeMap<Arc<str>, Arc<Outgoing>> =
-        config.brokers.keys().map(|name| (name.shared(), Arc::new(Outgoing::new(topics.clone())))).collect();
+    let (notices, mut noticed) = mpsc::unbounded_channel();
+    let (ids, bell) = (Arc::new(EventIds::new(config.gateway.id.shared())), Arc::default());
+    let outbox = Outbox::open(config, Arc::clone(&ids), Arc::clone(&bell), notices)
+        .context("the system gives no thread for the outbox")?;
+    let link = |name: &config::Name| {
+        let topics = topics.clone();
+        let outgoing = if *name == config.uplink.broker {
+            Outgoing::uplink(topics, Arc::clone(&outbox), Arc::clone(&bell))
+        } else {
+            Outgoing::new(topics)
+        };
+        (name.shared(), Arc::new(outgoing))
+    };
+    let links: BTreeMap<Arc<str>, Arc<Outgoing>> = config.brokers.keys().map(link).collect();
     let uplink = Arc::clone(
         links.get(&*config.uplink.broker).expect("the configuration was checked: the uplink's broker exists"),
     );
-    let reporter = Arc::new(Reporter::new(config.gateway.id.shared(), Arc::clone(&uplink)));
+    let reporter = Arc::new(Reporter::new(Arc::clone(&outbox), ids));
     if let Some(death) = crashes.last() {
         reporter.crashed(death);
     }
@@ -216,7 +226,7 @@ async fn serve_by(
         reporter.event("model-damaged", &damaged.story, &about);
     }
     let links = Arc::new(links);
-    let outputs = Outputs::new(Arc::clone(&uplink), Arc::clone(&links), Arc::clone(&reporter));
+    let outputs = Outputs::new(Arc::clone(&uplink), Arc::clone(&outbox), Arc::clone(&links), Arc::clone(&reporter));
     let (requests, asked) = std::sync::mpsc::channel();
     let (settled, mut heard) = mpsc::unbounded_channel();
     let policy = Policy { clock: Clock::boottime(), wall: None };
@@ -231,7 +241,7 @@ async fn serve_by(
         })
         .collect();
     let watcher =
-        Watcher { reporter: Arc::clone(&reporter), uplink: Arc::clone(&uplink), running: running.clone(), markers };
+        Watcher { reporter: Arc::clone(&reporter), outbox: Arc::clone(&outbox), running: running.clone(), markers };
     let placement = placement(&config.runtime).map_err(|why| CliError::configuration(vec![why]))?;
     let prepare = move |_| threads::apply_to_this_thread(&placement).map_err(std::io::Error::other);
     let pool = Pool::start(handlers, config.runtime.hang_limit.0, watcher, prepare)
@@ -380,10 +390,12 @@ async fn serve_by(
                     // Nobody listens after the stop.
                     let _ = readings.blocking_send(gauge.get_or_insert_with(Gauge::new).read());
                 });
-                drops.look(|| uplink.counts().dropped, |count| reporter.dropped(count));
+                drops.look(|| outbox.figures().dropped, |count| reporter.dropped(count));
+                outbox.forget_empty();
             }
+            Some(notice) = noticed.recv() => reporter.outbox(&notice),
             Some(system) = read.recv() => {
-                let body = Body::Json(figures(config, &plan, &uplink, system, started).to_json());
+                let body = Body::Json(figures(config, &plan, &outbox, system, started).to_json());
                 uplink.offer_fleeting(Fleeting { topic: topics.telemetry(), body, at_least_once: false, expiry_s: None });
             }
             _ = feel.tick() => {
@@ -428,7 +440,7 @@ async fn serve_by(
         tracing::error!("windows were still waiting when the time for stopping was half over; they are lost");
     }
     // Before the links say goodbye, so that it still goes out.
-    drops.look(|| uplink.counts().dropped, |count| reporter.dropped(count));
+    drops.look(|| outbox.figures().dropped, |count| reporter.dropped(count));
     // A receiver that is gone has stopped by itself.
     let _ = stop.send(Stop::Drain(Instant::now() + STOP / 2));
     for task in tasks {
@@ -436,13 +448,21 @@ async fn serve_by(
     }
     // It has nothing to do any more but to take the socket's file away.
     let _ = tokio::time::timeout(Duration::from_secs(1), api).await;
-    let left = uplink.waiting();
-    if left > 0 {
-        tracing::error!(results = left, "results were not delivered before the stop and are lost");
+    // What the broker did not acknowledge by now goes with the next start.
+    let written = outbox.commit_all(Instant::now() + STOP / 4);
+    outbox.close();
+    let left = outbox.waiting();
+    match (left, written) {
+        (0, _) => {}
+        (left, true) => tracing::info!(left, "results and events that were not delivered wait on the disk"),
+        (left, false) => tracing::error!(
+            left,
+            "results and events that were not delivered could not be written to the disk; they are lost unless the run folder is kept"
+        ),
     }
     // What a trial has come to; where the loader is busy, a minute of it is lost.
     let _ = kept.recv_timeout(Duration::from_secs(1));
-    tracing::info!(delivered = uplink.counts().delivered, "stopped");
+    tracing::info!(delivered = outbox.figures().delivered, "stopped");
     Ok(end)
 }
 
@@ -553,6 +573,7 @@ impl Gauge {
             system.refresh_memory();
             figures.available_bytes = system.available_memory();
             if let Some(process) = self.pid.and_then(|pid| system.process(pid)) {
+                figures.written_bytes = written_bytes();
                 figures.cpu = process.cpu_usage() / 100.0;
                 figures.memory_bytes = process.memory();
             }
@@ -561,8 +582,17 @@ impl Gauge {
     }
 }
 
-fn figures(config: &Config, plan: &Plan, uplink: &Outgoing, system: SystemFigures, started: Instant) -> Telemetry {
-    let counts = uplink.counts();
+/// Bytes that this process has had written to disks, by the kernel's account: pages of files on tmpfs are not among them,
+/// and what was written and removed before it reached the disk is taken off.
+fn written_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
+    let field =
+        |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok()).unwrap_or(0);
+    field("write_bytes:").saturating_sub(field("cancelled_write_bytes:"))
+}
+
+fn figures(config: &Config, plan: &Plan, outbox: &Outbox, system: SystemFigures, started: Instant) -> Telemetry {
+    let outbox = outbox.figures();
     Telemetry {
         gateway: config.gateway.id.to_string(),
         at: wall::now_text(),
@@ -574,8 +604,16 @@ fn figures(config: &Config, plan: &Plan, uplink: &Outgoing, system: SystemFigure
             .iter()
             .map(|pipeline| (pipeline.name.as_ref().to_owned(), pipeline_telemetry(pipeline)))
             .collect(),
-        waiting: uplink.waiting() as u64,
-        dropped: counts.dropped,
+        outbox: OutboxFigures {
+            live: outbox.depth.live,
+            stored: outbox.depth.stored,
+            stored_bytes: outbox.depth.stored_bytes,
+            ring_bytes: outbox.ring_bytes,
+            committed: outbox.committed,
+            delivered: outbox.delivered,
+            unheard: outbox.unheard,
+            dropped: outbox.dropped,
+        },
     }
 }
 

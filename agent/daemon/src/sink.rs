@@ -7,6 +7,7 @@ use limpet_depot::trial::Verdict;
 
 use crate::crash::Marker;
 use crate::link::outgoing::{Body, Fleeting, Outgoing};
+use crate::outbox::Outbox;
 use crate::pipeline::model::{Facts, Model};
 use crate::pipeline::observe::Observation;
 use crate::pipeline::plan::PipelinePlan;
@@ -53,6 +54,7 @@ pub struct LinkSink {
 #[derive(Clone)]
 pub struct Outputs {
     uplink: Arc<Outgoing>,
+    outbox: Arc<Outbox>,
     links: Arc<BTreeMap<Arc<str>, Arc<Outgoing>>>,
     reporter: Arc<Reporter>,
 }
@@ -76,16 +78,21 @@ impl LinkSink {
 }
 
 impl Outputs {
-    /// The links by broker; `uplink` is the one that carries results.
-    pub fn new(uplink: Arc<Outgoing>, links: Arc<BTreeMap<Arc<str>, Arc<Outgoing>>>, reporter: Arc<Reporter>) -> Self {
-        Self { uplink, links, reporter }
+    /// The links by broker; `uplink` is the one that carries results, out of `outbox`.
+    pub fn new(
+        uplink: Arc<Outgoing>,
+        outbox: Arc<Outbox>,
+        links: Arc<BTreeMap<Arc<str>, Arc<Outgoing>>>,
+        reporter: Arc<Reporter>,
+    ) -> Self {
+        Self { uplink, outbox, links, reporter }
     }
 }
 
 impl Sink for LinkSink {
     fn decided(&mut self, decided: Decided<'_>) {
         let Decided { pipeline, record, published, locals, deadline, now } = decided;
-        let Outputs { uplink, links, .. } = &self.outputs;
+        let Outputs { uplink, outbox, links, .. } = &self.outputs;
         for (local, _) in pipeline.locals.iter().zip(locals).filter(|(_, wants)| **wants) {
             let Some(link) = links.get(&local.broker) else { continue };
             // What is left of the deadline, at least a second: nobody acts on it after that.
@@ -98,7 +105,7 @@ impl Sink for LinkSink {
             });
         }
         if published {
-            uplink.offer_result(Arc::clone(&record), pipeline.packing);
+            outbox.offer_result(&record);
         }
         uplink.offer_latest(&record);
     }

@@ -53,6 +53,11 @@ impl Wall {
         }
     }
 
+    /// UTC minus boot time, in nanoseconds; none where UTC is not known.
+    pub fn offset(&self) -> Option<i64> {
+        self.offset
+    }
+
     /// How far it can be trusted.
     pub fn state(&self) -> Clock {
         if self.offset.is_some() { Clock::Synced } else { Clock::Unsynced }

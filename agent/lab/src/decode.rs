@@ -7,7 +7,8 @@
 use std::io::{self, BufWriter, Read, Write};
 
 use anyhow::{Context, bail};
-use limpet_wire::binary;
+use limpet_wire::binary::{self, Item};
+use limpet_wire::message::Message as _;
 
 /// How much is read at once.
 const CHUNK: usize = 64 * 1024;
@@ -62,10 +63,13 @@ fn take_all(
     let mut line = Vec::with_capacity(512);
     loop {
         let at = offset + length - rest.len();
-        let record = binary::take_result(rest).with_context(|| format!("item {number} at byte {at}"))?;
-        let Some(record) = record else { return Ok(()) };
+        let item = binary::take(rest).with_context(|| format!("item {number} at byte {at}"))?;
+        let Some(item) = item else { return Ok(()) };
         line.clear();
-        record.to_json(&mut line);
+        match item {
+            Item::Result(record) => record.to_json(&mut line),
+            Item::Dropped(dropped) => line.extend_from_slice(&dropped.to_json()),
+        }
         line.push(b'\n');
         output.write_all(&line).context("writing to standard output")?;
         *number += 1;

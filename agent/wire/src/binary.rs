@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::WireError;
+use crate::dropped::{Dropped, Origin, Reason};
 use crate::id::Serial;
 use crate::result::{Captured, Clock, LatencyUs, ResultRecord, Span, Verdict};
 
@@ -15,6 +16,19 @@ use crate::result::{Captured, Clock, LatencyUs, ResultRecord, Span, Verdict};
 const RESULT: u8 = 1;
 /// Newest version of a result.
 const RESULT_VERSION: u8 = 1;
+/// Type byte of a range record.
+const DROPPED: u8 = 2;
+/// Newest version of a range record.
+const DROPPED_VERSION: u8 = 1;
+
+/// What stands in a message of results.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Item {
+    /// A result.
+    Result(Box<ResultRecord>),
+    /// What a policy dropped of them.
+    Dropped(Dropped),
+}
 
 #[derive(Serialize, Deserialize)]
 struct ResultV1<'a> {
@@ -69,6 +83,61 @@ enum VerdictV1<'a> {
     },
 }
 
+#[derive(Serialize, Deserialize)]
+struct DroppedV1<'a> {
+    id: &'a str,
+    gateway: &'a str,
+    of: Option<(&'a str, &'a str)>,
+    run: u64,
+    first: u64,
+    last: u64,
+    every: u64,
+    reason: ReasonV1,
+}
+
+#[derive(Serialize, Deserialize)]
+enum ReasonV1 {
+    Full,
+    Age,
+    Disk,
+    TooLarge,
+    Damaged,
+}
+
+/// Appends a range record as one item, without a length in front.
+pub fn write_dropped(dropped: &Dropped, out: &mut Vec<u8>) {
+    let item = DroppedV1 {
+        id: &dropped.id,
+        gateway: &dropped.gateway,
+        of: dropped.of.as_ref().map(|of| (of.pipeline.as_str(), of.stream.as_str())),
+        run: dropped.run,
+        first: dropped.first,
+        last: dropped.last,
+        every: dropped.every,
+        reason: match dropped.reason {
+            Reason::Full => ReasonV1::Full,
+            Reason::Age => ReasonV1::Age,
+            Reason::Disk => ReasonV1::Disk,
+            Reason::TooLarge => ReasonV1::TooLarge,
+            Reason::Damaged => ReasonV1::Damaged,
+        },
+    };
+    out.extend_from_slice(&[DROPPED, DROPPED_VERSION]);
+    postcard::to_io(&item, out).expect("writing plain values into memory cannot fail");
+}
+
+/// Reads one item.
+///
+/// # Errors
+/// [`WireError`] if it is of another type or of a newer version, damaged, or followed by more bytes.
+pub fn read(item: &[u8]) -> Result<Item, WireError> {
+    match split(item)? {
+        Some((item, [])) => Ok(item),
+        Some((_, rest)) => Err(WireError::Payload(format!("{} bytes after the end of the item", rest.len()))),
+        None => Err(WireError::Payload(format!("{} bytes are only a part of an item", item.len()))),
+    }
+}
+
 /// Appends a result as one item, without a length in front.
 pub fn write_result(record: &ResultRecord, out: &mut Vec<u8>) {
     let verdict = match &record.verdict {
@@ -116,31 +185,30 @@ pub fn write_result(record: &ResultRecord, out: &mut Vec<u8>) {
 /// # Errors
 /// [`WireError`] if it is no result, of a newer version, damaged, or followed by more bytes.
 pub fn read_result(item: &[u8]) -> Result<ResultRecord, WireError> {
-    match split_result(item)? {
-        Some((record, [])) => Ok(record),
-        Some((_, rest)) => Err(WireError::Payload(format!("{} bytes after the end of the item", rest.len()))),
-        None => Err(WireError::Payload(format!("{} bytes are only a part of an item", item.len()))),
+    match read(item)? {
+        Item::Result(record) => Ok(*record),
+        Item::Dropped(_) => Err(WireError::Type(DROPPED.to_string())),
     }
 }
 
 /// Longest item that is believed. A message holds at most 100 KiB, so a longer one means that the reader is out of step.
 pub const ITEM_MAX: usize = 1 << 20;
 
-/// Takes the first result off a run of payloads, each an item by itself or several after their lengths, as they come from
+/// Takes the first item off a run of payloads, each an item by itself or several after their lengths, as they come from
 /// subscriptions. None if `bytes` end inside it; more may follow.
 ///
 /// The two forms cannot be taken for each other: a length is below 2^24, so its fourth byte is 0, and the fourth byte
-/// of an item (after type, version, and whether there is a serial) starts either the run, which is never 0, or the
-/// gateway's name, which is never empty.
+/// of an item is not: in a result (after type, version, and whether there is a serial) it starts either the run, which
+/// is never 0, or the gateway's name, which is never empty; in a range record it is the first character of the id.
 ///
 /// # Errors
-/// [`WireError`] if it is no result, or damaged.
-pub fn take_result(bytes: &mut &[u8]) -> Result<Option<ResultRecord>, WireError> {
+/// [`WireError`] if it is no such item, or damaged.
+pub fn take(bytes: &mut &[u8]) -> Result<Option<Item>, WireError> {
     let Some(head) = bytes.first_chunk::<4>() else { return Ok(None) };
     if head[3] != 0 {
-        let Some((record, rest)) = split_result(bytes)? else { return Ok(None) };
+        let Some((item, rest)) = split(bytes)? else { return Ok(None) };
         *bytes = rest;
-        return Ok(Some(record));
+        return Ok(Some(item));
     }
     let length = u32::from_le_bytes(*head) as usize;
     if length > ITEM_MAX {
@@ -149,25 +217,57 @@ pub fn take_result(bytes: &mut &[u8]) -> Result<Option<ResultRecord>, WireError>
     if bytes.len() < 4 + length {
         return Ok(None);
     }
-    let record = read_result(take_framed(bytes)?)?;
-    Ok(Some(record))
+    let item = read(take_framed(bytes)?)?;
+    Ok(Some(item))
 }
 
-/// The result at the start of `bytes`, and what follows it; none if they end inside it.
-fn split_result(bytes: &[u8]) -> Result<Option<(ResultRecord, &[u8])>, WireError> {
+/// The item at the start of `bytes`, and what follows it; none if they end inside it.
+fn split(bytes: &[u8]) -> Result<Option<(Item, &[u8])>, WireError> {
     let [kind, version, body @ ..] = bytes else { return Ok(None) };
-    if *kind != RESULT {
-        return Err(WireError::Type(kind.to_string()));
-    }
-    if *version != RESULT_VERSION {
-        return Err(WireError::Version { found: *version, known: RESULT_VERSION });
-    }
-    let (item, rest): (ResultV1<'_>, _) = match postcard::take_from_bytes(body) {
-        Ok(taken) => taken,
-        Err(postcard::Error::DeserializeUnexpectedEnd) => return Ok(None),
-        Err(error) => return Err(WireError::Payload(error.to_string())),
+    let known = match *kind {
+        RESULT => RESULT_VERSION,
+        DROPPED => DROPPED_VERSION,
+        kind => return Err(WireError::Type(kind.to_string())),
     };
-    Ok(Some((record(item)?, rest)))
+    if *version != known {
+        return Err(WireError::Version { found: *version, known });
+    }
+    let (item, rest) = if *kind == RESULT {
+        let Some((item, rest)) = take_struct::<ResultV1<'_>>(body)? else { return Ok(None) };
+        (Item::Result(Box::new(record(item)?)), rest)
+    } else {
+        let Some((item, rest)) = take_struct::<DroppedV1<'_>>(body)? else { return Ok(None) };
+        (Item::Dropped(dropped(item)), rest)
+    };
+    Ok(Some((item, rest)))
+}
+
+/// A struct at the start of `body`, and what follows it; none if it ends inside it.
+fn take_struct<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<Option<(T, &'a [u8])>, WireError> {
+    match postcard::take_from_bytes(body) {
+        Ok(taken) => Ok(Some(taken)),
+        Err(postcard::Error::DeserializeUnexpectedEnd) => Ok(None),
+        Err(error) => Err(WireError::Payload(error.to_string())),
+    }
+}
+
+fn dropped(item: DroppedV1<'_>) -> Dropped {
+    Dropped {
+        id: item.id.to_owned(),
+        gateway: item.gateway.to_owned(),
+        of: item.of.map(|(pipeline, stream)| Origin { pipeline: pipeline.to_owned(), stream: stream.to_owned() }),
+        run: item.run,
+        first: item.first,
+        last: item.last,
+        every: item.every,
+        reason: match item.reason {
+            ReasonV1::Full => Reason::Full,
+            ReasonV1::Age => Reason::Age,
+            ReasonV1::Disk => Reason::Disk,
+            ReasonV1::TooLarge => Reason::TooLarge,
+            ReasonV1::Damaged => Reason::Damaged,
+        },
+    }
 }
 
 fn record(item: ResultV1<'_>) -> Result<ResultRecord, WireError> {
@@ -242,6 +342,7 @@ pub fn take_framed<'a>(message: &mut &'a [u8]) -> Result<&'a [u8], WireError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dropped::tests::example as dropped_example;
     use crate::result::tests::example;
     use proptest::prelude::*;
 
@@ -257,6 +358,18 @@ mod tests {
         let mut item = Vec::new();
         write_result(&example(), &mut item);
         assert_eq!(hex(&item), RESULT_V1.split_whitespace().collect::<String>());
+    }
+
+    /// The same of a range record.
+    const DROPPED_V1: &str = include_str!("../tests/dropped-v1.hex");
+
+    #[test]
+    fn version_1_of_a_range_record_is_frozen() {
+        let mut item = Vec::new();
+        write_dropped(&dropped_example(), &mut item);
+        assert_eq!(hex(&item), DROPPED_V1.split_whitespace().collect::<String>());
+        assert_eq!(read(&item), Ok(Item::Dropped(dropped_example())));
+        assert_eq!(read_result(&item), Err(WireError::Type("2".into())));
     }
 
     #[test]
@@ -299,16 +412,19 @@ mod tests {
         push_framed(&item, &mut bytes);
         write_result(&unpublished, &mut bytes);
         push_framed(&item, &mut bytes);
+        write_dropped(&dropped_example(), &mut bytes);
         for cut in 0..bytes.len() {
             let (mut rest, mut count) = (&bytes[..cut], 0);
-            while take_result(&mut rest).expect("a cut is no damage").is_some() {
+            while take(&mut rest).expect("a cut is no damage").is_some() {
                 count += 1;
             }
-            assert!(count < 4, "cut at {cut}");
+            assert!(count < 5, "cut at {cut}");
         }
         let mut rest = &bytes[..];
-        let taken: Vec<_> = std::iter::from_fn(|| take_result(&mut rest).unwrap()).collect();
-        assert_eq!(taken, [example(), example(), unpublished, example()]);
+        let taken: Vec<_> = std::iter::from_fn(|| take(&mut rest).unwrap()).collect();
+        let result = |record| Item::Result(Box::new(record));
+        let results = [example(), example(), unpublished, example()].map(result);
+        assert_eq!(taken, results.into_iter().chain([Item::Dropped(dropped_example())]).collect::<Vec<_>>());
         assert!(rest.is_empty());
     }
 
@@ -320,7 +436,7 @@ mod tests {
             let mut rest = &bytes[..];
             while take_framed(&mut rest).is_ok() {}
             let mut rest = &bytes[..];
-            while let Ok(Some(_)) = take_result(&mut rest) {}
+            while let Ok(Some(_)) = take(&mut rest) {}
         }
 
         #[test]

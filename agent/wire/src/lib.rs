@@ -11,6 +11,7 @@
 
 pub mod binary;
 pub mod depot;
+pub mod dropped;
 pub mod id;
 pub mod message;
 pub mod name;

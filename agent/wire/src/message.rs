@@ -207,10 +207,8 @@ pub struct Telemetry {
     pub sources: BTreeMap<String, SourceFigures>,
     /// By pipeline name.
     pub pipelines: BTreeMap<String, PipelineTelemetry>,
-    /// Results waiting for the uplink.
-    pub waiting: u64,
-    /// Results dropped because too many waited.
-    pub dropped: u64,
+    /// What waits for the uplink, and what became of it.
+    pub outbox: OutboxFigures,
 }
 
 impl Message for Telemetry {
@@ -226,9 +224,33 @@ pub struct SystemFigures {
     pub memory_bytes: u64,
     /// Bytes that the machine has left.
     pub available_bytes: u64,
+    /// Bytes that the agent had written to disks since its start.
+    #[serde(default)]
+    pub written_bytes: u64,
     /// Hottest sensor, in degrees Celsius.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub temperature_c: Option<f32>,
+}
+
+/// Results, events and range records that the uplink's broker has not acknowledged, and counts since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct OutboxFigures {
+    /// How many are in memory and in the ring, waiting or in flight.
+    pub live: u64,
+    /// How many are in the database.
+    pub stored: u64,
+    /// Their bytes.
+    pub stored_bytes: u64,
+    /// Bytes of the ring, on tmpfs.
+    pub ring_bytes: u64,
+    /// How many were written to the database since the start.
+    pub committed: u64,
+    /// How many the broker acknowledged.
+    pub delivered: u64,
+    /// Those of them that nobody had subscribed to.
+    pub unheard: u64,
+    /// How many a policy dropped; range records say which.
+    pub dropped: u64,
 }
 
 /// What a source received since the start.

@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use super::codec::{Codec, Column};
 use super::units::{Fraction, Interval, Size};
-use super::{Class, Encoding, LogFormat, LogLevel, OnGap, Publish, QueuePolicy, Swap, TimeOrigin};
+use super::{
+    Class, DropPolicy, Durability, Encoding, LogFormat, LogLevel, OnGap, OutboxOrder, Publish, QueuePolicy, Swap,
+    TimeOrigin,
+};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -32,6 +35,8 @@ pub struct File {
     pub runtime: Runtime,
     #[serde(default)]
     pub pressure: Pressure,
+    #[serde(default)]
+    pub outbox: Outbox,
     pub depot: Option<Depot>,
     #[serde(default)]
     pub source: Vec<Source>,
@@ -102,6 +107,19 @@ pub struct Pressure {
     pub root: Option<PathBuf>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outbox {
+    pub commit_interval: Option<Interval>,
+    pub durability: Option<Durability>,
+    pub max_bytes: Option<Size>,
+    pub max_age: Option<Interval>,
+    pub ring: Option<Size>,
+    pub policy: Option<DropPolicy>,
+    pub order: Option<OutboxOrder>,
+    pub drain_rate: Option<Size>,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
@@ -151,6 +169,7 @@ pub struct Pipeline {
     #[serde(default)]
     pub message_batch: Batch,
     pub encoding: Option<Encoding>,
+    pub outbox_policy: Option<DropPolicy>,
     #[serde(default)]
     pub trial: Trial,
     #[serde(default)]

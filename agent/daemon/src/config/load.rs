@@ -35,7 +35,7 @@ const NO_CONFIGURATION: [&str; 7] = [
 const NO_CONFIGURATION_PREFIX: &str = "LIMPET_PROOF_";
 
 /// The tables that variables can reach, and their keys, for suggestions. `[broker]` holds tables by name.
-pub(super) const TABLES: [(&str, &[&str]); 8] = [
+pub(super) const TABLES: [(&str, &[&str]); 9] = [
     ("gateway", &["id", "labels", "run", "state"]),
     (
         "broker",
@@ -45,6 +45,7 @@ pub(super) const TABLES: [(&str, &[&str]); 8] = [
     ("budget", &["cpu", "memory"]),
     ("runtime", &["affinity", "fifo_priority", "lock_memory", "hang_limit"]),
     ("pressure", &["temperature_c", "cpu", "frequency", "sustain", "recover", "root"]),
+    ("outbox", &["commit_interval", "durability", "max_bytes", "max_age", "ring", "policy", "order", "drain_rate"]),
     ("depot", &["root", "channel", "keep", "rate", "disk", "jitter", "refresh", "trial", "ca_file"]),
     ("log", &["format", "level"]),
 ];

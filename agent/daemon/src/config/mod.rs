@@ -91,6 +91,7 @@ pub fn for_recording(package: &Path, channels: usize, rate_hz: f64) -> Config {
         swap: Swap::Warm,
         message_batch: MessageBatch { max: 1, delay: Interval(Duration::ZERO) },
         encoding: Encoding::Json,
+        outbox_policy: DropPolicy::DropOldest,
         trial: Trial::none(),
         local: Vec::new(),
     };
@@ -107,6 +108,7 @@ pub fn for_recording(package: &Path, channels: usize, rate_hz: f64) -> Config {
         budget: Budget { cpu: 1.0, memory: Size(u64::MAX) },
         runtime: Runtime::default(),
         pressure: Pressure::default(),
+        outbox: Outbox::default(),
         depot: None,
         sources: vec![source],
         pipelines: vec![pipeline],
@@ -181,6 +183,8 @@ pub struct Config {
     pub runtime: Runtime,
     /// When the machine is too hot or too busy.
     pub pressure: Pressure,
+    /// What waits for the uplink.
+    pub outbox: Outbox,
     /// Where models come from over the air, if they do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub depot: Option<Depot>,
@@ -325,6 +329,74 @@ impl Default for Pressure {
     }
 }
 
+/// Results and events that the uplink's broker has not acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Outbox {
+    /// How long one is unacknowledged before it is written to the disk.
+    pub commit_interval: Interval,
+    /// Whether that interval is at risk when the power goes.
+    pub durability: Durability,
+    /// Most bytes on the disk.
+    pub max_bytes: Size,
+    /// How long one may wait.
+    pub max_age: Interval,
+    /// Most bytes in memory and on tmpfs, of each.
+    pub ring: Size,
+    /// What is dropped when there is no room, unless a pipeline says otherwise.
+    pub policy: DropPolicy,
+    /// What goes out first.
+    pub order: OutboxOrder,
+    /// Most bytes of the backlog a second.
+    pub drain_rate: Size,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self {
+            commit_interval: Interval(Duration::from_secs(1)),
+            durability: Durability::Interval,
+            max_bytes: Size(256 << 20),
+            max_age: Interval(Duration::from_secs(30 * 24 * 3600)),
+            ring: Size(8 << 20),
+            policy: DropPolicy::DropOldest,
+            order: OutboxOrder::LiveFirst,
+            drain_rate: Size(16 << 20),
+        }
+    }
+}
+
+/// What survives the power.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// All but what was stored in the last interval, and a quarter of one.
+    Interval,
+    /// Everything that was ever sent, and all that waits to be: each is on the disk first.
+    Each,
+}
+
+/// What goes to the uplink first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OutboxOrder {
+    /// What is new; a quarter of the link is left to the backlog.
+    LiveFirst,
+    /// What is oldest: each stream in the order in which it was stored.
+    BacklogFirst,
+}
+
+/// What of a pipeline is dropped when there is no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DropPolicy {
+    /// Its oldest results.
+    DropOldest,
+    /// Its newest.
+    DropNewest,
+    /// All but those whose number this divides, the oldest first.
+    Thin(u64),
+}
+
 /// An origin of samples.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Source {
@@ -448,6 +520,8 @@ pub struct Pipeline {
     pub message_batch: MessageBatch,
     /// How results are written.
     pub encoding: Encoding,
+    /// What is dropped of its results when the outbox is full.
+    pub outbox_policy: DropPolicy,
     /// How a new version of its model is watched.
     pub trial: Trial,
     /// Who else hears of results.

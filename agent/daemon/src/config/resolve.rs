@@ -14,11 +14,13 @@ use super::file::{self, File, OneOrMany};
 use super::load::{Origins, Problem, Surroundings, nearest};
 use super::units::{Interval, Size};
 use super::{
-    Broker, BrokerUrl, Budget, Class, Config, Depot, Encoding, FORMAT, Gateway, InferenceBatch, Input, Join,
-    LocalOutput, Log, LogFormat, LogLevel, MessageBatch, ModelRef, Name, OnGap, Pipeline, Pressure, Publish, Queue,
-    QueuePolicy, Runtime, Source, Swap, TimeOrigin, Trial, Uplink,
+    Broker, BrokerUrl, Budget, Class, Config, Depot, DropPolicy, Encoding, FORMAT, Gateway, InferenceBatch, Input,
+    Join, LocalOutput, Log, LogFormat, LogLevel, MessageBatch, ModelRef, Name, OnGap, Pipeline, Pressure, Publish,
+    Queue, QueuePolicy, Runtime, Source, Swap, TimeOrigin, Trial, Uplink,
 };
 use crate::topic::{Filter, Template};
+
+mod outbox;
 
 const STATE: &str = "/var/lib/limpet";
 const RUN: &str = "/run/limpet";
@@ -72,9 +74,10 @@ pub(super) fn resolve(
     let budget = check.budget(&file.budget);
     let runtime = check.runtime(file.runtime);
     let pressure = check.pressure(file.pressure);
+    let outbox = check.outbox(&file.outbox);
     let depot = file.depot.map(|depot| check.depot(depot));
     let sources = check.sources(file.source, &brokers);
-    let pipelines = check.pipelines(file.pipeline, &brokers, &sources);
+    let pipelines = check.pipelines(file.pipeline, &brokers, &sources, outbox.policy);
     check.depot_models(depot.is_some(), &pipelines);
     let log =
         Log { level: file.log.level.unwrap_or(LogLevel::Info), format: file.log.format.unwrap_or(LogFormat::Text) };
@@ -91,6 +94,7 @@ pub(super) fn resolve(
                 budget,
                 runtime,
                 pressure,
+                outbox,
                 depot,
                 sources,
                 pipelines,
@@ -664,6 +668,7 @@ impl Check<'_> {
         file: Vec<file::Pipeline>,
         brokers: &Named<BTreeMap<Name, Broker>>,
         sources: &Named<Vec<Source>>,
+        dropping: DropPolicy,
     ) -> Vec<Pipeline> {
         let mut found = Vec::with_capacity(file.len());
         let mut names = BTreeSet::new();
@@ -674,7 +679,7 @@ impl Check<'_> {
                     format!("a [[pipeline]] named '{}' exists already; names are unique, rename one", pipeline.name);
                 self.problem(&at, "name", text);
             }
-            found.extend(self.pipeline(&at, pipeline, brokers, sources));
+            found.extend(self.pipeline(&at, pipeline, brokers, sources, dropping));
         }
         found
     }
@@ -685,6 +690,7 @@ impl Check<'_> {
         file: file::Pipeline,
         brokers: &Named<BTreeMap<Name, Broker>>,
         sources: &Named<Vec<Source>>,
+        dropping: DropPolicy,
     ) -> Option<Pipeline> {
         let name = self.name(at, "name", &file.name);
         let source = Name::parse(&file.source).ok();
@@ -753,6 +759,7 @@ impl Check<'_> {
             swap: file.swap.unwrap_or(Swap::Warm),
             message_batch,
             encoding: file.encoding.unwrap_or(Encoding::Json),
+            outbox_policy: self.drop_policy(at, "outbox_policy", file.outbox_policy, dropping),
             trial,
             local,
         })

@@ -143,12 +143,34 @@ fn an_unknown_key_names_file_line_key_and_the_nearest() {
 
 #[test]
 fn keys_of_later_versions_are_unknown_and_a_later_format_is_refused_by_number() {
-    for line in ["[outbox]", "[api]", "[recorder]"] {
+    for line in ["[api]", "[recorder]"] {
         assert!(bad(&format!("{SMALL}{line}\n")).contains("unknown key"), "{line}");
     }
     let error = bad(&format!("{}\n[new]\n", replaced("format = 1", "format = 2")));
     assert!(error.contains("limpet.toml:2: format: found 2") && error.contains("reads format 1"), "{error}");
     assert!(bad(&replaced("format = 1", "")).contains("add 'format = 1'"));
+}
+
+#[test]
+fn an_outbox_has_bounds_and_pipelines_have_its_policy_unless_they_say_otherwise() {
+    let outbox = |keys: &str| format!("{SMALL}[outbox]\n{keys}\n");
+    let config = good(&outbox("policy = { thin = 10 }\ndurability = \"each\"\norder = \"backlog-first\""));
+    assert_eq!(config.outbox.policy, DropPolicy::Thin(10));
+    assert_eq!((config.outbox.durability, config.outbox.order), (Durability::Each, OutboxOrder::BacklogFirst));
+    assert_eq!(config.pipelines[0].outbox_policy, DropPolicy::Thin(10));
+    for (line, expected) in [
+        ("commit_interval = \"1ms\"", "outbox.commit_interval: found 1ms, expected 50ms to 1m"),
+        ("ring = \"1KiB\"", "outbox.ring: found 1KiB, expected 256KiB to 1GiB"),
+        ("max_bytes = \"1B\"", "outbox.max_bytes: found 1B, expected at least 1MiB"),
+        ("max_age = \"1s\"", "outbox.max_age: found 1s, expected at least 1m"),
+        ("drain_rate = \"0B\"", "outbox.drain_rate: found 0B, expected at least 1KiB a second"),
+        ("policy = { thin = 1 }", "outbox.policy: found { thin = 1 }, expected 2 to 1000"),
+        ("policy = \"drop\"", "outbox.policy: found 'drop'"),
+        ("order = \"live\"", "outbox.order: found 'live'"),
+    ] {
+        let error = bad(&outbox(line));
+        assert!(error.contains(expected), "{line}: {error}");
+    }
 }
 
 #[test]

@@ -36,8 +36,9 @@ use rumqttc::v5::{AsyncClient, ConnectionError, Event, MqttOptions, StateError};
 use tokio::sync::watch;
 
 use self::backoff::Backoff;
-use self::outgoing::{BATCH_BYTES, Kept, Next, Outgoing, Ready, Room};
+use self::outgoing::{BATCH_BYTES, Next, Outgoing, Ready, Room};
 use crate::config::{Broker, BrokerUrl};
+use crate::outbox::book::Custody;
 use crate::report::Reporter;
 use crate::wall;
 
@@ -168,7 +169,7 @@ struct Flight {
 struct Flying {
     topic: String,
     acknowledged: bool,
-    kept: Vec<Kept>,
+    kept: Option<Custody>,
 }
 
 impl Flight {
@@ -178,9 +179,9 @@ impl Flight {
     }
 
     /// Everything that was not settled.
-    fn ground(&mut self) -> Vec<Kept> {
+    fn ground(&mut self) -> Vec<Custody> {
         let numbered = self.numbered.drain().map(|(_, message)| message);
-        self.handed.drain(..).chain(numbered).flat_map(|message| message.kept).collect()
+        self.handed.drain(..).chain(numbered).filter_map(|message| message.kept).collect()
     }
 }
 
@@ -298,7 +299,7 @@ async fn connection(
                     match ack.reason {
                         PubAckReason::Success | PubAckReason::NoMatchingSubscribers => {
                             let heard = ack.reason == PubAckReason::Success;
-                            role.outgoing.settle(&message.topic, &message.kept, heard);
+                            role.outgoing.settle(&message.topic, message.kept.as_ref(), heard);
                         }
                         reason => {
                             if role.outgoing.refuse(&message.topic, message.kept) {
@@ -383,6 +384,7 @@ async fn send(
                 reporter.too_large(&name, &topic, bytes, rule.bytes);
                 continue;
             }
+            Next::Again => continue,
             Next::Wait(wake) => wake,
         };
         if let Some(until) = deadline
@@ -454,7 +456,7 @@ fn announce(client: &AsyncClient, flight: &RefCell<Flight>, topics: &Topics, sta
         at_least_once: true,
         retain: true,
         expiry_s: None,
-        kept: Vec::new(),
+        kept: None,
     };
     // The client has room: this is its first message, or its last after the others were sent.
     drop(hand_over(client, flight, ready));

@@ -1,0 +1,443 @@
+//! The database: what stays unacknowledged for longer than a moment, so that it outlives the power.
+//!
+//! SQLite with a write-ahead log and `synchronous=FULL`: a transaction that has ended is on the disk. (`NORMAL` syncs at
+//! checkpoints only and does not keep that promise.) It is opened exclusively, so that the index of the log is in memory
+//! and not in a mapped file.
+//!
+//! - `item`: number, lane, boot, boot time at which it was stored, and the item itself ([`super::item`]). It has no
+//!   index beside its number: items are appended, and a commit touches as few pages as it has items for, however many
+//!   lanes there are. (With an index by lane, a commit of one result from each of a hundred streams wrote a hundred pages
+//!   more.) Who reads a lane scans, and what was delivered is not there any more.
+//! - `lane`: how many items each lane has, and their bytes, changed in the same transaction as the items: a start need not
+//!   count a million rows.
+//! - `boot`: UTC minus boot time of each boot, as far as it was ever known, so that an item that was stored before the
+//!   clock was set still gets its time.
+//!
+//! A database that is damaged is set aside under another name, and what can be read of it goes into a new one
+//! ([`salvage`]).
+
+mod salvage;
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+pub use salvage::Salvaged;
+
+use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Transaction, params};
+
+use super::book::{LaneId, LaneRows, Number, Placed, ROW, ReadRow, Row};
+use super::item::LaneKey;
+use super::ranges::Held;
+use crate::config::DropPolicy;
+
+/// Version of the tables.
+const VERSION: i64 = 1;
+/// Tells that a file is an outbox: `lmpt`.
+const APPLICATION: i64 = 0x6c6d_7074;
+/// Pages of the log, of 4 KiB each, after which they are copied into the database.
+const CHECKPOINT: i64 = 2000;
+/// Memory for pages, in KiB.
+const CACHE_KIB: i64 = 1024;
+/// Rows that one read passes at most, so that commits need not wait for it.
+const SCAN: usize = 50_000;
+/// Rows that one look for old ones gives at most.
+const OLD: usize = 5_000;
+
+/// Why the database did not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// What it holds is not what was written.
+    #[error("it is damaged: {0}")]
+    Damaged(String),
+    /// The system or the disk says no, for now.
+    #[error("{0}")]
+    Refused(String),
+    /// It is of a newer version.
+    #[error("it is of version {0}, which is newer than this program")]
+    Newer(i64),
+}
+
+impl From<rusqlite::Error> for DatabaseError {
+    fn from(error: rusqlite::Error) -> Self {
+        let damaged = [ErrorCode::DatabaseCorrupt, ErrorCode::NotADatabase];
+        match error.sqlite_error_code() {
+            Some(code) if damaged.contains(&code) => Self::Damaged(error.to_string()),
+            // Tables or columns that are not there, or hold what they cannot hold.
+            Some(ErrorCode::Unknown | ErrorCode::TypeMismatch | ErrorCode::ConstraintViolation) => {
+                Self::Damaged(error.to_string())
+            }
+            None => Self::Damaged(error.to_string()),
+            Some(_) => Self::Refused(error.to_string()),
+        }
+    }
+}
+
+/// The relation of boot time to UTC under this boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Offset(pub Option<i64>);
+
+/// The database of an outbox.
+#[derive(Debug)]
+pub struct Database {
+    connection: Connection,
+    /// The row of this boot, and what is on record of it.
+    boot: i64,
+    recorded: Offset,
+}
+
+/// A row that may be dropped.
+#[derive(Debug)]
+pub struct Victim {
+    /// The row.
+    pub placed: Placed,
+    /// What it holds.
+    pub what: Held,
+}
+
+impl Database {
+    /// Opens it, or makes a new one. Gives what each lane holds, and the highest number.
+    ///
+    /// # Errors
+    /// If it is damaged, newer, or the system says no.
+    pub fn open(path: &Path) -> Result<(Self, Vec<LaneRows>, Number), DatabaseError> {
+        let connection = Connection::open(path)?;
+        connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT)?;
+        connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+        connection.pragma_update(None, "temp_store", "MEMORY")?;
+        let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        match version {
+            0 => connection.execute_batch(&format!(
+                "BEGIN;
+                 CREATE TABLE lane (id INTEGER PRIMARY KEY, pipeline TEXT, stream TEXT, rows INTEGER NOT NULL, bytes INTEGER NOT NULL) STRICT;
+                 CREATE TABLE boot (id INTEGER PRIMARY KEY, kernel TEXT UNIQUE NOT NULL, offset INTEGER) STRICT;
+                 CREATE TABLE item (number INTEGER PRIMARY KEY, lane INTEGER NOT NULL, boot INTEGER NOT NULL, at INTEGER NOT NULL, payload BLOB NOT NULL) STRICT;
+                 PRAGMA application_id = {APPLICATION};
+                 PRAGMA user_version = {VERSION};
+                 COMMIT;"
+            ))?,
+            VERSION => {}
+            newer => return Err(DatabaseError::Newer(newer)),
+        }
+        let kernel = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let find = "SELECT id, offset FROM boot WHERE kernel = ?1";
+        let known = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, Offset(row.get(1)?)));
+        let known = connection.query_row(find, [kernel.trim()], known).optional()?;
+        let (boot, recorded) = match known {
+            Some(known) => known,
+            None => {
+                // Those of boots of which nothing is left are forgotten.
+                connection.execute("DELETE FROM boot WHERE NOT EXISTS (SELECT 1 FROM item LIMIT 1)", [])?;
+                connection.execute("INSERT INTO boot (kernel) VALUES (?1)", [kernel.trim()])?;
+                (connection.last_insert_rowid(), Offset(None))
+            }
+        };
+        connection.execute("DELETE FROM lane WHERE rows = 0", [])?;
+        let database = Self { connection, boot, recorded };
+        let (lanes, last) = (database.lanes()?, database.last()?);
+        Ok((database, lanes, last))
+    }
+
+    /// What each lane holds.
+    ///
+    /// # Errors
+    /// If it is damaged, or the system says no.
+    pub fn lanes(&self) -> Result<Vec<LaneRows>, DatabaseError> {
+        let mut statement = self.connection.prepare("SELECT id, pipeline, stream, rows, bytes FROM lane")?;
+        let lanes = statement.query_map([], |row| {
+            let names: (Option<String>, Option<String>) = (row.get(1)?, row.get(2)?);
+            let key = match names {
+                (Some(pipeline), Some(stream)) => LaneKey::Results(pipeline.into(), stream.into()),
+                _ => LaneKey::Events,
+            };
+            let (rows, bytes): (i64, i64) = (row.get(3)?, row.get(4)?);
+            Ok(LaneRows { id: row.get(0)?, key, rows: rows.unsigned_abs(), bytes: bytes.unsigned_abs() })
+        });
+        Ok(lanes?.collect::<Result<Vec<_>, _>>()?)
+    }
+
+    /// The highest number.
+    ///
+    /// # Errors
+    /// If it is damaged, or the system says no.
+    pub fn last(&self) -> Result<Number, DatabaseError> {
+        let last: Option<i64> = self.connection.query_row("SELECT max(number) FROM item", [], |row| row.get(0))?;
+        Ok(number(last.unwrap_or(0)))
+    }
+
+    /// Which of these numbers are here, and where.
+    ///
+    /// # Errors
+    /// If it is damaged, or the system says no.
+    pub fn placed(&self, numbers: &[Number]) -> Result<Vec<Placed>, DatabaseError> {
+        let mut statement =
+            self.connection.prepare_cached("SELECT lane, length(payload) FROM item WHERE number = ?1")?;
+        let mut found = Vec::new();
+        for number in numbers {
+            let row =
+                statement.query_row([signed(*number)], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?))).optional()?;
+            found.extend(row.map(|(lane, length)| Placed {
+                number: *number,
+                lane,
+                bytes: length.unsigned_abs() + ROW,
+            }));
+        }
+        Ok(found)
+    }
+
+    /// Commits rows and deletes others, in one transaction that is on the disk when this returns.
+    ///
+    /// # Errors
+    /// Nothing has changed then.
+    pub fn write(
+        &mut self,
+        rows: &[Row],
+        gone: &[Placed],
+        lane: impl Fn(LaneId) -> Option<LaneKey>,
+        offset: Offset,
+    ) -> Result<(), DatabaseError> {
+        let boot = self.boot;
+        // A clock that is set anew differs by more than what it drifts between two commits.
+        let news = offset.0.is_some_and(|now| self.recorded.0.is_none_or(|then| now.abs_diff(then) > 100_000_000));
+        let transaction = self.connection.transaction()?;
+        insert(&transaction, rows.iter().map(|row| (row, boot)), &lane)?;
+        delete(&transaction, gone)?;
+        if news {
+            transaction.execute("UPDATE boot SET offset = ?1 WHERE id = ?2", params![offset.0, boot])?;
+        }
+        transaction.commit()?;
+        if news {
+            self.recorded = offset;
+        }
+        Ok(())
+    }
+
+    /// Reads rows of these lanes from a number on, as many as fit into so many bytes, at least one if there is one. Gives
+    /// up to which number it has looked, or none if that was the last.
+    ///
+    /// # Errors
+    /// If it is damaged, or the system says no.
+    pub fn read(
+        &mut self,
+        from: Number,
+        lanes: &BTreeSet<LaneId>,
+        bytes: u64,
+    ) -> Result<(Vec<ReadRow>, Option<Number>), DatabaseError> {
+        let mut offsets: HashMap<i64, Option<i64>> = HashMap::new();
+        let mut boots = self.connection.prepare_cached("SELECT id, offset FROM boot")?;
+        for boot in boots.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))? {
+            let (boot, offset) = boot?;
+            offsets.insert(boot, offset);
+        }
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT number, lane, boot, payload FROM item WHERE number >= ?1 ORDER BY number")?;
+        let mut cursor = statement.query([signed(from)])?;
+        let (mut found, mut taken, mut scanned) = (Vec::new(), 0, 0);
+        while let Some(row) = cursor.next()? {
+            let at = number(row.get(0)?);
+            let lane: LaneId = row.get(1)?;
+            scanned += 1;
+            if lanes.contains(&lane) {
+                let payload: &[u8] = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
+                taken += payload.len() as u64;
+                let boot: i64 = row.get(2)?;
+                let offset = if boot == self.boot { None } else { offsets.get(&boot).copied().flatten() };
+                found.push(ReadRow { number: at, lane, payload: payload.into(), offset });
+            }
+            if taken >= bytes || scanned >= SCAN {
+                return Ok((found, Some(at)));
+            }
+        }
+        Ok((found, None))
+    }
+
+    /// Rows of these lanes by a policy that together have so many bytes, if there are, and of which `may` says that they
+    /// can be dropped; and which numbers of runs are kept among them (1: none).
+    ///
+    /// # Errors
+    /// If it is damaged, or the system says no.
+    pub fn victims(
+        &self,
+        lanes: &BTreeSet<LaneId>,
+        policy: DropPolicy,
+        bytes: u64,
+        may: impl Fn(Number) -> bool,
+    ) -> Result<(Vec<Victim>, u64), DatabaseError> {
+        let mut every: u64 = 1;
+        if let DropPolicy::Thin(n) = policy {
+            // What was thinned out before is thinned out again, by the square, and so on.
+            while let Some(more) = every.checked_mul(n).filter(|more| *more <= 1_000_000_000) {
+                every = more;
+                let found = self.choose(lanes, false, every, bytes, &may)?;
+                if found.iter().map(|victim| victim.placed.bytes).sum::<u64>() >= bytes {
+                    return Ok((found, every));
+                }
+            }
+        }
+        Ok((self.choose(lanes, policy == DropPolicy::DropNewest, 1, bytes, &may)?, 1))
+    }
+
+    fn choose(
+        &self,
+        lanes: &BTreeSet<LaneId>,
+        newest: bool,
+        every: u64,
+        bytes: u64,
+        may: &impl Fn(Number) -> bool,
+    ) -> Result<Vec<Victim>, DatabaseError> {
+        let order = if newest { "DESC" } else { "ASC" };
+        let mut statement = self
+            .connection
+            .prepare_cached(&format!("SELECT number, lane, payload FROM item ORDER BY number {order}"))?;
+        let mut rows = statement.query([])?;
+        let (mut found, mut freed) = (Vec::new(), 0);
+        while freed < bytes
+            && let Some(row) = rows.next()?
+        {
+            let (at, lane) = (number(row.get(0)?), row.get(1)?);
+            if !lanes.contains(&lane) || !may(at) {
+                continue;
+            }
+            let victim = victim(at, lane, row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?)?;
+            let goes = match &victim.what {
+                Held::Serial(_, serial) => every == 1 || !serial.seq.is_multiple_of(every),
+                Held::Range(range, _) => range.every == every,
+            };
+            if goes {
+                freed += victim.placed.bytes;
+                found.push(victim);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The oldest rows, as far as they were stored more than `age` ns ago, going by the UTC that is now. Of what was
+    /// stored under a boot that never knew the time, nobody can say how old it is.
+    ///
+    /// # Errors
+    /// If it is damaged, or the system says no.
+    pub fn old(
+        &self,
+        age: u64,
+        utc: i64,
+        offset: Offset,
+        may: impl Fn(Number) -> bool,
+    ) -> Result<Vec<Victim>, DatabaseError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT number, lane, at, item.boot, boot.offset, payload FROM item LEFT JOIN boot ON boot.id = item.boot ORDER BY number",
+        )?;
+        let mut rows = statement.query([])?;
+        let mut found = Vec::new();
+        while found.len() < OLD
+            && let Some(row) = rows.next()?
+        {
+            let boot: i64 = row.get(3)?;
+            let offset = if boot == self.boot { offset.0 } else { row.get(4)? };
+            let at: i64 = row.get(2)?;
+            let Some(stored) = offset.map(|offset| offset.saturating_add(at)) else { break };
+            if utc.saturating_sub(stored) <= i64::try_from(age).unwrap_or(i64::MAX) {
+                break;
+            }
+            let at = number(row.get(0)?);
+            if may(at) {
+                found.push(victim(at, row.get(1)?, row.get_ref(5)?.as_blob().map_err(rusqlite::Error::from)?)?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Sets a damaged database aside, under a name with this mark, and makes a new one. One that was set aside before is
+    /// removed: a disk holds only so many.
+    ///
+    /// # Errors
+    /// What the system says; there is no database then.
+    pub fn set_aside(path: &Path, mark: &str) -> std::io::Result<PathBuf> {
+        let aside = path.with_file_name(format!("outbox-damaged-{mark}.db"));
+        if let Some(folder) = path.parent() {
+            for entry in fs::read_dir(folder)?.flatten() {
+                if entry.file_name().to_string_lossy().starts_with("outbox-damaged-") {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+        }
+        let beside = |path: &Path, end: &str| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(end);
+            PathBuf::from(name)
+        };
+        fs::rename(path, &aside)?;
+        for end in ["-wal", "-shm"] {
+            match fs::rename(beside(path, end), beside(&aside, end)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(aside)
+    }
+}
+
+fn victim(number: Number, lane: LaneId, payload: &[u8]) -> Result<Victim, DatabaseError> {
+    let what = Held::of(payload).map_err(|error| DatabaseError::Damaged(format!("item {number}: {error}")))?;
+    Ok(Victim { placed: Placed { number, lane, bytes: payload.len() as u64 + ROW }, what })
+}
+
+fn insert<'a>(
+    transaction: &Transaction<'_>,
+    rows: impl Iterator<Item = (&'a Row, i64)>,
+    lane: &impl Fn(LaneId) -> Option<LaneKey>,
+) -> Result<(), rusqlite::Error> {
+    let mut statement =
+        transaction.prepare_cached("INSERT INTO item (number, lane, boot, at, payload) VALUES (?1, ?2, ?3, ?4, ?5)")?;
+    let mut more: HashMap<LaneId, (i64, i64)> = HashMap::new();
+    for (row, boot) in rows {
+        statement.execute(params![signed(row.number), row.lane, boot, signed(row.at), &*row.payload])?;
+        let sum = more.entry(row.lane).or_default();
+        *sum = (sum.0 + 1, sum.1 + signed(row.payload.len() as u64 + ROW));
+    }
+    let mut statement = transaction.prepare_cached(
+        "INSERT INTO lane (id, pipeline, stream, rows, bytes) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (id) DO UPDATE SET rows = rows + ?4, bytes = bytes + ?5",
+    )?;
+    for (id, (rows, bytes)) in more {
+        let names = match lane(id) {
+            Some(LaneKey::Results(pipeline, stream)) => (Some(pipeline), Some(stream)),
+            Some(LaneKey::Events) | None => (None, None),
+        };
+        statement.execute(params![id, names.0.as_deref(), names.1.as_deref(), rows, bytes])?;
+    }
+    Ok(())
+}
+
+fn delete(transaction: &Transaction<'_>, gone: &[Placed]) -> Result<(), rusqlite::Error> {
+    let mut statement = transaction.prepare_cached("DELETE FROM item WHERE number = ?1")?;
+    let mut less: HashMap<LaneId, (i64, i64)> = HashMap::new();
+    for row in gone {
+        // One that a salvage did not find is not counted either.
+        if statement.execute([signed(row.number)])? == 1 {
+            let sum = less.entry(row.lane).or_default();
+            *sum = (sum.0 + 1, sum.1 + signed(row.bytes));
+        }
+    }
+    let mut statement =
+        transaction.prepare_cached("UPDATE lane SET rows = rows - ?2, bytes = bytes - ?3 WHERE id = ?1")?;
+    for (lane, (rows, bytes)) in less {
+        statement.execute(params![lane, rows, bytes])?;
+    }
+    Ok(())
+}
+
+/// SQLite's integers are signed; no number comes near the end of them.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn number(signed: i64) -> u64 {
+    signed.unsigned_abs()
+}
+
+#[cfg(test)]
+mod tests;

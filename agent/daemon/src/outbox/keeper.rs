@@ -1,0 +1,334 @@
+//! The thread that does all that touches the disk: it asks the book what is to be done, does it, and tells the book.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use limpet_runtime::Moment;
+use limpet_wire::dropped::Reason;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::book::{LaneId, LaneRows, Number, Placed, Row, Work};
+use super::database::{Database, DatabaseError, Offset, Salvaged, Victim};
+use super::ranges::{self, Held};
+use super::{EventIds, Notice, Outbox, State};
+use crate::wall::Wall;
+
+/// Where numbers start if nobody knows which ones the database holds: above them all.
+pub const UNKNOWN: Number = 1 << 48;
+/// How often the disk is asked again that said no when the database was to be opened.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// The keeper of an outbox's database.
+pub struct Keeper {
+    /// None while it cannot be opened.
+    database: Option<Database>,
+    path: PathBuf,
+    outbox: Arc<Outbox>,
+    again: Instant,
+    /// Whether it was told that nothing can be written.
+    failing: bool,
+}
+
+/// Opens the database; one that is damaged is set aside, and what can be read of it goes into a new one.
+///
+/// # Errors
+/// What the system says.
+pub fn open(
+    path: &Path,
+    ids: &EventIds,
+    notices: &UnboundedSender<Notice>,
+) -> Result<(Database, Vec<LaneRows>, Number), String> {
+    match Database::open(path) {
+        Ok(opened) => Ok(opened),
+        Err(DatabaseError::Refused(why)) => Err(format!("{}: {why}", path.display())),
+        Err(error) => {
+            let renewed = renew(path, &error, None, ids, |_| true)?;
+            _ = notices.send(renewed.notice);
+            Ok((renewed.database, renewed.lanes, renewed.last))
+        }
+    }
+}
+
+/// A new database in the place of a damaged one.
+struct Renewed {
+    database: Database,
+    lanes: Vec<LaneRows>,
+    last: Number,
+    notice: Notice,
+}
+
+/// Sets a database aside and starts a new one with what can be read of it. `held` is how many items it is known to have
+/// held, and `wanted` says which of them are.
+fn renew(
+    path: &Path,
+    error: &DatabaseError,
+    held: Option<u64>,
+    ids: &EventIds,
+    wanted: impl Fn(Number) -> bool,
+) -> Result<Renewed, String> {
+    let refused = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
+    // What its lanes say, if they can be read, is how many there were.
+    let held = held.or_else(|| {
+        let lanes = Database::open(path).ok()?.1;
+        Some(lanes.iter().map(|lane| lane.rows).sum())
+    });
+    let mark = crate::wall::now_text()
+        .map_or_else(|| format!("boot-{}", Moment::now().0 / 1_000_000_000), |text| text.replace(':', ""));
+    let aside = Database::set_aside(path, &mark).map_err(|error| refused(&error))?;
+    let (mut database, ..) = Database::open(path).map_err(|error| refused(&error))?;
+    let salvaged = match error {
+        DatabaseError::Newer(_) => Salvaged::default(),
+        _ => database.salvage(&aside, wanted).map_err(|error| refused(&error))?,
+    };
+    let (mut lanes, mut last) = (database.lanes().map_err(|error| refused(&error))?, 0);
+    if !salvaged.lost.is_empty() {
+        last = database.last().map_err(|error| refused(&error))?;
+        let mut records = Vec::new();
+        for range in &salvaged.lost {
+            let Some(lane) = lanes.iter().find(|lane| lane.key == range.key) else { continue };
+            last += 1;
+            let payload = ranges::record(range, Reason::Damaged, ids);
+            records.push(Row { number: last, lane: lane.id, at: Moment::now().0, payload });
+        }
+        let key = |id| lanes.iter().find(|lane| lane.id == id).map(|lane| lane.key.clone());
+        database.write(&records, &[], key, Offset(None)).map_err(|error| refused(&error))?;
+        lanes = database.lanes().map_err(|error| refused(&error))?;
+    }
+    last = last.max(database.last().map_err(|error| refused(&error))?);
+    let notice = Notice::Damaged {
+        why: error.to_string(),
+        aside,
+        salvaged: salvaged.rows,
+        lost: held.map(|held| held.saturating_sub(salvaged.rows)),
+    };
+    Ok(Renewed { database, lanes, last, notice })
+}
+
+impl Keeper {
+    /// The keeper of this database, if it could be opened.
+    pub fn new(outbox: Arc<Outbox>, path: PathBuf, database: Option<Database>) -> Self {
+        let failing = database.is_none();
+        Self { outbox, path, database, again: Instant::now() + AGAIN, failing }
+    }
+
+    /// Deletes what the last process had settled and could not delete any more.
+    pub fn delete_settled(&mut self, numbers: &[Number]) {
+        let Some(database) = &mut self.database else { return };
+        let outcome = database.placed(numbers).and_then(|gone| {
+            database.write(&[], &gone, |_| None, Offset(None))?;
+            Ok(gone)
+        });
+        match outcome {
+            Ok(gone) => {
+                let mut state = self.outbox.lock();
+                gone.iter().for_each(|row| state.book.deleted_at_start(*row));
+            }
+            Err(error) => self.failed(error, Vec::new()),
+        }
+    }
+
+    /// Which of these numbers are in the database.
+    pub fn which_are_stored(&mut self, numbers: impl Iterator<Item = Number>) -> HashSet<Number> {
+        let numbers: Vec<Number> = numbers.collect();
+        let Some(database) = &mut self.database else { return HashSet::new() };
+        match database.placed(&numbers) {
+            Ok(rows) => rows.into_iter().map(|row| row.number).collect(),
+            Err(error) => {
+                self.failed(error, Vec::new());
+                // Sent twice rather than not at all.
+                HashSet::new()
+            }
+        }
+    }
+
+    /// Works until the outbox is closed.
+    pub fn run(mut self) {
+        loop {
+            let mut state = self.outbox.lock();
+            if state.closed {
+                return;
+            }
+            if self.database.is_none() {
+                drop(state);
+                self.open_again();
+                continue;
+            }
+            let now = Instant::now();
+            let work = state.book.work(now);
+            // Whatever was settled so far stands in segments up to this one, and leaves the database with this work.
+            let mark = state.ring.as_ref().map_or(0, super::ring::Ring::current);
+            drop(state);
+            match work {
+                Work::Rest(until) => {
+                    self.outbox.settled.notify_all();
+                    match until {
+                        Some(until) => std::thread::park_timeout(until.saturating_duration_since(now)),
+                        None => std::thread::park(),
+                    }
+                }
+                Work::Write { rows, gone } => self.write(rows, gone, mark),
+                Work::Read { from, lanes, bytes } => {
+                    let Some(database) = &mut self.database else { continue };
+                    match database.read(from, &lanes, bytes) {
+                        Ok((rows, upto)) => {
+                            let missing = self.outbox.lock().book.read(&lanes, rows, from, upto);
+                            if missing > 0 {
+                                let why = format!("{missing} items that it should hold are not there");
+                                self.failed(DatabaseError::Damaged(why), Vec::new());
+                            }
+                            self.outbox.bell.notify_one();
+                        }
+                        Err(error) => self.failed(error, Vec::new()),
+                    }
+                }
+                Work::Drop { lanes, policy, bytes } => {
+                    let Some(database) = &self.database else { continue };
+                    let outbox = &self.outbox;
+                    let victims = database.victims(&lanes, policy, bytes, |number| outbox.lock().book.may_drop(number));
+                    match victims {
+                        Ok((victims, every)) => self.drop_rows(victims, every, Reason::Full),
+                        Err(error) => self.failed(error, Vec::new()),
+                    }
+                }
+                Work::DropOld => self.drop_old(),
+            }
+        }
+    }
+
+    fn write(&mut self, rows: Vec<Row>, gone: Vec<Placed>, mark: u64) {
+        let Some(database) = &mut self.database else { return };
+        let outbox = &self.outbox;
+        let key = |lane: LaneId| outbox.lock().book.key(lane).cloned();
+        match database.write(&rows, &gone, key, Offset(Wall::now().offset())) {
+            Ok(()) => {
+                let mut state = outbox.lock();
+                let State { book, ring, absorbed, figures, .. } = &mut *state;
+                let closed = book.written(&rows, &gone, Instant::now());
+                figures.committed += rows.len() as u64;
+                if let Some(ring) = ring {
+                    closed.iter().for_each(|number| ring.close(*number));
+                    *absorbed = mark;
+                    ring.trim(if book.is_absorbed() { u64::MAX } else { mark });
+                }
+                drop(state);
+                outbox.settled.notify_all();
+                outbox.bell.notify_one();
+                self.works();
+            }
+            Err(error) => self.failed(error, gone),
+        }
+    }
+
+    fn drop_old(&mut self) {
+        let Some(database) = &self.database else { return };
+        let outbox = &self.outbox;
+        let offset = Wall::now().offset();
+        // Without a clock nobody can say how old anything is.
+        let Some(known) = offset else { return };
+        let age = u64::try_from(outbox.lock().book.max_age().as_nanos()).unwrap_or(u64::MAX);
+        let utc = known.saturating_add_unsigned(Moment::now().0);
+        match database.old(age, utc, Offset(offset), |number| outbox.lock().book.may_drop(number)) {
+            Ok(victims) if victims.is_empty() => {}
+            Ok(victims) => self.drop_rows(victims, 1, Reason::Age),
+            Err(error) => self.failed(error, Vec::new()),
+        }
+    }
+
+    /// Drops rows and commits the range records of them, together.
+    fn drop_rows(&mut self, victims: Vec<Victim>, every: u64, reason: Reason) {
+        let Some(database) = &mut self.database else { return };
+        let placed: Vec<Placed> = victims.iter().map(|victim| victim.placed).collect();
+        let items = victims.iter().filter(|victim| matches!(victim.what, Held::Serial(..))).count() as u64;
+        let mut state = self.outbox.lock();
+        let mut records = Vec::new();
+        let held = victims.into_iter().map(|victim| victim.what);
+        for (range, reason) in ranges::fold(held, every, reason) {
+            let (number, lane) = (state.book.number(), state.book.lane(&range.key));
+            let payload = ranges::record(&range, reason, &self.outbox.ids);
+            records.push(Row { number, lane, at: Moment::now().0, payload });
+        }
+        drop(state);
+        let outbox = &self.outbox;
+        match database.write(&records, &placed, |lane| outbox.lock().book.key(lane).cloned(), Offset(None)) {
+            Ok(()) => {
+                let mut state = outbox.lock();
+                state.book.dropped(&placed, &records, Instant::now());
+                state.figures.dropped += items;
+            }
+            Err(error) => self.failed(error, Vec::new()),
+        }
+    }
+
+    /// Something could not be done: by the disk, and it is tried again, or since the database is damaged, and there will be
+    /// a new one.
+    fn failed(&mut self, error: DatabaseError, gone: Vec<Placed>) {
+        {
+            let mut state = self.outbox.lock();
+            let now = Instant::now();
+            state.book.not_written(gone, now);
+            state.book.not_read(now);
+        }
+        self.outbox.settled.notify_all();
+        if let DatabaseError::Refused(why) = &error {
+            tracing::debug!(why, "the outbox cannot be written to the disk");
+            if !std::mem::replace(&mut self.failing, true) {
+                _ = self.outbox.notices.send(Notice::Failing(format!("{}: {why}", self.path.display())));
+            }
+            return;
+        }
+        self.database = None;
+        let (held, gone) = {
+            let state = self.outbox.lock();
+            let depth = state.book.depth();
+            (state.book.waiting() - depth.live, state.book.gone())
+        };
+        match renew(&self.path, &error, Some(held), &self.outbox.ids, |number| !gone.contains(&number)) {
+            Ok(renewed) => {
+                let mut state = self.outbox.lock();
+                state.book.restart_database(renewed.lanes, renewed.last);
+                state.absorbed = state.ring.as_ref().map_or(0, super::ring::Ring::current);
+                drop(state);
+                self.database = Some(renewed.database);
+                _ = self.outbox.notices.send(renewed.notice);
+            }
+            Err(why) => {
+                self.outbox.lock().book.restart_database(Vec::new(), 0);
+                self.again = Instant::now() + AGAIN;
+                if !std::mem::replace(&mut self.failing, true) {
+                    _ = self.outbox.notices.send(Notice::Failing(why));
+                }
+            }
+        }
+        self.outbox.bell.notify_one();
+    }
+
+    fn works(&mut self) {
+        if std::mem::take(&mut self.failing) {
+            _ = self.outbox.notices.send(Notice::Works);
+        }
+    }
+
+    /// Opens the database that could not be opened so far, when its time has come.
+    fn open_again(&mut self) {
+        let left = self.again.saturating_duration_since(Instant::now());
+        if !left.is_zero() {
+            // A flush that waits for the disk waits in vain.
+            self.outbox.settled.notify_all();
+            std::thread::park_timeout(left);
+            return;
+        }
+        match open(&self.path, &self.outbox.ids, &self.outbox.notices) {
+            Ok((database, lanes, last)) => {
+                self.outbox.lock().book.adopt(lanes, last);
+                self.database = Some(database);
+                self.works();
+            }
+            Err(why) => {
+                tracing::debug!(why, "the outbox has no database yet");
+                self.again = Instant::now() + AGAIN;
+            }
+        }
+    }
+}

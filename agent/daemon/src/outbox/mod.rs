@@ -1,0 +1,485 @@
+//! The outbox: results and events that the uplink's broker has not acknowledged.
+//!
+//! What it promises: whatever was stored is delivered at least once, or a policy dropped it and a range record says so,
+//! or it was stored within the last commit interval (and a quarter of one) before the power went.
+//!
+//! Two stores keep that promise, and memory holds what is about to be sent:
+//!
+//! - the [`ring`] on tmpfs: every item, before it can be sent; it outlives the process;
+//! - the [`database`]: what stays unacknowledged for a whole commit interval; it outlives the power. On a healthy link
+//!   nearly nothing is written to it;
+//! - the [`book`] knows where each item is, and decides what is to be done next. It does no input or output.
+//!
+//! Three kinds of thread use an outbox: workers and the agent itself store items, the uplink's task takes, settles and
+//! gives back, and the [`keeper`], a thread of its own, does all that touches the disk. They meet in one lock, which is
+//! held for some microseconds at a time: no disk is touched under it, and no message is written.
+
+pub mod book;
+mod database;
+pub mod item;
+mod keeper;
+pub mod ranges;
+mod ring;
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+use limpet_runtime::Moment;
+use limpet_wire::dropped::Reason;
+use limpet_wire::id::Serial;
+use limpet_wire::result::ResultRecord;
+use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedSender;
+
+use self::book::{Book, Custody, Depth, LaneId, Number, Payload, PipelineRules, Rules, Take};
+use self::item::LaneKey;
+use self::keeper::Keeper;
+use self::ranges::{Held, Range};
+use self::ring::{FoundItem, NoRoom, Ring};
+use crate::config::{Config, Durability};
+use crate::link::outgoing::{Packing, Room};
+
+/// Name of the database under the state folder.
+const DATABASE: &str = "outbox.db";
+/// Name of the ring's folder under the run folder.
+const RING: &str = "outbox";
+
+/// Ids of what the gateway says of itself: events and range records, `<gateway>/event/<run>-<seq>`.
+#[derive(Debug)]
+pub struct EventIds {
+    gateway: Arc<str>,
+    run: u64,
+    seq: AtomicU64,
+}
+
+impl EventIds {
+    /// Ids of this process, from number 1.
+    pub fn new(gateway: Arc<str>) -> Self {
+        Self { gateway, run: crate::link::random_run(), seq: AtomicU64::new(0) }
+    }
+
+    /// The next one.
+    pub fn next(&self) -> String {
+        let serial = Serial { run: self.run, seq: self.seq.fetch_add(1, Ordering::Relaxed) + 1 };
+        format!("{}/event/{serial}", self.gateway)
+    }
+
+    /// The gateway's name.
+    pub fn gateway(&self) -> &Arc<str> {
+        &self.gateway
+    }
+}
+
+/// What an outbox has to tell a person.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The database was damaged; it was set aside, and a new one started.
+    Damaged {
+        /// What is wrong with it.
+        why: String,
+        /// Where it is now.
+        aside: PathBuf,
+        /// Items that could be read and are in the new one.
+        salvaged: u64,
+        /// Items that could not; none if nobody knows how many there were.
+        lost: Option<u64>,
+    },
+    /// Items cannot be written to the disk.
+    Failing(String),
+    /// They can again.
+    Works,
+    /// The run folder takes no ring: what was stored since the last commit does not outlive the process.
+    NoRing(String),
+}
+
+/// Figures of an outbox since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Figures {
+    /// What it holds.
+    pub depth: Depth,
+    /// Bytes of the ring.
+    pub ring_bytes: u64,
+    /// Items that the broker acknowledged.
+    pub delivered: u64,
+    /// Those of them that nobody had subscribed to.
+    pub unheard: u64,
+    /// Items that a policy dropped, or that no message could hold.
+    pub dropped: u64,
+    /// Items that were written to the disk.
+    pub committed: u64,
+}
+
+/// The outbox of a gateway.
+#[derive(Debug)]
+pub struct Outbox {
+    state: Mutex<State>,
+    /// Rung when everything is committed, for those who wait for it.
+    settled: Condvar,
+    keeper: OnceLock<Thread>,
+    /// Until it has ended.
+    working: Mutex<Option<JoinHandle<()>>>,
+    /// Rung when there may be something to send.
+    bell: Arc<Notify>,
+    ids: Arc<EventIds>,
+    notices: UnboundedSender<Notice>,
+}
+
+#[derive(Debug)]
+struct State {
+    book: Book,
+    ring: Option<Ring>,
+    /// What segments before this one settled has left the database.
+    absorbed: u64,
+    figures: Figures,
+    /// Nothing is kept any more: the process is about to end.
+    closed: bool,
+}
+
+/// The rules that a configuration gives.
+fn rules(config: &Config) -> Rules {
+    let outbox = &config.outbox;
+    let pipeline = |pipeline: &crate::config::Pipeline| {
+        let batch = pipeline.message_batch;
+        let packing = Packing { encoding: pipeline.encoding, max: batch.max as usize, delay: batch.delay.0 };
+        (pipeline.name.shared(), PipelineRules { packing, policy: pipeline.outbox_policy })
+    };
+    Rules {
+        commit_interval: outbox.commit_interval.0,
+        each: outbox.durability == Durability::Each,
+        ring: outbox.ring.0,
+        max_bytes: outbox.max_bytes.0,
+        max_age: outbox.max_age.0,
+        order: outbox.order,
+        drain_rate: outbox.drain_rate.0,
+        pipelines: config.pipelines.iter().map(pipeline).collect::<HashMap<_, _>>(),
+    }
+}
+
+impl Outbox {
+    /// Opens the outbox of a gateway with what the last process left, and starts its keeper. It never fails: a gateway
+    /// runs without a disk as well as it can, and `notices` tell what is missing.
+    ///
+    /// `bell` is rung when there may be something to send.
+    pub fn open(
+        config: &Config,
+        ids: Arc<EventIds>,
+        bell: Arc<Notify>,
+        notices: UnboundedSender<Notice>,
+    ) -> io::Result<Arc<Self>> {
+        let (rules, path) = (rules(config), config.gateway.state.join(DATABASE));
+        Self::start(rules, path, &config.gateway.run.join(RING), ids, bell, notices)
+    }
+
+    fn start(
+        rules: Rules,
+        path: PathBuf,
+        ring: &Path,
+        ids: Arc<EventIds>,
+        bell: Arc<Notify>,
+        notices: UnboundedSender<Notice>,
+    ) -> io::Result<Arc<Self>> {
+        let (ring, found) = match Ring::open(ring, rules.ring) {
+            Ok((ring, found)) => (Some(ring), found),
+            Err(error) => {
+                let why = format!("{}: {error}", ring.display());
+                _ = notices.send(Notice::NoRing(why));
+                (None, ring::Found::default())
+            }
+        };
+        for damaged in &found.damaged {
+            tracing::info!(
+                segment = damaged,
+                "a segment of the ring ends early, as after a kill in the middle of a write"
+            );
+        }
+        let opened = keeper::open(&path, &ids, &notices);
+        let (database, lanes, last) = match opened {
+            Ok((database, lanes, last)) => (Some(database), lanes, last),
+            Err(why) => {
+                _ = notices.send(Notice::Failing(why));
+                // Above whatever the database may hold, should it open later.
+                (None, Vec::new(), keeper::UNKNOWN)
+            }
+        };
+        let book = Book::new(rules, lanes, last.max(found.last));
+        let state = State { book, ring, absorbed: 0, figures: Figures::default(), closed: false };
+        let outbox = Arc::new(Self {
+            state: Mutex::new(state),
+            settled: Condvar::new(),
+            keeper: OnceLock::new(),
+            working: Mutex::default(),
+            bell,
+            ids,
+            notices,
+        });
+        let mut keeper = Keeper::new(Arc::clone(&outbox), path, database);
+        outbox.recover(&mut keeper, found);
+        let thread = std::thread::Builder::new().name("outbox".into()).spawn(move || keeper.run())?;
+        _ = outbox.keeper.set(thread.thread().clone());
+        *outbox.working.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(outbox)
+    }
+
+    /// Takes up what the ring of the last process held: what was settled leaves the database, and what is not in the
+    /// database is live again.
+    fn recover(&self, keeper: &mut Keeper, found: ring::Found) {
+        keeper.delete_settled(&found.settled);
+        let stored = keeper.which_are_stored(found.items.iter().map(|item| item.number));
+        let (mut state, now) = (self.lock(), Instant::now());
+        let State { book, ring, absorbed, .. } = &mut *state;
+        for FoundItem { number, at, payload } in found.items {
+            let label = item::label(&payload);
+            match label {
+                Ok(label) if !stored.contains(&number) => {
+                    let lane = book.lane(&label.lane);
+                    book.take_up(lane, number, at, payload.into(), now);
+                }
+                // It is in the database, or it is none: the checksum was right, so another version wrote it.
+                _ => ring.iter_mut().for_each(|ring| ring.close(number)),
+            }
+        }
+        if let Some(ring) = ring {
+            *absorbed = ring.current();
+            ring.trim(*absorbed);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that can panic leaves the state half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake_keeper(&self) {
+        if let Some(thread) = self.keeper.get() {
+            thread.unpark();
+        }
+    }
+
+    /// Stores a result that was selected for publication.
+    pub fn offer_result(&self, record: &ResultRecord) {
+        self.offer(&LaneKey::of(record), item::of_result(record));
+    }
+
+    /// Stores an event, as JSON.
+    pub fn offer_event(&self, json: Vec<u8>) {
+        self.offer(&LaneKey::Events, json.into());
+    }
+
+    fn offer(&self, key: &LaneKey, payload: Payload) {
+        let mut state = self.lock();
+        let mut wake = false;
+        while !state.book.has_room(payload.len() as u64) {
+            wake = true;
+            if !state.drop_live(&self.ids) {
+                break;
+            }
+        }
+        wake |= state.store(key, payload);
+        drop(state);
+        if wake {
+            self.wake_keeper();
+        }
+        self.bell.notify_one();
+    }
+
+    /// What to send next.
+    pub fn take(&self, now: Instant, room: Room) -> Take {
+        self.lock().book.take(now, room)
+    }
+
+    /// The broker has these; `heard` if it had anybody to give them to.
+    pub fn settle(&self, custody: &Custody, heard: bool) {
+        let mut state = self.lock();
+        let count = custody.numbers.len() as u64;
+        state.figures.delivered += count;
+        state.figures.unheard += if heard { 0 } else { count };
+        state.book.unpark(custody.lane);
+        let wake = state.settle(custody);
+        drop(state);
+        if wake {
+            self.wake_keeper();
+        }
+    }
+
+    /// These come back to where they stood.
+    pub fn give_back(&self, custody: Custody) {
+        self.lock().book.give_back(custody);
+    }
+
+    /// All but the first `keep` come back to where they stood: they did not fit into one message.
+    pub fn give_back_some(&self, custody: &mut Custody, keep: usize) {
+        self.lock().book.give_back_some(custody, keep);
+    }
+
+    /// The broker refused these: they come back, and their lane is left alone until then.
+    pub fn refuse(&self, custody: Custody, until: Instant) {
+        let mut state = self.lock();
+        let lane = custody.lane;
+        state.book.give_back(custody);
+        state.book.park(lane, until);
+        drop(state);
+        self.wake_keeper();
+    }
+
+    /// This one is given up, because no message can hold it; a range record says so.
+    pub fn give_up(&self, custody: &Custody, payload: &[u8]) {
+        let mut state = self.lock();
+        state.settle(custody);
+        state.figures.dropped += custody.numbers.len() as u64;
+        if let Ok(item::Label { lane, serial: Some(serial) }) = item::label(payload) {
+            let range = Range { key: lane, run: serial.run, first: serial.seq, last: serial.seq, every: 1 };
+            state.record(&range, Reason::TooLarge, &self.ids);
+        }
+        drop(state);
+        self.wake_keeper();
+    }
+
+    /// A message of a lane had so many bytes for so many stored.
+    pub fn learn_ratio(&self, lane: LaneId, sent: usize, stored: usize) {
+        self.lock().book.learn_ratio(lane, sent, stored);
+    }
+
+    /// The link is up.
+    pub fn connected(&self) {
+        self.lock().book.connected();
+        self.wake_keeper();
+    }
+
+    /// Items that wait or are in hand.
+    pub fn waiting(&self) -> u64 {
+        self.lock().book.waiting()
+    }
+
+    /// Figures since the start.
+    pub fn figures(&self) -> Figures {
+        let state = self.lock();
+        let ring_bytes = state.ring.as_ref().map_or(0, Ring::bytes);
+        Figures { depth: state.book.depth(), ring_bytes, ..state.figures }
+    }
+
+    /// Forgets what it knows of streams of which nothing waits.
+    pub fn forget_empty(&self) {
+        self.lock().book.forget_empty();
+    }
+
+    /// Commits everything that is not acknowledged, and what was acknowledged leaves the database. Waits for it until
+    /// then; says whether all of it is on the disk.
+    pub fn commit_all(&self, until: Instant) -> bool {
+        let mut state = self.lock();
+        loop {
+            if state.book.depth().live == 0 && state.book.is_absorbed() {
+                return true;
+            }
+            let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
+                return false;
+            };
+            state.book.flush();
+            self.wake_keeper();
+            // The keeper rings when it has written; what came meanwhile is asked for again.
+            let patience = left.min(Duration::from_millis(100));
+            state = self.settled.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Ends the keeper and closes the database. What is not committed then is in the ring alone.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.wake_keeper();
+        let thread = self.working.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // A keeper that panicked has ended the process.
+        _ = thread.map(JoinHandle::join);
+    }
+}
+
+#[cfg(test)]
+impl Outbox {
+    /// An outbox in a folder that commits nothing while a test lasts, and packs results of the pipeline `p` so.
+    pub fn for_test(folder: &Path, packing: Packing, bell: &Arc<Notify>) -> Arc<Self> {
+        let pipeline = PipelineRules { packing, policy: crate::config::DropPolicy::DropOldest };
+        let rules = Rules {
+            commit_interval: Duration::from_secs(3600),
+            each: false,
+            ring: 8 << 20,
+            max_bytes: 1 << 30,
+            max_age: Duration::from_secs(3600),
+            order: crate::config::OutboxOrder::LiveFirst,
+            drain_rate: 1 << 30,
+            pipelines: [("p".into(), pipeline)].into(),
+        };
+        let (notices, _) = tokio::sync::mpsc::unbounded_channel();
+        let ids = Arc::new(EventIds::new("g".into()));
+        Self::start(rules, folder.join(DATABASE), &folder.join(RING), ids, Arc::clone(bell), notices)
+            .expect("a thread can be had")
+    }
+}
+
+impl State {
+    /// Stores an item, in the ring first. Says whether the keeper is to be woken.
+    fn store(&mut self, key: &LaneKey, payload: Payload) -> bool {
+        let (at, now) = (Moment::now().0, Instant::now());
+        let (number, lane) = (self.book.number(), self.book.lane(key));
+        let mut wake = false;
+        if let Some(ring) = &mut self.ring {
+            match ring.append(number, at, &payload) {
+                Ok(()) => {}
+                // It goes to the database as soon as that takes it.
+                Err(NoRoom::Full) => wake = true,
+                Err(NoRoom::System(error)) => {
+                    wake = true;
+                    tracing::debug!(%error, "the ring takes no item");
+                }
+            }
+        }
+        if wake {
+            self.book.flush();
+        }
+        self.book.store(lane, number, at, payload, now) || wake
+    }
+
+    /// Says whether the keeper is to be woken.
+    fn settle(&mut self, custody: &Custody) -> bool {
+        let closed = self.book.settle(custody, Instant::now());
+        if let Some(ring) = &mut self.ring {
+            if let Err(error) = ring.settle(&custody.numbers) {
+                tracing::debug!(%error, "the ring does not take that items are settled; after a kill they are sent again");
+            }
+            closed.iter().for_each(|number| ring.close(*number));
+            let absorbed = if self.book.is_absorbed() { u64::MAX } else { self.absorbed };
+            ring.trim(absorbed);
+        }
+        custody.backlog
+    }
+
+    /// Stores a range record.
+    fn record(&mut self, range: &Range, reason: Reason, ids: &EventIds) {
+        let payload = ranges::record(range, reason, ids);
+        self.store(&range.key, payload);
+    }
+
+    /// Drops live items, because neither the ring nor the database take more. Says whether there were any.
+    fn drop_live(&mut self, ids: &EventIds) -> bool {
+        let dropped = self.book.drop_live();
+        let held: Vec<Held> = dropped.iter().filter_map(|(_, payload)| Held::of(payload).ok()).collect();
+        self.figures.dropped += held.iter().filter(|held| matches!(held, Held::Serial(..))).count() as u64;
+        for (range, reason) in ranges::fold(held, 1, Reason::Disk) {
+            self.record(&range, reason, ids);
+        }
+        // Only now: after a kill in between, they would be there, and the record too.
+        let numbers: Vec<Number> = dropped.iter().map(|(number, _)| *number).collect();
+        if let Some(ring) = &mut self.ring {
+            _ = ring.settle(&numbers);
+            numbers.iter().for_each(|number| ring.close(*number));
+            let absorbed = if self.book.is_absorbed() { u64::MAX } else { self.absorbed };
+            ring.trim(absorbed);
+        }
+        !dropped.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests;

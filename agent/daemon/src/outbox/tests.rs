@@ -1,0 +1,287 @@
+//! The ring, the database and the book together: what outlives a kill, the power, and a disk that fails.
+
+use std::fs;
+
+use limpet_wire::binary::{self, Item};
+use limpet_wire::result::{Captured, Clock, LatencyUs, Span, Verdict};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::book::Batch;
+use super::*;
+use crate::config::{DropPolicy, OutboxOrder};
+
+const ROOM: Room = Room { in_flight: 0, places: 8, bytes: 100_000, hurry: false };
+/// Longer than any test waits.
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn record(seq: u64) -> ResultRecord {
+    ResultRecord {
+        serial: Some(Serial { run: 7, seq }),
+        gateway: "g".into(),
+        pipeline: "p".into(),
+        stream: "s".into(),
+        model: "m".into(),
+        version: "1.0.0".into(),
+        engine: "tract".into(),
+        variant: "v.onnx".into(),
+        captured: Captured::Utc(0),
+        clock: Clock::Synced,
+        window: Span { first: seq, last: seq },
+        filled: 0,
+        verdict: Verdict::Regression { values: vec![0.5; 20] },
+        trigger: false,
+        latency: LatencyUs::default(),
+        late: false,
+        tag: None,
+    }
+}
+
+/// A gateway's folders.
+struct Gateway {
+    folder: tempfile::TempDir,
+    rules: Rules,
+}
+
+/// An outbox that runs. What it keeps is as after a kill when it is dropped.
+struct Running {
+    outbox: Arc<Outbox>,
+    notices: UnboundedReceiver<Notice>,
+}
+
+impl Gateway {
+    /// Nothing is committed unless it is asked for.
+    fn new() -> Self {
+        let rules = Rules {
+            commit_interval: Duration::from_secs(3600),
+            each: false,
+            ring: 1 << 20,
+            max_bytes: 1 << 30,
+            max_age: Duration::from_secs(3600),
+            order: OutboxOrder::LiveFirst,
+            drain_rate: 1 << 30,
+            pipelines: HashMap::new(),
+        };
+        Self { folder: tempfile::tempdir().unwrap(), rules }
+    }
+
+    fn start(&self) -> Running {
+        let (sender, notices) = unbounded_channel();
+        let ids = Arc::new(EventIds::new("g".into()));
+        let (database, ring) = (self.database(), self.folder.path().join(RING));
+        let outbox = Outbox::start(self.rules.clone(), database, &ring, ids, Arc::default(), sender).unwrap();
+        Running { outbox, notices }
+    }
+
+    fn database(&self) -> PathBuf {
+        self.folder.path().join("state").join(DATABASE)
+    }
+
+    fn with_disk(self) -> Self {
+        fs::create_dir(self.folder.path().join("state")).unwrap();
+        self
+    }
+
+    fn cut_the_power(&self) {
+        fs::remove_dir_all(self.folder.path().join(RING)).unwrap();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.outbox.close();
+    }
+}
+
+impl Running {
+    fn offer(&self, numbers: std::ops::RangeInclusive<u64>) {
+        numbers.for_each(|seq| self.outbox.offer_result(&record(seq)));
+    }
+
+    /// Takes the next message, when there is one.
+    fn take(&self) -> Batch {
+        let end = Instant::now() + LIMIT;
+        loop {
+            if let Take::Batch(batch) = self.outbox.take(Instant::now(), ROOM) {
+                return batch;
+            }
+            assert!(Instant::now() < end, "nothing comes");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Delivers everything: the numbers of results, and of those in range records.
+    fn deliver(&self) -> (Vec<u64>, Vec<u64>) {
+        let (mut results, mut dropped) = (Vec::new(), Vec::new());
+        while self.outbox.waiting() > 0 {
+            let batch = self.take();
+            for item in &batch.items {
+                match binary::read(&item.payload).unwrap() {
+                    Item::Result(record) => results.push(record.serial.unwrap().seq),
+                    Item::Dropped(range) => dropped.extend(range.first..=range.last),
+                }
+            }
+            self.outbox.settle(&batch.custody, true);
+        }
+        (results, dropped)
+    }
+
+    fn commit_all(&self) -> bool {
+        self.outbox.commit_all(Instant::now() + LIMIT)
+    }
+}
+
+#[test]
+fn what_was_stored_outlives_a_kill_and_what_was_acknowledged_does_not_come_again() {
+    let gateway = Gateway::new().with_disk();
+    let running = gateway.start();
+    running.offer(1..=3);
+    let first = running.take();
+    assert_eq!(first.items.len(), 1);
+    running.outbox.settle(&first.custody, true);
+    let second = running.take();
+    drop(running);
+    _ = second.custody;
+    let running = gateway.start();
+    assert_eq!(running.deliver(), (vec![2, 3], vec![]));
+}
+
+#[test]
+fn what_was_committed_outlives_the_power() {
+    let gateway = Gateway::new().with_disk();
+    let running = gateway.start();
+    running.offer(1..=100);
+    assert!(running.commit_all());
+    assert_eq!(running.outbox.figures().depth.live, 0);
+    running.offer(101..=102);
+    drop(running);
+    gateway.cut_the_power();
+    let running = gateway.start();
+    assert_eq!(running.deliver().0, (1..=100).collect::<Vec<_>>());
+    assert!(running.commit_all());
+    drop(running);
+    // And what was delivered is gone from the disk, whatever the ring says.
+    gateway.cut_the_power();
+    assert_eq!(gateway.start().deliver().0, Vec::<u64>::new());
+}
+
+#[test]
+fn what_was_acknowledged_and_not_deleted_yet_does_not_come_again_after_a_kill() {
+    let gateway = Gateway::new().with_disk();
+    let running = gateway.start();
+    running.offer(1..=10);
+    assert!(running.commit_all());
+    let batch = running.take();
+    assert_eq!(batch.items.len(), 10);
+    running.outbox.settle(&batch.custody, true);
+    assert_eq!(running.outbox.figures().depth.stored, 10, "it is deleted when the interval is over");
+    running.offer(11..=11);
+    drop(running);
+    assert_eq!(gateway.start().deliver().0, [11]);
+}
+
+#[test]
+fn where_each_is_durable_nothing_is_sent_before_it_is_on_the_disk() {
+    let mut gateway = Gateway::new().with_disk();
+    gateway.rules.each = true;
+    let running = gateway.start();
+    for seq in 1..=20 {
+        running.offer(seq..=seq);
+        let batch = running.take();
+        assert!(batch.custody.backlog);
+        let copy = tempfile::tempdir().unwrap();
+        // What is on the disk at this moment, as after a power cut.
+        for end in ["", "-wal"] {
+            let from = format!("{}{end}", gateway.database().display());
+            fs::copy(from, copy.path().join(format!("{DATABASE}{end}"))).unwrap();
+        }
+        let (mut found, lanes, _) = database::Database::open(&copy.path().join(DATABASE)).unwrap();
+        let lanes = lanes.iter().map(|lane| lane.id).collect();
+        let numbers = found.read(0, &lanes, u64::MAX).unwrap().0.into_iter().map(|row| row.number).collect::<Vec<_>>();
+        assert!(batch.custody.numbers.iter().all(|number| numbers.contains(number)), "{seq}: {numbers:?}");
+        running.outbox.settle(&batch.custody, true);
+    }
+}
+
+#[test]
+fn without_a_disk_it_runs_and_says_so_and_drops_with_records_when_memory_is_full() {
+    let mut gateway = Gateway::new();
+    gateway.rules.ring = 256 << 10;
+    let mut running = gateway.start();
+    assert!(matches!(running.notices.try_recv(), Ok(Notice::Failing(why)) if why.contains("outbox.db")));
+    running.offer(1..=10_000);
+    let figures = running.outbox.figures();
+    assert!(figures.dropped > 1000 && figures.depth.live < 5000, "{figures:?}");
+    let (results, dropped) = running.deliver();
+    let mut all: Vec<u64> = results.iter().chain(&dropped).copied().collect();
+    all.sort_unstable();
+    assert_eq!(all, (1..=10_000).collect::<Vec<_>>());
+    assert!(results.contains(&10_000) && dropped.contains(&1), "the oldest went");
+}
+
+#[test]
+fn a_disk_that_comes_back_takes_what_waits() {
+    let gateway = Gateway::new();
+    let mut running = gateway.start();
+    running.offer(1..=10);
+    assert!(!running.outbox.commit_all(Instant::now() + Duration::from_millis(50)));
+    fs::create_dir(gateway.folder.path().join("state")).unwrap();
+    assert!(running.commit_all());
+    let told: Vec<Notice> = std::iter::from_fn(|| running.notices.try_recv().ok()).collect();
+    assert!(matches!(told.as_slice(), [Notice::Failing(_), Notice::Works]), "{told:?}");
+    drop(running);
+    gateway.cut_the_power();
+    assert_eq!(gateway.start().deliver().0, (1..=10).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_database_that_is_damaged_is_set_aside_and_range_records_say_what_is_lost() {
+    let gateway = Gateway::new().with_disk();
+    let running = gateway.start();
+    running.offer(1..=500);
+    assert!(running.commit_all());
+    drop(running);
+    // The last close has copied the log into the main file; page 10 is one of results.
+    let mut bytes = fs::read(gateway.database()).unwrap();
+    bytes[10 * 4096..11 * 4096].fill(0xa5);
+    fs::write(gateway.database(), bytes).unwrap();
+    gateway.cut_the_power();
+    let mut running = gateway.start();
+    let (results, dropped) = running.deliver();
+    let mut all: Vec<u64> = results.iter().chain(&dropped).copied().collect();
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!(all, (1..=500).collect::<Vec<_>>());
+    assert!((1..=40).contains(&dropped.len()), "{dropped:?}");
+    let told: Vec<Notice> = std::iter::from_fn(|| running.notices.try_recv().ok()).collect();
+    let [Notice::Damaged { aside, salvaged, lost: Some(lost), .. }] = told.as_slice() else { panic!("{told:?}") };
+    assert_eq!((salvaged + lost, *lost), (500, dropped.len() as u64));
+    assert!(aside.exists() && aside != &gateway.database());
+}
+
+#[test]
+fn what_is_too_much_for_the_disk_is_dropped_with_records() {
+    let mut gateway = Gateway::new().with_disk();
+    gateway.rules.max_bytes = 100_000;
+    for (policy, first, last) in [(DropPolicy::DropOldest, 1, 3000), (DropPolicy::DropNewest, 1, 3000)] {
+        let pipeline = PipelineRules { packing: Packing::SINGLE, policy };
+        gateway.rules.pipelines = [("p".into(), pipeline)].into();
+        let running = gateway.start();
+        for seq in first..=last {
+            running.offer(seq..=seq);
+            if seq % 100 == 0 {
+                assert!(running.commit_all());
+            }
+        }
+        let end = Instant::now() + LIMIT;
+        while running.outbox.figures().depth.stored_bytes > 100_000 {
+            assert!(Instant::now() < end, "{:?}", running.outbox.figures());
+            std::thread::yield_now();
+        }
+        let (results, dropped) = running.deliver();
+        let mut all: Vec<u64> = results.iter().chain(&dropped).copied().collect();
+        all.sort_unstable();
+        assert_eq!(all, (first..=last).collect::<Vec<_>>());
+        let kept = if policy == DropPolicy::DropOldest { results.contains(&last) } else { results.contains(&first) };
+        assert!(kept && dropped.len() > 2000, "{policy:?}: {} dropped", dropped.len());
+    }
+}
