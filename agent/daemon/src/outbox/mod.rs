@@ -161,11 +161,14 @@ fn rules(config: &Config) -> Rules {
 }
 
 impl Outbox {
-    /// Opens the outbox of a gateway with what the last process left, and starts its keeper. It never fails: a gateway
-    /// runs without a disk as well as it can, and `notices` tell what is missing.
+    /// Opens the outbox of a gateway with what the last process left, and starts its keeper. A disk that fails is no error:
+    /// a gateway runs without one as well as it can, and `notices` tell what is missing.
     ///
     /// `bell` is rung when there may be something to send.
-    pub fn open(
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub(crate) fn open(
         config: &Config,
         ids: Arc<EventIds>,
         bell: Arc<Notify>,
@@ -175,7 +178,11 @@ impl Outbox {
         Self::start(rules, path, &config.gateway.run.join(RING), ids, bell, notices)
     }
 
-    fn start(
+    /// The same with everything named: rules, the database's file, the ring's folder.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub fn start(
         rules: Rules,
         path: PathBuf,
         ring: &Path,
