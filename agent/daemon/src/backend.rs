@@ -20,6 +20,7 @@ use crate::api::{Backend, Inference};
 use crate::config::{self, Config};
 use crate::fit::Waiting;
 use crate::link::outgoing::Outgoing;
+use crate::outbox::Outbox;
 use crate::pipeline::input::WindowInput;
 use crate::pipeline::model::Stored;
 use crate::pipeline::plan::{PipelinePlan, Plan};
@@ -45,6 +46,8 @@ pub struct LocalBackend {
     pub running: Vec<Arc<Running>>,
     /// Links by broker.
     pub links: Arc<BTreeMap<Arc<str>, Arc<Outgoing>>>,
+    /// What waits for the uplink.
+    pub outbox: Arc<Outbox>,
     /// What the machine suffers from.
     pub suffering: Arc<Mutex<Option<String>>>,
     /// What looks for packages that changed.
@@ -171,6 +174,7 @@ impl Backend for LocalBackend {
                     state: if link.is_connected() { LinkState::Up } else { LinkState::Down },
                 })
                 .collect(),
+            outbox: self.outbox.figures().into(),
         }
     }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use limpet_runtime::{Clock, Ledger, Moment, Pool};
-use limpet_wire::message::{Message, OutboxFigures, PipelineTelemetry, SystemFigures, Telemetry};
+use limpet_wire::message::{Message, PipelineTelemetry, SystemFigures, Telemetry};
 use limpet_wire::topic::Topics;
 use sysinfo::{Components, Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 use tokio::signal::unix::{SignalKind, signal};
@@ -52,7 +52,7 @@ const HUNG: i32 = 70;
 const STREAMS_IN_TELEMETRY: usize = 32;
 /// How often telemetry is sent.
 const TELEMETRY: Duration = Duration::from_secs(60);
-/// How often idle streams are looked for.
+/// How often idle streams are looked for, and it is told what was stored and dropped.
 const SWEEP: Duration = Duration::from_secs(10);
 /// After how long without any message a source is called silent.
 const SILENT: Duration = Duration::from_secs(60);
@@ -319,6 +319,7 @@ async fn serve_by(
         workers: pool.workers().to_vec(),
         running,
         links: Arc::clone(&links),
+        outbox: Arc::clone(&outbox),
         suffering: Arc::clone(&suffering),
         reload: Box::new(look.clone()),
         started,
@@ -415,6 +416,7 @@ async fn serve_by(
                 }
             }
             _ = sweep.tick() => {
+                uplink.offer_delivery();
                 for (source, stream) in router.forget_idle(Moment::now()) {
                     for pipeline in &plan.sources[source].pipelines {
                         uplink.forget_latest(&plan.pipelines[*pipeline].name, &stream);
@@ -592,7 +594,6 @@ fn written_bytes() -> u64 {
 }
 
 fn figures(config: &Config, plan: &Plan, outbox: &Outbox, system: SystemFigures, started: Instant) -> Telemetry {
-    let outbox = outbox.figures();
     Telemetry {
         gateway: config.gateway.id.to_string(),
         at: wall::now_text(),
@@ -604,16 +605,7 @@ fn figures(config: &Config, plan: &Plan, outbox: &Outbox, system: SystemFigures,
             .iter()
             .map(|pipeline| (pipeline.name.as_ref().to_owned(), pipeline_telemetry(pipeline)))
             .collect(),
-        outbox: OutboxFigures {
-            live: outbox.depth.live,
-            stored: outbox.depth.stored,
-            stored_bytes: outbox.depth.stored_bytes,
-            ring_bytes: outbox.ring_bytes,
-            committed: outbox.committed,
-            delivered: outbox.delivered,
-            unheard: outbox.unheard,
-            dropped: outbox.dropped,
-        },
+        outbox: outbox.figures().into(),
     }
 }
 

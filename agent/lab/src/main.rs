@@ -1,6 +1,6 @@
 //! `limpet-lab`: the binary beside the agent, for everything that a gateway does not need.
 //!
-//! It shows the main job (`demo`), packs models (`pack`), publishes them (`depot`), reads postcard results (`decode`), puts load on an agent
+//! It shows the main job (`demo`), packs models (`pack`), publishes them (`depot`), reads postcard results (`decode`), proves that none is lost (`audit`), puts load on an agent
 //! through a broker (`load`) or its local socket (`ask`) and measures the answers, tells how long the machine itself
 //! stood still meanwhile (`stalls`), measures models alone (`bench`), and is a small broker itself (`broker`). Where it
 //! needs the agent it starts the real `limpet` as a child; no code of the daemon is linked here.
@@ -16,6 +16,7 @@ use clap::{Parser, Subcommand};
 
 mod answer;
 mod ask;
+mod audit;
 mod bench;
 mod broker;
 mod decode;
@@ -45,6 +46,8 @@ enum Command {
     Depot(depot::DepotArgs),
     /// Measures a package or a graph by MLPerf Inference's rules, or finds what serves it best (--tune)
     Bench(bench::BenchArgs),
+    /// Listens to results and tells what is repeated, dropped or lost
+    Audit(audit::AuditArgs),
     /// Turns postcard results on standard input into JSON lines
     Decode,
     /// Publishes through a broker and measures the answers
@@ -94,6 +97,7 @@ fn main() -> ExitCode {
         Command::Pack(args) => pack::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Depot(args) => depot::run(args),
         Command::Bench(args) => bench::run(&args),
+        Command::Audit(args) => audit::run(&args),
         Command::Decode => decode::run().map(|()| ExitCode::SUCCESS),
         Command::Load(args) => load::run(args).map(|()| ExitCode::SUCCESS),
         Command::Ask(args) => ask::run(&args).map(|()| ExitCode::SUCCESS),

@@ -90,17 +90,17 @@ impl Dropped {
     }
 }
 
-fn all() -> u64 {
+pub(crate) fn all() -> u64 {
     1
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
-fn is_all(every: &u64) -> bool {
+pub(crate) fn is_all(every: &u64) -> bool {
     *every == 1
 }
 
 /// A run as 16 hexadecimal digits, as in ids.
-mod hexadecimal {
+pub(crate) mod hexadecimal {
     use super::{Deserialize, Deserializer, Serializer};
     use serde::de::Error as _;
 

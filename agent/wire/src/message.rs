@@ -6,6 +6,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::VERSION;
+use crate::dropped::Reason;
 use crate::result::Clock;
 
 /// Types that know how they are called on the wire.
@@ -190,6 +191,69 @@ fn words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, 
 
 impl Message for Event {
     const TYPE: &'static str = "event";
+}
+
+/// What a gateway has stored and dropped, so that who receives its results can tell what is lost: retained.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delivery {
+    /// The gateway.
+    pub gateway: String,
+    /// When, RFC 3339; null where the time is not known.
+    pub at: Option<String>,
+    /// One entry a stream of which something waits or was dropped, and those of the last runs besides.
+    pub streams: Vec<StreamDelivery>,
+    /// Streams that found no room in the message, of which the oldest are left out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub omitted: u64,
+}
+
+/// What one stream has stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamDelivery {
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The stream's name.
+    pub stream: String,
+    /// Results and range records that the broker has not acknowledged.
+    pub waiting: u64,
+    /// Its runs, the oldest first.
+    pub runs: Vec<RunDelivery>,
+}
+
+/// What one run has stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunDelivery {
+    /// The run.
+    #[serde(with = "crate::dropped::hexadecimal")]
+    pub run: u64,
+    /// The last number that was stored.
+    pub last: u64,
+    /// What was dropped, as far as it is remembered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dropped: Vec<DroppedRange>,
+}
+
+/// Numbers of a run that were dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DroppedRange {
+    /// The first of them.
+    pub first: u64,
+    /// The last of them.
+    pub last: u64,
+    /// Numbers that this divides were kept; 1: none.
+    #[serde(default = "crate::dropped::all", skip_serializing_if = "crate::dropped::is_all")]
+    pub every: u64,
+    /// Why.
+    pub reason: Reason,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+impl Message for Delivery {
+    const TYPE: &'static str = "delivery";
 }
 
 /// Figures of the last minute and since the start.

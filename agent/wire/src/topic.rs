@@ -40,6 +40,11 @@ impl Topics {
         format!("{}/telemetry", self.base)
     }
 
+    /// What was stored and what was dropped: retained.
+    pub fn delivery(&self) -> String {
+        format!("{}/delivery", self.base)
+    }
+
     /// What happened.
     pub fn event(&self) -> String {
         format!("{}/event", self.base)

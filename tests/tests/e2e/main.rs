@@ -11,6 +11,7 @@ mod demo;
 mod depot;
 mod hang;
 mod local_api;
+mod outbox;
 mod pack;
 mod play;
 mod proof;

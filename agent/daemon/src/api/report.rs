@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use limpet_wire::message::{ConfigurationState, Message, ModelPhase, PipelineFigures, SourceFigures};
+use limpet_wire::message::{ConfigurationState, Message, ModelPhase, OutboxFigures, PipelineFigures, SourceFigures};
 use limpet_wire::result::Clock;
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +40,9 @@ pub struct StatusReport {
     pub pressure: Option<String>,
     /// One entry a broker, ordered by name.
     pub links: Vec<LinkStatus>,
+    /// What waits for the uplink, and what became of it.
+    #[serde(default)]
+    pub outbox: OutboxFigures,
 }
 
 impl Message for StatusReport {

@@ -4,7 +4,7 @@
 //! with the same names. So nothing wraps, and no figure is left out.
 
 use limpet_runtime::Stage;
-use limpet_wire::message::{ModelPhase, PipelineFigures, Quantiles};
+use limpet_wire::message::{ModelPhase, OutboxFigures, PipelineFigures, Quantiles};
 use limpet_wire::result::Clock;
 
 use super::report::{LinkState, PipelineState, StatusReport};
@@ -65,6 +65,7 @@ fn head(report: &StatusReport) -> String {
          memory    {} of {} MiB admitted, {} loaded\n\
          pressure  {}\n\
          links     {}\n\
+         outbox    {}\n\
          {configuration}",
         plain(&report.agent),
         plain(&report.gateway),
@@ -76,6 +77,19 @@ fn head(report: &StatusReport) -> String {
         mebibytes(budget.memory_loaded_bytes),
         plain(report.pressure.as_deref().unwrap_or("none")),
         if links.is_empty() { "none".to_owned() } else { links.join(", ") },
+        outbox(&report.outbox),
+    )
+}
+
+/// What waits, where, and what was thrown away.
+fn outbox(figures: &OutboxFigures) -> String {
+    let dropped = if figures.dropped > 0 { format!(", {} dropped", figures.dropped) } else { String::new() };
+    format!(
+        "{} in memory, {} on disk ({} MiB); {} delivered{dropped}",
+        figures.live,
+        figures.stored,
+        mebibytes(figures.stored_bytes),
+        figures.delivered
     )
 }
 
@@ -346,6 +360,7 @@ cpu       0.82 of 1.50 cores admitted; 2 workers: 0.61, 0.21
 memory    24.5 of 96.0 MiB admitted, 18.2 loaded
 pressure  none
 links     local up, uplink down
+outbox    3 in memory, 48210 on disk (9.2 MiB); 1204101 delivered, 12 dropped
 
 pipeline          class     deadline  streams  windows  results  late  expired
 keyword-spotting  realtime      20ms        2  1204113  1204101     2        3

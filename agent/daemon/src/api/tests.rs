@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use limpet_wire::message::{ModelPhase, PipelineFigures, Quantiles};
+use limpet_wire::message::{ModelPhase, OutboxFigures, PipelineFigures, Quantiles};
 use limpet_wire::result::Clock;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -133,6 +133,14 @@ pub fn report() -> StatusReport {
             },
         ],
         pressure: None,
+        outbox: OutboxFigures {
+            live: 3,
+            stored: 48_210,
+            stored_bytes: 9_650_000,
+            delivered: 1_204_101,
+            dropped: 12,
+            ..OutboxFigures::default()
+        },
         links: vec![
             LinkStatus { broker: "local".into(), state: LinkState::Up },
             LinkStatus { broker: "uplink".into(), state: LinkState::Down },

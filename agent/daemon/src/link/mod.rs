@@ -390,7 +390,12 @@ async fn send(
         if let Some(until) = deadline
             && (outgoing.is_empty() || Instant::now() >= until)
         {
-            break;
+            // Once more, now that nothing waits.
+            outgoing.offer_delivery();
+            if outgoing.is_empty() || Instant::now() >= until {
+                break;
+            }
+            continue;
         }
         let wake = [wake, deadline].into_iter().flatten().min();
         tokio::select! {

@@ -283,6 +283,13 @@ impl Outgoing {
         news
     }
 
+    /// What the uplink has stored and dropped, if there is news of it; it goes out like everything retained.
+    pub fn offer_delivery(&self) {
+        if let Some(json) = self.outbox.as_ref().and_then(|outbox| outbox.delivery()) {
+            self.offer_retained(self.topics.delivery(), json);
+        }
+    }
+
     /// Whether anything that can be sent has not been.
     pub fn is_empty(&self) -> bool {
         let state = self.lock();

@@ -38,7 +38,7 @@ pub type Payload = Arc<[u8]>;
 pub type LaneId = u32;
 
 /// What is read ahead of the link, in stored bytes: some batches of [`crate::link::outgoing::BATCH_BYTES`].
-const WINDOW: u64 = 1 << 20;
+const WINDOW: u64 = 512 << 10;
 /// Rows that wait to be deleted before they are deleted without waiting for the interval to pass.
 const GONE: usize = 4096;
 /// Bytes of a row in the database beside its payload: number, lane, times, and its share of page headers.
@@ -461,6 +461,14 @@ impl Book {
     /// Items that wait or are in hand.
     pub fn waiting(&self) -> u64 {
         self.live + self.stored - self.gone.len() as u64 - self.deleting.len() as u64
+    }
+
+    /// The same of one lane, and what was acknowledged and is not deleted yet.
+    pub fn waiting_in(&self, key: &LaneKey) -> u64 {
+        let Some((id, lane)) = self.by_key.get(key).and_then(|id| Some((*id, self.lanes.get(id)?))) else { return 0 };
+        let held = self.hand.values().filter(|(lane, held)| *lane == id && matches!(held, Held::Live(_))).count();
+        let gone = self.gone.values().filter(|row| row.lane == id).count();
+        (lane.live.len() + held) as u64 + lane.rows.saturating_sub(gone as u64)
     }
 
     /// The link is up.

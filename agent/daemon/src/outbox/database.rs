@@ -13,6 +13,8 @@
 //! - `boot`: UTC minus boot time of each boot, as far as it was ever known, so that an item that was stored before the
 //!   clock was set still gets its time.
 //!
+//! - `run`: the last number and the dropped ranges of each run, as of the last commit of its stream ([`super::runs`]).
+//!
 //! A database that is damaged is set aside under another name, and what can be read of it goes into a new one
 //! ([`salvage`]).
 
@@ -29,6 +31,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Transaction, param
 use super::book::{LaneId, LaneRows, Number, Placed, ROW, ReadRow, Row};
 use super::item::LaneKey;
 use super::ranges::Held;
+use super::runs::Remembered;
 use crate::config::DropPolicy;
 
 /// Version of the tables.
@@ -38,9 +41,11 @@ const APPLICATION: i64 = 0x6c6d_7074;
 /// Pages of the log, of 4 KiB each, after which they are copied into the database.
 const CHECKPOINT: i64 = 2000;
 /// Memory for pages, in KiB.
-const CACHE_KIB: i64 = 1024;
+const CACHE_KIB: i64 = 512;
 /// Rows that one read passes at most, so that commits need not wait for it.
 const SCAN: usize = 50_000;
+/// Runs that are remembered: more than a message of them holds.
+const RUNS: i64 = 2_000;
 /// Rows that one look for old ones gives at most.
 const OLD: usize = 5_000;
 
@@ -114,6 +119,8 @@ impl Database {
                 "BEGIN;
                  CREATE TABLE lane (id INTEGER PRIMARY KEY, pipeline TEXT, stream TEXT, rows INTEGER NOT NULL, bytes INTEGER NOT NULL) STRICT;
                  CREATE TABLE boot (id INTEGER PRIMARY KEY, kernel TEXT UNIQUE NOT NULL, offset INTEGER) STRICT;
+                 CREATE TABLE run (id INTEGER PRIMARY KEY, pipeline TEXT, stream TEXT, run INTEGER NOT NULL, last INTEGER NOT NULL, dropped TEXT NOT NULL) STRICT;
+                 CREATE UNIQUE INDEX run_of ON run (pipeline, stream, run);
                  CREATE TABLE item (number INTEGER PRIMARY KEY, lane INTEGER NOT NULL, boot INTEGER NOT NULL, at INTEGER NOT NULL, payload BLOB NOT NULL) STRICT;
                  PRAGMA application_id = {APPLICATION};
                  PRAGMA user_version = {VERSION};
@@ -148,11 +155,7 @@ impl Database {
     pub fn lanes(&self) -> Result<Vec<LaneRows>, DatabaseError> {
         let mut statement = self.connection.prepare("SELECT id, pipeline, stream, rows, bytes FROM lane")?;
         let lanes = statement.query_map([], |row| {
-            let names: (Option<String>, Option<String>) = (row.get(1)?, row.get(2)?);
-            let key = match names {
-                (Some(pipeline), Some(stream)) => LaneKey::Results(pipeline.into(), stream.into()),
-                _ => LaneKey::Events,
-            };
+            let key = lane_key(row.get(1)?, row.get(2)?);
             let (rows, bytes): (i64, i64) = (row.get(3)?, row.get(4)?);
             Ok(LaneRows { id: row.get(0)?, key, rows: rows.unsigned_abs(), bytes: bytes.unsigned_abs() })
         });
@@ -166,6 +169,30 @@ impl Database {
     pub fn last(&self) -> Result<Number, DatabaseError> {
         let last: Option<i64> = self.connection.query_row("SELECT max(number) FROM item", [], |row| row.get(0))?;
         Ok(number(last.unwrap_or(0)))
+    }
+
+    /// The runs that it remembers, the oldest first. Those that are too many are forgotten.
+    ///
+    /// # Errors
+    /// If it is damaged, or the system says no.
+    pub fn runs(&self) -> Result<Vec<Remembered>, DatabaseError> {
+        self.connection.execute("DELETE FROM run WHERE id <= (SELECT max(id) FROM run) - ?1", [RUNS])?;
+        let mut statement =
+            self.connection.prepare("SELECT pipeline, stream, run, last, dropped FROM run ORDER BY id")?;
+        let mut rows = statement.query([])?;
+        let mut runs = Vec::new();
+        while let Some(row) = rows.next()? {
+            let (run, last): (i64, i64) = (row.get(2)?, row.get(3)?);
+            let text = row.get_ref(4)?.as_bytes().map_err(rusqlite::Error::from)?;
+            let dropped = serde_json::from_slice(text).map_err(|error| DatabaseError::Damaged(error.to_string()))?;
+            runs.push(Remembered {
+                key: lane_key(row.get(0)?, row.get(1)?),
+                run: run.cast_unsigned(),
+                last: number(last),
+                dropped,
+            });
+        }
+        Ok(runs)
     }
 
     /// Which of these numbers are here, and where.
@@ -196,6 +223,7 @@ impl Database {
         &mut self,
         rows: &[Row],
         gone: &[Placed],
+        runs: &[Remembered],
         lane: impl Fn(LaneId) -> Option<LaneKey>,
         offset: Offset,
     ) -> Result<(), DatabaseError> {
@@ -205,6 +233,7 @@ impl Database {
         let transaction = self.connection.transaction()?;
         insert(&transaction, rows.iter().map(|row| (row, boot)), &lane)?;
         delete(&transaction, gone)?;
+        remember(&transaction, runs)?;
         if news {
             transaction.execute("UPDATE boot SET offset = ?1 WHERE id = ?2", params![offset.0, boot])?;
         }
@@ -428,6 +457,26 @@ fn delete(transaction: &Transaction<'_>, gone: &[Placed]) -> Result<(), rusqlite
         statement.execute(params![lane, rows, bytes])?;
     }
     Ok(())
+}
+
+fn remember(transaction: &Transaction<'_>, runs: &[Remembered]) -> Result<(), rusqlite::Error> {
+    let mut statement = transaction.prepare_cached(
+        "INSERT INTO run (pipeline, stream, run, last, dropped) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (pipeline, stream, run) DO UPDATE SET last = ?4, dropped = ?5",
+    )?;
+    for Remembered { key, run, last, dropped } in runs {
+        let LaneKey::Results(pipeline, stream) = key else { continue };
+        let dropped = serde_json::to_string(dropped).expect("writing plain values into memory cannot fail");
+        statement.execute(params![&**pipeline, &**stream, run.cast_signed(), signed(*last), dropped])?;
+    }
+    Ok(())
+}
+
+fn lane_key(pipeline: Option<String>, stream: Option<String>) -> LaneKey {
+    match (pipeline, stream) {
+        (Some(pipeline), Some(stream)) => LaneKey::Results(pipeline.into(), stream.into()),
+        _ => LaneKey::Events,
+    }
 }
 
 /// SQLite's integers are signed; no number comes near the end of them.

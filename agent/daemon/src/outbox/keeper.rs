@@ -1,6 +1,6 @@
 //! The thread that does all that touches the disk: it asks the book what is to be done, does it, and tells the book.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,8 +11,11 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::book::{LaneId, LaneRows, Number, Placed, Row, Work};
 use super::database::{Database, DatabaseError, Offset, Salvaged, Victim};
+use super::item::LaneKey;
 use super::ranges::{self, Held};
-use super::{EventIds, Notice, Outbox, State};
+use super::ring::Ring;
+use super::runs::{Remembered, Runs};
+use super::{EventIds, Notice, Outbox};
 use crate::wall::Wall;
 
 /// Where numbers start if nobody knows which ones the database holds: above them all.
@@ -31,32 +34,36 @@ pub struct Keeper {
     failing: bool,
 }
 
+/// A database that was opened.
+pub struct Opened {
+    /// It.
+    pub database: Database,
+    /// What each lane holds.
+    pub lanes: Vec<LaneRows>,
+    /// The highest number.
+    pub last: Number,
+    /// The runs that it remembers.
+    pub runs: Vec<Remembered>,
+}
+
 /// Opens the database; one that is damaged is set aside, and what can be read of it goes into a new one.
 ///
 /// # Errors
 /// What the system says.
-pub fn open(
-    path: &Path,
-    ids: &EventIds,
-    notices: &UnboundedSender<Notice>,
-) -> Result<(Database, Vec<LaneRows>, Number), String> {
-    match Database::open(path) {
+pub fn open(path: &Path, ids: &EventIds, notices: &UnboundedSender<Notice>) -> Result<Opened, String> {
+    let opened = Database::open(path).and_then(|(database, lanes, last)| {
+        let runs = database.runs()?;
+        Ok(Opened { database, lanes, last, runs })
+    });
+    match opened {
         Ok(opened) => Ok(opened),
         Err(DatabaseError::Refused(why)) => Err(format!("{}: {why}", path.display())),
         Err(error) => {
-            let renewed = renew(path, &error, None, ids, |_| true)?;
-            _ = notices.send(renewed.notice);
-            Ok((renewed.database, renewed.lanes, renewed.last))
+            let (opened, notice) = renew(path, &error, None, ids, |_| true)?;
+            _ = notices.send(notice);
+            Ok(opened)
         }
     }
-}
-
-/// A new database in the place of a damaged one.
-struct Renewed {
-    database: Database,
-    lanes: Vec<LaneRows>,
-    last: Number,
-    notice: Notice,
 }
 
 /// Sets a database aside and starts a new one with what can be read of it. `held` is how many items it is known to have
@@ -67,7 +74,7 @@ fn renew(
     held: Option<u64>,
     ids: &EventIds,
     wanted: impl Fn(Number) -> bool,
-) -> Result<Renewed, String> {
+) -> Result<(Opened, Notice), String> {
     let refused = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
     // What its lanes say, if they can be read, is how many there were.
     let held = held.or_else(|| {
@@ -82,28 +89,27 @@ fn renew(
         DatabaseError::Newer(_) => Salvaged::default(),
         _ => database.salvage(&aside, wanted).map_err(|error| refused(&error))?,
     };
-    let (mut lanes, mut last) = (database.lanes().map_err(|error| refused(&error))?, 0);
-    if !salvaged.lost.is_empty() {
-        last = database.last().map_err(|error| refused(&error))?;
-        let mut records = Vec::new();
-        for range in &salvaged.lost {
-            let Some(lane) = lanes.iter().find(|lane| lane.key == range.key) else { continue };
-            last += 1;
-            let payload = ranges::record(range, Reason::Damaged, ids);
-            records.push(Row { number: last, lane: lane.id, at: Moment::now().0, payload });
-        }
-        let key = |id| lanes.iter().find(|lane| lane.id == id).map(|lane| lane.key.clone());
-        database.write(&records, &[], key, Offset(None)).map_err(|error| refused(&error))?;
-        lanes = database.lanes().map_err(|error| refused(&error))?;
+    let lanes = database.lanes().map_err(|error| refused(&error))?;
+    let mut runs = Runs::default();
+    let (mut records, mut last) = (Vec::new(), database.last().map_err(|error| refused(&error))?);
+    for range in &salvaged.lost {
+        let Some(lane) = lanes.iter().find(|lane| lane.key == range.key) else { continue };
+        last += 1;
+        let payload = ranges::record(range, Reason::Damaged, ids);
+        records.push(Row { number: last, lane: lane.id, at: Moment::now().0, payload });
+        runs.dropped(range, Reason::Damaged);
     }
-    last = last.max(database.last().map_err(|error| refused(&error))?);
+    let runs = runs.take_dirty(&lanes.iter().map(|lane| lane.key.clone()).collect());
+    let key = |id| lanes.iter().find(|lane| lane.id == id).map(|lane| lane.key.clone());
+    database.write(&records, &[], &runs, key, Offset(None)).map_err(|error| refused(&error))?;
+    let lanes = database.lanes().map_err(|error| refused(&error))?;
     let notice = Notice::Damaged {
         why: error.to_string(),
         aside,
         salvaged: salvaged.rows,
         lost: held.map(|held| held.saturating_sub(salvaged.rows)),
     };
-    Ok(Renewed { database, lanes, last, notice })
+    Ok((Opened { database, lanes, last, runs }, notice))
 }
 
 impl Keeper {
@@ -117,7 +123,7 @@ impl Keeper {
     pub fn delete_settled(&mut self, numbers: &[Number]) {
         let Some(database) = &mut self.database else { return };
         let outcome = database.placed(numbers).and_then(|gone| {
-            database.write(&[], &gone, |_| None, Offset(None))?;
+            database.write(&[], &gone, &[], |_| None, Offset(None))?;
             Ok(gone)
         });
         match outcome {
@@ -158,7 +164,7 @@ impl Keeper {
             let now = Instant::now();
             let work = state.book.work(now);
             // Whatever was settled so far stands in segments up to this one, and leaves the database with this work.
-            let mark = state.ring.as_ref().map_or(0, super::ring::Ring::current);
+            let mark = state.ring.as_ref().map_or(0, Ring::current);
             drop(state);
             match work {
                 Work::Rest(until) => {
@@ -200,24 +206,30 @@ impl Keeper {
     fn write(&mut self, rows: Vec<Row>, gone: Vec<Placed>, mark: u64) {
         let Some(database) = &mut self.database else { return };
         let outbox = &self.outbox;
-        let key = |lane: LaneId| outbox.lock().book.key(lane).cloned();
-        match database.write(&rows, &gone, key, Offset(Wall::now().offset())) {
+        let lanes: BTreeSet<LaneId> = rows.iter().map(|row| row.lane).collect();
+        let (keys, runs) = {
+            let mut state = outbox.lock();
+            let key = |lane: &LaneId| Some((*lane, state.book.key(*lane)?.clone()));
+            let keys: BTreeMap<LaneId, LaneKey> = lanes.iter().filter_map(key).collect();
+            let runs = state.runs.take_dirty(&keys.values().cloned().collect());
+            (keys, runs)
+        };
+        match database.write(&rows, &gone, &runs, |lane| keys.get(&lane).cloned(), Offset(Wall::now().offset())) {
             Ok(()) => {
                 let mut state = outbox.lock();
-                let State { book, ring, absorbed, figures, .. } = &mut *state;
-                let closed = book.written(&rows, &gone, Instant::now());
-                figures.committed += rows.len() as u64;
-                if let Some(ring) = ring {
-                    closed.iter().for_each(|number| ring.close(*number));
-                    *absorbed = mark;
-                    ring.trim(if book.is_absorbed() { u64::MAX } else { mark });
-                }
+                let closed = state.book.written(&rows, &gone, Instant::now());
+                state.figures.committed += rows.len() as u64;
+                state.absorbed = mark;
+                state.close_in_ring(&closed);
                 drop(state);
                 outbox.settled.notify_all();
                 outbox.bell.notify_one();
                 self.works();
             }
-            Err(error) => self.failed(error, gone),
+            Err(error) => {
+                outbox.lock().runs.still_dirty(&runs);
+                self.failed(error, gone);
+            }
         }
     }
 
@@ -244,14 +256,18 @@ impl Keeper {
         let mut state = self.outbox.lock();
         let mut records = Vec::new();
         let held = victims.into_iter().map(|victim| victim.what);
+        let mut keys = BTreeMap::new();
         for (range, reason) in ranges::fold(held, every, reason) {
+            state.runs.dropped(&range, reason);
             let (number, lane) = (state.book.number(), state.book.lane(&range.key));
             let payload = ranges::record(&range, reason, &self.outbox.ids);
             records.push(Row { number, lane, at: Moment::now().0, payload });
+            keys.insert(lane, range.key);
         }
+        let runs = state.runs.take_dirty(&keys.values().cloned().collect());
         drop(state);
         let outbox = &self.outbox;
-        match database.write(&records, &placed, |lane| outbox.lock().book.key(lane).cloned(), Offset(None)) {
+        match database.write(&records, &placed, &runs, |lane| keys.get(&lane).cloned(), Offset(None)) {
             Ok(()) => {
                 let mut state = outbox.lock();
                 state.book.dropped(&placed, &records, Instant::now());
@@ -285,13 +301,14 @@ impl Keeper {
             (state.book.waiting() - depth.live, state.book.gone())
         };
         match renew(&self.path, &error, Some(held), &self.outbox.ids, |number| !gone.contains(&number)) {
-            Ok(renewed) => {
+            Ok((opened, notice)) => {
                 let mut state = self.outbox.lock();
-                state.book.restart_database(renewed.lanes, renewed.last);
-                state.absorbed = state.ring.as_ref().map_or(0, super::ring::Ring::current);
+                state.book.restart_database(opened.lanes, opened.last);
+                state.runs.restore(opened.runs);
+                state.absorbed = state.ring.as_ref().map_or(0, Ring::current);
                 drop(state);
-                self.database = Some(renewed.database);
-                _ = self.outbox.notices.send(renewed.notice);
+                self.database = Some(opened.database);
+                _ = self.outbox.notices.send(notice);
             }
             Err(why) => {
                 self.outbox.lock().book.restart_database(Vec::new(), 0);
@@ -320,8 +337,11 @@ impl Keeper {
             return;
         }
         match open(&self.path, &self.outbox.ids, &self.outbox.notices) {
-            Ok((database, lanes, last)) => {
-                self.outbox.lock().book.adopt(lanes, last);
+            Ok(Opened { database, lanes, last, runs }) => {
+                let mut state = self.outbox.lock();
+                state.book.adopt(lanes, last);
+                state.runs.restore(runs);
+                drop(state);
                 self.database = Some(database);
                 self.works();
             }

@@ -20,8 +20,9 @@ pub mod item;
 mod keeper;
 pub mod ranges;
 mod ring;
+mod runs;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,15 +33,17 @@ use std::time::{Duration, Instant};
 use limpet_runtime::Moment;
 use limpet_wire::dropped::Reason;
 use limpet_wire::id::Serial;
+use limpet_wire::message::OutboxFigures;
 use limpet_wire::result::ResultRecord;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 
 use self::book::{Book, Custody, Depth, LaneId, Number, Payload, PipelineRules, Rules, Take};
 use self::item::LaneKey;
-use self::keeper::Keeper;
+use self::keeper::{Keeper, Opened};
 use self::ranges::{Held, Range};
 use self::ring::{FoundItem, NoRoom, Ring};
+use self::runs::Runs;
 use crate::config::{Config, Durability};
 use crate::link::outgoing::{Packing, Room};
 
@@ -114,6 +117,21 @@ pub struct Figures {
     pub committed: u64,
 }
 
+impl From<Figures> for OutboxFigures {
+    fn from(figures: Figures) -> Self {
+        Self {
+            live: figures.depth.live,
+            stored: figures.depth.stored,
+            stored_bytes: figures.depth.stored_bytes,
+            ring_bytes: figures.ring_bytes,
+            committed: figures.committed,
+            delivered: figures.delivered,
+            unheard: figures.unheard,
+            dropped: figures.dropped,
+        }
+    }
+}
+
 /// The outbox of a gateway.
 #[derive(Debug)]
 pub struct Outbox {
@@ -133,6 +151,9 @@ pub struct Outbox {
 struct State {
     book: Book,
     ring: Option<Ring>,
+    /// Live items that the ring did not take.
+    unringed: HashSet<Number>,
+    runs: Runs,
     /// What segments before this one settled has left the database.
     absorbed: u64,
     figures: Figures,
@@ -205,8 +226,12 @@ impl Outbox {
             );
         }
         let opened = keeper::open(&path, &ids, &notices);
+        let mut runs = Runs::default();
         let (database, lanes, last) = match opened {
-            Ok((database, lanes, last)) => (Some(database), lanes, last),
+            Ok(Opened { database, lanes, last, runs: known }) => {
+                runs.restore(known);
+                (Some(database), lanes, last)
+            }
             Err(why) => {
                 _ = notices.send(Notice::Failing(why));
                 // Above whatever the database may hold, should it open later.
@@ -214,7 +239,15 @@ impl Outbox {
             }
         };
         let book = Book::new(rules, lanes, last.max(found.last));
-        let state = State { book, ring, absorbed: 0, figures: Figures::default(), closed: false };
+        let state = State {
+            book,
+            ring,
+            unringed: HashSet::new(),
+            runs,
+            absorbed: 0,
+            figures: Figures::default(),
+            closed: false,
+        };
         let outbox = Arc::new(Self {
             state: Mutex::new(state),
             settled: Condvar::new(),
@@ -238,9 +271,12 @@ impl Outbox {
         keeper.delete_settled(&found.settled);
         let stored = keeper.which_are_stored(found.items.iter().map(|item| item.number));
         let (mut state, now) = (self.lock(), Instant::now());
-        let State { book, ring, absorbed, .. } = &mut *state;
+        let State { book, ring, absorbed, runs, .. } = &mut *state;
         for FoundItem { number, at, payload } in found.items {
             let label = item::label(&payload);
+            if let Ok(item::Label { lane, serial: Some(serial) }) = &label {
+                runs.stored(lane, *serial);
+            }
             match label {
                 Ok(label) if !stored.contains(&number) => {
                     let lane = book.lane(&label.lane);
@@ -269,15 +305,15 @@ impl Outbox {
 
     /// Stores a result that was selected for publication.
     pub fn offer_result(&self, record: &ResultRecord) {
-        self.offer(&LaneKey::of(record), item::of_result(record));
+        self.offer(&LaneKey::of(record), item::of_result(record), record.serial);
     }
 
     /// Stores an event, as JSON.
     pub fn offer_event(&self, json: Vec<u8>) {
-        self.offer(&LaneKey::Events, json.into());
+        self.offer(&LaneKey::Events, json.into(), None);
     }
 
-    fn offer(&self, key: &LaneKey, payload: Payload) {
+    fn offer(&self, key: &LaneKey, payload: Payload, serial: Option<Serial>) {
         let mut state = self.lock();
         let mut wake = false;
         while !state.book.has_room(payload.len() as u64) {
@@ -287,6 +323,7 @@ impl Outbox {
             }
         }
         wake |= state.store(key, payload);
+        _ = serial.map(|serial| state.runs.stored(key, serial));
         drop(state);
         if wake {
             self.wake_keeper();
@@ -362,6 +399,13 @@ impl Outbox {
         self.lock().book.waiting()
     }
 
+    /// The `delivery` message, as of now, unless it says what the last one said.
+    pub fn delivery(&self) -> Option<Vec<u8>> {
+        let mut state = self.lock();
+        let State { book, runs, .. } = &mut *state;
+        runs.message(self.ids.gateway(), crate::wall::now_text(), |key| book.waiting_in(key))
+    }
+
     /// Figures since the start.
     pub fn figures(&self) -> Figures {
         let state = self.lock();
@@ -435,14 +479,16 @@ impl State {
             match ring.append(number, at, &payload) {
                 Ok(()) => {}
                 // It goes to the database as soon as that takes it.
-                Err(NoRoom::Full) => wake = true,
-                Err(NoRoom::System(error)) => {
+                Err(why) => {
                     wake = true;
-                    tracing::debug!(%error, "the ring takes no item");
+                    if let NoRoom::System(error) = why {
+                        tracing::debug!(%error, "the ring takes no item");
+                    }
                 }
             }
         }
         if wake {
+            self.unringed.insert(number);
             self.book.flush();
         }
         self.book.store(lane, number, at, payload, now) || wake
@@ -451,20 +497,33 @@ impl State {
     /// Says whether the keeper is to be woken.
     fn settle(&mut self, custody: &Custody) -> bool {
         let closed = self.book.settle(custody, Instant::now());
-        if let Some(ring) = &mut self.ring {
-            if let Err(error) = ring.settle(&custody.numbers) {
-                tracing::debug!(%error, "the ring does not take that items are settled; after a kill they are sent again");
-            }
-            closed.iter().for_each(|number| ring.close(*number));
-            let absorbed = if self.book.is_absorbed() { u64::MAX } else { self.absorbed };
-            ring.trim(absorbed);
-        }
+        self.settle_in_ring(&custody.numbers);
+        self.close_in_ring(&closed);
         custody.backlog
+    }
+
+    /// What is settled is not sent again after a kill.
+    fn settle_in_ring(&mut self, numbers: &[Number]) {
+        if let Some(Err(error)) = self.ring.as_mut().map(|ring| ring.settle(numbers)) {
+            tracing::debug!(%error, "the ring does not take that items are settled; after a kill they are sent again");
+        }
+    }
+
+    /// The ring need not hold these any more.
+    fn close_in_ring(&mut self, numbers: &[Number]) {
+        let Some(ring) = &mut self.ring else { return };
+        for number in numbers {
+            if !self.unringed.remove(number) {
+                ring.close(*number);
+            }
+        }
+        ring.trim(if self.book.is_absorbed() { u64::MAX } else { self.absorbed });
     }
 
     /// Stores a range record.
     fn record(&mut self, range: &Range, reason: Reason, ids: &EventIds) {
         let payload = ranges::record(range, reason, ids);
+        self.runs.dropped(range, reason);
         self.store(&range.key, payload);
     }
 
@@ -478,12 +537,8 @@ impl State {
         }
         // Only now: after a kill in between, they would be there, and the record too.
         let numbers: Vec<Number> = dropped.iter().map(|(number, _)| *number).collect();
-        if let Some(ring) = &mut self.ring {
-            _ = ring.settle(&numbers);
-            numbers.iter().for_each(|number| ring.close(*number));
-            let absorbed = if self.book.is_absorbed() { u64::MAX } else { self.absorbed };
-            ring.trim(absorbed);
-        }
+        self.settle_in_ring(&numbers);
+        self.close_in_ring(&numbers);
         !dropped.is_empty()
     }
 }

@@ -8,5 +8,6 @@ mod place;
 mod status;
 mod swarm;
 
-pub use cli::DepotArgs;
+pub use cli::{DepotArgs, UserArgs};
 pub use commands::run;
+pub use place::{credentials, prefix};

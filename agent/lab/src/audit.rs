@@ -1,0 +1,159 @@
+//! `limpet-lab audit`: what arrived of what gateways stored.
+//!
+//! Ids alone prove a loss or a repeat: numbers of a run follow each other. Three things say why a number is not there.
+//! A range record says that a policy dropped it. The retained `delivery` message of the gateway says up to which number
+//! each run was stored and how much of its stream waits. Whatever is neither here, nor dropped, nor waiting, is lost.
+
+mod ledger;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{ConnectProperties, Filter, Packet, SubscribeReasonCode};
+use rumqttc::v5::{AsyncClient, Event};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use self::ledger::Ledger;
+use crate::depot::{UserArgs, credentials, prefix};
+use crate::mqtt::BrokerUrl;
+use crate::unavailable;
+
+/// Waits between tries.
+const AGAIN: Duration = Duration::from_millis(200);
+/// Without a first connection for so long, it is given up.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a broker keeps what comes while this program has lost it, in seconds.
+const SESSION: u32 = 3600;
+
+#[derive(clap::Args)]
+pub struct AuditArgs {
+    /// The broker that the results go to
+    #[arg(long, value_name = "URL")]
+    broker: BrokerUrl,
+    #[command(flatten)]
+    user: UserArgs,
+    /// Only results of this gateway
+    #[arg(long, value_name = "NAME", default_value = "+")]
+    gateway: String,
+    /// How long to listen; without it, and without --until-quiet, until Ctrl-C
+    #[arg(long, value_name = "SECONDS")]
+    seconds: Option<f64>,
+    /// End when no result has come for so long and no gateway says that any waits. More than the ten seconds after which
+    /// a gateway tells again what it has stored
+    #[arg(long, value_name = "SECONDS")]
+    until_quiet: Option<f64>,
+    /// Runs begin with number 1: this program is there before the gateways are
+    #[arg(long)]
+    from_start: bool,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs `limpet-lab audit`. Exit code 1 if anything is lost.
+pub fn run(args: &AuditArgs) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio does not start")?;
+    let ledger = runtime.block_on(listen(args))?;
+    let report = ledger.report();
+    let text = if args.json { report.json() + "\n" } else { report.text() };
+    std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes()).context("writing to standard output")?;
+    Ok(if report.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn listen(args: &AuditArgs) -> anyhow::Result<Ledger> {
+    let prefix = prefix(&args.user)?.to_owned();
+    let mut options = args.broker.options(format!("limpet-lab-audit-{}", std::process::id()));
+    // What comes while the connection is gone is sent later, if the broker lives.
+    options.set_clean_start(false);
+    let session = ConnectProperties { session_expiry_interval: Some(SESSION), ..ConnectProperties::new() };
+    options.set_connect_properties(session);
+    options.set_max_packet_size(Some(1 << 20));
+    if let Some(user) = credentials(&args.user)? {
+        options.set_credentials(user.username, user.password);
+    }
+    let (client, mut events) = AsyncClient::new(options, 64);
+    // In a task of its own: a poll that is dropped half-way may lose what it read.
+    let (tell, mut told) = mpsc::channel(64);
+    let polling = tokio::spawn(async move {
+        loop {
+            let event = events.poll().await;
+            let failed = event.is_err();
+            if tell.send(event).await.is_err() {
+                return;
+            }
+            if failed {
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    });
+    let topics = [format!("{prefix}/{}/result/#", args.gateway), format!("{prefix}/{}/delivery", args.gateway)];
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be caught")?;
+    let mut ledger = Ledger::new(args.from_start);
+    let start = Instant::now();
+    let end = args.seconds.map(|seconds| start + Duration::from_secs_f64(seconds.max(0.0)));
+    let quiet = args.until_quiet.map(|seconds| Duration::from_secs_f64(seconds.max(0.0)));
+    let (mut subscribed, mut last) = (false, Instant::now());
+    loop {
+        let due = [end, quiet.map(|quiet| last + quiet), (!subscribed).then(|| start + PATIENCE)];
+        let due = due.into_iter().flatten().min().unwrap_or_else(|| start + Duration::from_secs(1 << 30));
+        let event = tokio::select! {
+            biased;
+            event = told.recv() => event.context("the connection's task ended")?,
+            () = tokio::time::sleep_until(due) => {
+                if !subscribed && end.is_none_or(|end| due < end) {
+                    return Err(unavailable(format!("{}: the broker does not answer", args.broker)));
+                }
+                if end.is_some_and(|end| end <= due) || ledger.waiting() == 0 {
+                    break;
+                }
+                last = Instant::now();
+                continue;
+            }
+            _ = terminate.recv() => break,
+            _ = tokio::signal::ctrl_c() => break,
+        };
+        match event {
+            Ok(Event::Incoming(Packet::ConnAck(ack))) => {
+                if subscribed && !ack.session_present {
+                    ledger.interrupted();
+                    eprintln!("limpet-lab: the broker forgot this subscription; what came meanwhile counts as lost");
+                }
+                if !ack.session_present {
+                    let filters: Vec<Filter> =
+                        topics.iter().map(|t| Filter::new(t.clone(), QoS::AtLeastOnce)).collect();
+                    client.subscribe_many(filters).await.context("the subscription could not be sent")?;
+                }
+            }
+            Ok(Event::Incoming(Packet::SubAck(ack))) => {
+                if ack.return_codes.iter().any(|code| !matches!(code, SubscribeReasonCode::Success(_))) {
+                    return Err(unavailable(format!(
+                        "{}: the broker does not let us read {}; allow that, as `topic read {prefix}/#` in mosquitto",
+                        args.broker,
+                        topics.join(" and ")
+                    )));
+                }
+                subscribed = true;
+                last = Instant::now();
+            }
+            Ok(Event::Incoming(Packet::Publish(publish))) => {
+                let content_type =
+                    publish.properties.as_ref().and_then(|p| p.content_type.as_deref()).unwrap_or_default();
+                let topic = String::from_utf8_lossy(&publish.topic);
+                if ledger.take(&topic, content_type, &publish.payload) {
+                    last = Instant::now();
+                }
+            }
+            Ok(_) => {}
+            Err(error) if !subscribed && start.elapsed() > PATIENCE => {
+                return Err(unavailable(format!("no connection to {}: {error}", args.broker)));
+            }
+            Err(_) => {}
+        }
+    }
+    polling.abort();
+    Ok(ledger)
+}
