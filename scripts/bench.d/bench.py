@@ -9,18 +9,19 @@ import budget
 import delivery
 import machine
 import models
+import outbox
 import parts
 import wire
 from report import Report
 
-SECTIONS = ["models", "parts", "wire", "budget", "delivery"]
+SECTIONS = ["models", "parts", "wire", "budget", "delivery", "outbox"]
 BUDGET = 6  # times as long as the measurements through the broker: a rare miss needs time to happen
 
 
 def main():
     parser = argparse.ArgumentParser(prog="scripts/bench")
     parser.add_argument("--bin", type=Path, required=True, help=argparse.SUPPRESS)
-    parts_of = {"budget": budget.PARTS, "delivery": delivery.PARTS}
+    parts_of = {"budget": budget.PARTS, "delivery": delivery.PARTS, "outbox": outbox.PARTS}
     choices = SECTIONS + [f"{section}-{part}" for section, parts in parts_of.items() for part in parts]
     parser.add_argument("--only", action="append", choices=choices)
     parser.add_argument("--seconds", type=float, default=10.0)
@@ -33,7 +34,7 @@ def main():
     shared = Path(os.environ.get("LIMPET_SHARED", "../shared")).resolve()
     sections = options.only or SECTIONS
     if not (shared / "models" / "mlperf-tiny").is_dir():
-        print(f"skipped: models, wire, budget and delivery need {shared}/models/mlperf-tiny")
+        print(f"skipped: models, wire, budget, delivery and outbox need {shared}/models/mlperf-tiny")
         sections = [section for section in sections if section == "parts"]
 
     report = Report()
@@ -48,10 +49,14 @@ def main():
         wire.run(report, binaries, shared, options.seconds)
     wanted = {section: [part for part in parts if section in sections or f"{section}-{part}" in sections]
               for section, parts in parts_of.items()}
+    if "outbox-wear" not in sections:
+        wanted["outbox"] = [part for part in wanted["outbox"] if part != "wear"]  # it takes an hour
     if wanted["budget"]:
         budget.run(report, binaries, shared, options.seconds * BUDGET, wanted["budget"])
     if wanted["delivery"]:
         delivery.run(report, binaries, shared, options.seconds, wanted["delivery"])
+    if wanted["outbox"]:
+        outbox.run(report, binaries, shared, options.seconds, wanted["outbox"])
     report.print()
     if options.json:
         options.json.write_text(json.dumps({**report.figures, "targets": report.claims}, indent=1) + "\n")

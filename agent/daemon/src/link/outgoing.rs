@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use limpet_wire::result::ResultRecord;
 use limpet_wire::topic::Topics;
-use limpet_wire::{binary, content_type};
+use limpet_wire::{WireError, binary, content_type};
 use tokio::sync::Notify;
 
 use crate::config::Encoding;
@@ -392,63 +392,30 @@ fn parked(parked: &Parked, topic: &str, now: Instant) -> Option<Instant> {
 /// Makes one message of a batch: as many items as fit, at least one; the others go back.
 fn pack(outbox: &Outbox, batch: Batch, topics: &Topics, room: Room) -> Next {
     let Batch { mut custody, items, key, packing } = batch;
-    let encoding = packing.map_or(Encoding::Json, |packing| packing.encoding);
     let topic = key.topic(topics);
     // What was stored before the clock was set, under this boot.
     let offset = Wall::now().offset();
-    let (mut written, mut total, mut id, mut stored) = (Vec::<Vec<u8>>::new(), 0, None, 0);
-    for taken in &items {
-        let mut item = Vec::with_capacity(512);
-        let of_result =
-            item::write(&taken.payload, encoding, taken.offset.or(offset), &mut item).unwrap_or_else(|error| {
-                tracing::error!(number = taken.number, %error, "a stored item cannot be read and is lost");
-                item.clear();
-                None
-            });
-        total += item.len() + 4;
-        if !written.is_empty() && total > room.bytes {
-            break;
+    let mut parcel = Parcel::new(packing.map_or(Encoding::Json, |packing| packing.encoding));
+    let mut taken = 0;
+    for item in &items {
+        match parcel.push(&item.payload, item.offset.or(offset), room.bytes) {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(error) => tracing::error!(number = item.number, %error, "a stored item cannot be read and is lost"),
         }
-        id = of_result.or(id);
-        stored += taken.payload.len();
-        written.push(item);
+        taken += 1;
     }
-    outbox.give_back_some(&mut custody, written.len());
-    written.retain(|item| !item.is_empty());
-    if written.is_empty() {
+    outbox.give_back_some(&mut custody, taken);
+    let stored = items[..taken].iter().map(|item| item.payload.len()).sum();
+    let Some((payload, content_type, id)) = parcel.close() else {
         outbox.give_up(&custody, &[]);
         return Next::Again;
-    }
-    if let ([item], [taken, ..]) = (written.as_slice(), items.as_slice())
-        && item.len() > room.bytes
-        && room.bytes < BATCH_BYTES
-    {
-        let bytes = item.len();
-        outbox.give_up(&custody, &taken.payload);
-        return Next::TooLarge { topic, bytes };
-    }
-    let content_type = match (encoding, written.len()) {
-        (Encoding::Json, 1) => content_type::JSON,
-        (Encoding::Json, _) => content_type::NDJSON,
-        (Encoding::Postcard, _) => content_type::POSTCARD,
     };
-    let id = id.filter(|_| written.len() == 1);
-    let payload = match (encoding, written.len()) {
-        (_, 1) => written.swap_remove(0),
-        (Encoding::Json, _) => {
-            let mut payload = Vec::with_capacity(total);
-            for item in &written {
-                payload.extend_from_slice(item);
-                payload.push(b'\n');
-            }
-            payload
-        }
-        (Encoding::Postcard, _) => {
-            let mut payload = Vec::with_capacity(total);
-            written.iter().for_each(|item| binary::push_framed(item, &mut payload));
-            payload
-        }
-    };
+    if payload.len() > room.bytes && room.bytes < BATCH_BYTES {
+        // It holds one item, and the broker takes no message as large.
+        outbox.give_up(&custody, &items[0].payload);
+        return Next::TooLarge { topic, bytes: payload.len() };
+    }
     outbox.learn_ratio(custody.lane, payload.len(), stored);
     Next::Send(Box::new(Ready {
         topic,
@@ -460,6 +427,74 @@ fn pack(outbox: &Outbox, batch: Batch, topics: &Topics, room: Room) -> Next {
         expiry_s: None,
         kept: Some(custody),
     }))
+}
+
+/// Stored items on their way into one message.
+struct Parcel {
+    encoding: Encoding,
+    /// The items, each with what several need: a line break behind it, or its length in front.
+    payload: Vec<u8>,
+    items: usize,
+    /// The id of the last one, if it is a result.
+    id: Option<String>,
+}
+
+/// Bytes of the length in front of a postcard item.
+const LENGTH: usize = 4;
+
+impl Parcel {
+    fn new(encoding: Encoding) -> Self {
+        Self { encoding, payload: Vec::with_capacity(512), items: 0, id: None }
+    }
+
+    /// Adds an item, unless the message then has more than so many bytes; the first one always fits.
+    ///
+    /// # Errors
+    /// If it is none; then nothing has changed.
+    fn push(&mut self, stored: &[u8], offset: Option<i64>, most: usize) -> Result<bool, WireError> {
+        let start = self.payload.len();
+        if self.encoding == Encoding::Postcard {
+            self.payload.extend_from_slice(&[0; LENGTH]);
+        }
+        let id = match item::write(stored, self.encoding, offset, &mut self.payload) {
+            Ok(id) => id,
+            Err(error) => {
+                self.payload.truncate(start);
+                return Err(error);
+            }
+        };
+        match self.encoding {
+            Encoding::Json => self.payload.push(b'\n'),
+            Encoding::Postcard => {
+                let length = self.payload.len() - start - LENGTH;
+                let length = u32::try_from(length).expect("an item is far below 4 GiB");
+                self.payload[start..start + LENGTH].copy_from_slice(&length.to_le_bytes());
+            }
+        }
+        if self.items > 0 && self.payload.len() > most {
+            self.payload.truncate(start);
+            return Ok(false);
+        }
+        self.items += 1;
+        self.id = id;
+        Ok(true)
+    }
+
+    /// The message: its payload, its content type, and the id where it holds one result alone. None if it is empty.
+    fn close(mut self) -> Option<(Vec<u8>, &'static str, Option<String>)> {
+        let content_type = match (self.encoding, self.items) {
+            (_, 0) => return None,
+            (Encoding::Json, 1) => content_type::JSON,
+            (Encoding::Json, _) => content_type::NDJSON,
+            (Encoding::Postcard, _) => content_type::POSTCARD,
+        };
+        match (self.encoding, self.items) {
+            (Encoding::Json, 1) => _ = self.payload.pop(),
+            (Encoding::Postcard, 1) => _ = self.payload.drain(..LENGTH),
+            _ => {}
+        }
+        Some((self.payload, content_type, self.id.filter(|_| self.items == 1)))
+    }
 }
 
 fn retained(topic: String, payload: Vec<u8>) -> Ready {

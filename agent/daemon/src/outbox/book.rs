@@ -38,7 +38,7 @@ pub type Payload = Arc<[u8]>;
 pub type LaneId = u32;
 
 /// What is read ahead of the link, in stored bytes: some batches of [`crate::link::outgoing::BATCH_BYTES`].
-const WINDOW: u64 = 512 << 10;
+const WINDOW: u64 = 256 << 10;
 /// Rows that wait to be deleted before they are deleted without waiting for the interval to pass.
 const GONE: usize = 4096;
 /// Bytes of a row in the database beside its payload: number, lane, times, and its share of page headers.

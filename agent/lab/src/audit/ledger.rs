@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::time::Instant;
 
 use limpet_wire::binary::{self, Item};
 use limpet_wire::content_type;
@@ -21,9 +22,10 @@ const SHOWN: usize = 20;
 pub struct Ledger {
     from_start: bool,
     streams: BTreeMap<Name, Stream>,
-    /// Streams of which the last message of their gateway says nothing: nothing of them waits.
     unreadable: u64,
     interruptions: u64,
+    /// When the first result came, and the last.
+    span: Option<(Instant, Instant)>,
 }
 
 /// A stream of a gateway.
@@ -38,6 +40,8 @@ struct Name {
 struct Stream {
     received: u64,
     repeated: u64,
+    /// Results that came after a later one of their run.
+    out_of_order: u64,
     /// What waits at the gateway, if it says anything.
     waiting: u64,
     runs: BTreeMap<u64, Run>,
@@ -85,6 +89,8 @@ impl Ledger {
             }
             return false;
         }
+        let now = Instant::now();
+        self.span = Some((self.span.map_or(now, |(first, _)| first), now));
         match content_type {
             content_type::POSTCARD => {
                 let mut rest = payload;
@@ -131,6 +137,7 @@ impl Ledger {
         if run.seen.contains(&seq) {
             stream.repeated += 1;
         } else {
+            stream.out_of_order += u64::from(run.seen.last().is_some_and(|last| *last.end() > seq));
             run.seen.insert(seq..=seq);
             stream.received += 1;
         }
@@ -162,7 +169,8 @@ impl Ledger {
     /// What is to be said of it.
     pub fn report(&self) -> Report {
         let streams = self.streams.iter().map(|(name, stream)| stream.row(name, self.from_start)).collect();
-        Report { streams, unreadable: self.unreadable, interruptions: self.interruptions }
+        let seconds = self.span.map_or(0.0, |(first, last)| last.duration_since(first).as_secs_f64());
+        Report { streams, seconds, unreadable: self.unreadable, interruptions: self.interruptions }
     }
 }
 
@@ -172,6 +180,7 @@ impl Stream {
             name: name.clone(),
             received: self.received,
             repeated: self.repeated,
+            out_of_order: self.out_of_order,
             waiting: 0,
             dropped: BTreeMap::new(),
             lost: 0,
@@ -250,6 +259,8 @@ impl Run {
 #[derive(Debug, Serialize)]
 pub struct Report {
     streams: Vec<Row>,
+    /// From the first result to the last.
+    seconds: f64,
     /// Messages or parts of them that are no results.
     unreadable: u64,
     /// How often this program missed what came.
@@ -263,6 +274,8 @@ struct Row {
     name: Name,
     received: u64,
     repeated: u64,
+    /// Results that came after a later one of their run, as where new ones go before a backlog.
+    out_of_order: u64,
     /// What has not come and waits at the gateway.
     waiting: u64,
     /// What a policy dropped, by its reason.
@@ -295,12 +308,13 @@ impl Report {
         if self.streams.is_empty() {
             return "no result has come\n".to_owned();
         }
-        let titles = ["gateway ", "pipeline ", "stream ", "received", "repeated", "waiting", "dropped", "lost"];
+        let titles =
+            ["gateway ", "pipeline ", "stream ", "received", "repeated", "out of order", "waiting", "dropped", "lost"];
         let mut lines = vec![titles.map(str::to_owned).to_vec()];
         for row in &self.streams {
             let dropped: u64 = row.dropped.values().sum();
             let names = [&row.name.gateway, &row.name.pipeline, &row.name.stream].map(Clone::clone);
-            let counts = [row.received, row.repeated, row.waiting, dropped, row.lost].map(thousands);
+            let counts = [row.received, row.repeated, row.out_of_order, row.waiting, dropped, row.lost].map(thousands);
             lines.push(names.into_iter().chain(counts).collect());
         }
         let mut text = table(&lines);
@@ -372,6 +386,7 @@ mod tests {
         assert!(report.text().contains("g/p/s: lost 0000000000000007-7 to 7"), "{}", report.text());
         results(&mut ledger, [7]);
         assert!(ledger.report().is_complete());
+        assert_eq!(ledger.report().streams[0].out_of_order, 1);
         assert_eq!(row(&Ledger { from_start: true, ..ledger }), (5, 1, 0, 0, 4), "a run starts with number 1");
     }
 

@@ -1,0 +1,285 @@
+"""The outbox: how fast it stores and drains, what a large backlog costs, and what a healthy link writes to the disk.
+
+The gateway is the real agent, the broker a mosquitto with its default limits (20 in flight, a Receive Maximum of 20). A round
+trip is made by a wire that holds every byte back for half of it in each direction. Whether everything arrived, once and in
+order, `limpet-lab audit` says, which is there before the gateway.
+"""
+
+import asyncio
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import delivery
+import wire
+
+MODEL = "anomaly-detection"
+BACKLOG = 1_000_000
+STORED = 200_000  # results of one measurement of storing
+ROUNDS = 3
+SLOW_BACKLOG = 20_000
+
+
+class Wire:
+    """TCP to a port, with a round trip of so many seconds."""
+
+    def __init__(self, port, round_trip):
+        self.target, self.delay = port, round_trip / 2
+        self.loop, ready = asyncio.new_event_loop(), threading.Event()
+
+        async def serve():
+            server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+            self.port = server.sockets[0].getsockname()[1]
+            ready.set()
+
+        def work():
+            self.loop.create_task(serve())
+            self.loop.run_forever()
+
+        threading.Thread(target=work, daemon=True).start()
+        ready.wait(10)
+
+    async def _accept(self, reader, writer):
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        await asyncio.gather(self._pass(reader, far_writer), self._pass(far_reader, writer), return_exceptions=True)
+
+    async def _pass(self, source, sink):
+        while chunk := await source.read(1 << 16):
+            self.loop.call_later(self.delay, sink.write, chunk)
+        await asyncio.sleep(self.delay)
+        sink.close()
+
+    def stop(self):
+        async def end():
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            [task.cancel() for task in tasks]
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.loop.stop()
+
+        asyncio.run_coroutine_threadsafe(end(), self.loop)
+
+
+class Outbox:
+    def __init__(self, report, binaries, shared, folder, seconds):
+        self.report, self.binaries, self.shared, self.folder, self.seconds = report, binaries, shared, folder, seconds
+        self.package = wire.package(folder, shared, MODEL)
+        self.payloads, self.size = wire.payloads(folder, shared, MODEL)
+
+    def stored(self, home, results, *arguments):
+        """A backlog under `home`, and what storing it took."""
+        command = [self.binaries / "examples" / "outbox_store", home, str(results), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            sys.exit(f"bench: {' '.join(map(str, command))} ended with {done.returncode}:\n{done.stderr}")
+        return json.loads(done.stdout)
+
+    def configuration(self, home, near, far, outbox=""):
+        path = home / "limpet.toml"
+        # One broker where samples and results go to the same address, as on most gateways.
+        beside = f'[broker.near]\nurl = "mqtt://127.0.0.1:{near}"' if near != far else ""
+        path.write_text(f"""format = 1
+[gateway]
+id = "press-07"
+state = {json.dumps(str(home / "state"))}
+run = {json.dumps(str(home / "run"))}
+{beside}
+[broker.far]
+url = "mqtt://127.0.0.1:{far}"
+[uplink]
+broker = "far"
+[outbox]
+max_bytes = "1GiB"
+{outbox}
+[[source]]
+name = "load"
+broker = "{"near" if beside else "far"}"
+topic = "bench/{{stream}}/in"
+codec = {{ raw = {{ type = "i8", channels = {self.size}, header = [{{ tag = "u64le" }}] }} }}
+[[pipeline]]
+name = "bench"
+source = "load"
+model = {json.dumps(str(self.package))}
+deadline = "2s"
+publish = "every"
+""")
+        return path
+
+    @contextmanager
+    def gateway(self, home, config):
+        with wire.running([self.binaries / "limpet", "run", "--config", config], home / "limpet.log") as process:
+            yield process
+
+    def status(self, home):
+        done = subprocess.run([self.binaries / "limpet", "status", "--json", "--socket", home / "run" / "limpet.sock"],
+                              capture_output=True, text=True)
+        return json.loads(done.stdout) if done.returncode == 0 else None
+
+    def wait_for(self, home, wanted, limit=300):
+        end = time.monotonic() + limit
+        while time.monotonic() < end:
+            status = self.status(home)
+            if status and wanted(status):
+                return status
+            time.sleep(0.02)
+        sys.exit(f"bench: the agent did not come so far within {limit} s; its log:\n" +
+                 (home / "limpet.log").read_text()[-2000:])
+
+    @contextmanager
+    def audit(self, broker):
+        """Yields a function that ends the audit and gives its report."""
+        start = len(broker.lines)
+        command = [self.binaries / "limpet-lab", "audit", "--broker", f"mqtt://127.0.0.1:{broker.port}", "--from-start", "--json"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        broker.wait_for("limpet/1/+/result/#", start)
+
+        def end():
+            process.send_signal(signal.SIGTERM)
+            return json.loads(process.communicate(timeout=120)[0])
+
+        try:
+            yield end
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+    def home(self, part):
+        home = self.folder / part
+        home.mkdir()
+        return home
+
+    def store(self):
+        rows = []
+        for round in range(ROUNDS):
+            home = self.home(f"store-{round}")
+            rows.append(self.stored(home, STORED))
+        self.report.at_least("results stored in SQLite with synchronous=FULL, link down, median of 3",
+                             statistics.median(row["per_second"] for row in rows), 20_000, "/s",
+                             f"{rows[0]['streams']} streams; {rows[0]['written_bytes'] / STORED:.0f} bytes written for each")
+        self.report.figures["outbox_store"] = rows
+
+    def backlog(self):
+        home = self.home("backlog")
+        made = self.stored(home, BACKLOG)
+        # Only the disk has it, as after a power cut.
+        subprocess.run(["rm", "-rf", home / "run"], check=True)
+        broker = wire.Broker(home)
+        try:
+            with self.audit(broker) as ended:
+                config = self.configuration(home, broker.port, broker.port)
+                begin = time.monotonic()
+                with self.gateway(home, config) as process:
+                    started = self.wait_for(home, lambda status: status["outbox"]["stored"] > 0, 30)
+                    start = time.monotonic() - begin
+                    memory, waiting = [], started["outbox"]["stored"]
+                    self.wait_for(home, lambda status: status["pipelines"][0]["state"] == "serving")
+                    while waiting:
+                        memory.append(resident(process.pid))
+                        status = self.wait_for(home, lambda status: True)
+                        waiting = status["outbox"]["stored"] + status["outbox"]["live"]
+                        time.sleep(0.1)
+                report = ended()
+                # The same agent again, with nothing left.
+                with self.gateway(home, config) as process:
+                    self.wait_for(home, lambda status: status["pipelines"][0]["state"] == "serving")
+                    time.sleep(1)
+                    idle = resident(process.pid)
+        finally:
+            broker.stop()
+        rows = report["streams"]
+        total = lambda key: sum(row[key] for row in rows)
+        size = f"{made['database_bytes'] / 1e6:.0f} MB on the disk"
+        self.report.at_least("backlog drained to mosquitto, every message acknowledged", total("received") / report["seconds"],
+                             10_000, "/s", f"{total('received'):,} results, {size}")
+        self.report.at_most("of it lost, repeated or out of order", total("lost") + total("repeated") + total("out_of_order"), 0)
+        self.report.at_most("memory of the agent with that backlog, the most", max(memory) / 1e6, 30, "MB",
+                            f"resident set, the model and both engines in it; without a backlog {idle / 1e6:.1f}")
+        self.report.at_most("start with that backlog, until the agent answers", start, 1, "s")
+        self.report.figures["outbox_backlog"] = {"made": made, "audit": report, "memory": memory, "start": start}
+
+    def slow(self):
+        home = self.home("slow")
+        self.stored(home, SLOW_BACKLOG)
+        subprocess.run(["rm", "-rf", home / "run"], check=True)
+        broker = wire.Broker(home)
+        far = Wire(broker.port, 0.5)
+        try:
+            with self.audit(broker) as ended:
+                with self.gateway(home, self.configuration(home, broker.port, far.port)):
+                    broker.wait_for("bench/+/in", 0)
+                    seconds = self.seconds * 2
+                    load = subprocess.Popen(
+                        [self.binaries / "limpet-lab", "load", "--publish-only", "--broker", f"mqtt://127.0.0.1:{broker.port}",
+                         "--topic", "bench/a/in", "--payload", self.payloads, "--size", str(self.size), "--rate", "100",
+                         "--seconds", str(seconds + 5)], stdout=subprocess.DEVNULL)
+                    # Once results come: the model was proved meanwhile.
+                    self.wait_for(home, lambda status: status["pipelines"][0]["outcomes"].get("result", 0) > 50)
+                    waiting = lambda status: status["outbox"]["live"] + status["outbox"]["stored"]
+                    first, begin = self.status(home), time.monotonic()
+                    while time.monotonic() - begin < seconds and waiting(self.status(home)) > 100:
+                        time.sleep(0.2)
+                    last, took = self.status(home), time.monotonic() - begin
+                    load.wait()
+                    self.wait_for(home, lambda status: waiting(status) == 0)
+                report = ended()
+        finally:
+            far.stop()
+            broker.stop()
+        came = last["pipelines"][0]["outcomes"]["result"] - first["pipelines"][0]["outcomes"]["result"]
+        self.report.at_least("backlog shrinks at a round trip of 500 ms and Receive Maximum 20",
+                             (waiting(first) - waiting(last)) / took, 1, "/s",
+                             f"from {waiting(first):,} to {waiting(last):,} in {took:.1f} s while {came / took:.0f} results/s came in")
+        self.report.at_most("of all that lost", sum(row["lost"] for row in report["streams"]), 0)
+        self.report.figures["outbox_slow"] = {"first": first, "last": last, "seconds": took, "audit": report}
+
+    def wear(self):
+        home = self.home("wear")
+        broker = wire.Broker(home)
+        far = Wire(broker.port, 0.1)
+        seconds = self.seconds * 360
+        try:
+            with self.audit(broker) as ended:
+                with self.gateway(home, self.configuration(home, broker.port, far.port)) as process:
+                    broker.wait_for("bench/+/in", 0)
+                    load = subprocess.Popen(
+                        [self.binaries / "limpet-lab", "load", "--publish-only", "--broker", f"mqtt://127.0.0.1:{broker.port}",
+                         "--topic", "bench/a/in", "--payload", self.payloads, "--size", str(self.size), "--rate", "100",
+                         "--seconds", str(seconds + 30)], stdout=subprocess.DEVNULL)
+                    # Its first results: the proof is on the disk, which is no part of this.
+                    first = self.wait_for(home, lambda status: status["pipelines"][0]["outcomes"].get("result", 0) > 500)
+                    written, begin = delivery.written(process.pid), time.monotonic()
+                    time.sleep(seconds)
+                    written, took = delivery.written(process.pid) - written, time.monotonic() - begin
+                    last = self.status(home)
+                    load.wait()
+                report = ended()
+        finally:
+            far.stop()
+            broker.stop()
+        results = last["pipelines"][0]["outcomes"]["result"] - first["pipelines"][0]["outcomes"]["result"]
+        self.report.at_most("written to the disk on a healthy link, round trip 100 ms, in an hour", written / took * 3600 / 1e6, 5,
+                            "MB", f"measured for {took:.0f} s at {results / took:.1f} results/s, "
+                                  f"{last['outbox']['committed']} committed, {sum(row['lost'] for row in report['streams'])} lost")
+        self.report.figures["outbox_wear"] = {"seconds": took, "written": written, "results": results, "last": last["outbox"]}
+
+
+def resident(pid):
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(fields["VmRSS"].split()[0]) * 1024
+
+
+PARTS = ("store", "backlog", "slow", "wear")
+
+
+def run(report, binaries, shared, seconds, wanted):
+    with tempfile.TemporaryDirectory(prefix="limpet-bench-", dir=delivery.disk()) as folder:
+        bench = Outbox(report, binaries, shared, Path(folder), seconds)
+        for part in wanted:
+            getattr(bench, part)()
