@@ -12,6 +12,7 @@ use crate::cli::CheckArgs;
 use crate::config::{self, Durability, Loaded};
 use crate::fit::Fitted;
 use crate::library::Library;
+use crate::link::tls;
 use crate::serve::{Fault, NotProved, open};
 use crate::{CliError, configured, console, fit, threads};
 
@@ -28,6 +29,11 @@ pub fn check(args: &CheckArgs) -> Result<(), CliError> {
     let loaded = configured::in_effect(&args.config.config, file, &library)?;
     console::print(config::effective(&loaded).as_bytes())?;
     let fitted = fit::fit(&loaded, &library)?;
+    for (name, broker) in &loaded.config.brokers {
+        if broker.url.iter().any(|url| url.scheme.is_secure()) {
+            tls::client(broker).map_err(|why| CliError::configuration(vec![format!("broker.{name}: {why}")]))?;
+        }
+    }
     if loaded.config.outbox.durability == Durability::Each {
         console::print(PRICE_OF_EACH.as_bytes())?;
     }

@@ -14,6 +14,7 @@ use limpet_wire::message::{Event, Message, PipelineFigures, Quantiles, SourceFig
 
 use crate::config::BrokerUrl;
 use crate::crash::Death;
+use crate::link::Why;
 use crate::outbox::{EventIds, Notice, Outbox};
 use crate::wall;
 
@@ -108,9 +109,10 @@ impl Reporter {
     ///
     /// What only a person can change, such as a wrong password, is an error and an event the first time; later tries
     /// that fail for the same reason are warnings, until a connection is made.
-    pub fn link_lost(&self, broker: &str, url: &BrokerUrl, why: &str, connected: bool) {
+    pub fn link_lost(&self, broker: &str, url: &BrokerUrl, why: &Why, connected: bool) {
         let what = if connected { "connection lost" } else { "cannot connect" };
-        if self.is_newly_barred(broker, why) {
+        let (newly_barred, why) = (self.is_newly_barred(broker, why), &why.text);
+        if newly_barred {
             tracing::error!(broker, %url, why, "{what}");
             if !connected {
                 let message = format!("cannot connect to broker {broker} at {url}: {why}");
@@ -163,10 +165,10 @@ impl Reporter {
     }
 
     /// Whether `why` needs a person and was not said of this broker since the last connection to it.
-    fn is_newly_barred(&self, broker: &str, why: &str) -> bool {
-        needs_a_person(why) && {
+    fn is_newly_barred(&self, broker: &str, why: &Why) -> bool {
+        why.needs_a_person && {
             let mut barred = self.barred.lock().unwrap_or_else(PoisonError::into_inner);
-            barred.entry(broker.to_owned()).or_default().insert(why.to_owned())
+            barred.entry(broker.to_owned()).or_default().insert(why.text.clone())
         }
     }
 
@@ -296,14 +298,6 @@ impl Reporter {
         tracing::error!(pipeline, model, why, "the model is refused, its pipeline does not run");
         self.event("model-refused", why, &[("pipeline", pipeline), ("model", model)]);
     }
-}
-
-/// Whether the reason that a link gives goes away only if somebody changes something.
-fn needs_a_person(why: &str) -> bool {
-    why.contains("check username and password_file")
-        || ["password_file ", "another client connected with the client id", "the broker does not speak MQTT 5"]
-            .iter()
-            .any(|beginning| why.starts_with(beginning))
 }
 
 /// What was dropped for want of room, and how much of it was said.
@@ -439,35 +433,28 @@ mod tests {
     }
 
     fn url() -> BrokerUrl {
-        BrokerUrl { host: "broker".into(), port: 1883 }
+        "mqtt://broker".parse().unwrap()
     }
 
-    const LOGIN: &str =
-        "the broker refuses user 'a' with client id 'g' (NotAuthorized); check username and password_file";
+    fn login() -> Why {
+        Why::lasting("the broker refuses user 'a' with client id 'g' (NotAuthorized); check username and password_file")
+    }
 
     #[test]
     fn a_refused_login_is_an_event_once_until_a_connection_is_made() {
         let (reporter, outbox, _folder) = reporter();
         for _ in 0..5 {
-            reporter.link_lost("b", &url(), LOGIN, false);
-            reporter.link_lost("b", &url(), "connection refused; does a broker listen there?", false);
+            reporter.link_lost("b", &url(), &login(), false);
+            reporter.link_lost("b", &url(), &Why::passing("connection refused"), false);
         }
         assert_eq!(outbox.waiting(), 1);
         // Another reason, and another broker, are news.
-        reporter.link_lost("b", &url(), "password_file /p cannot be read: No such file", false);
-        reporter.link_lost("c", &url(), LOGIN, false);
+        reporter.link_lost("b", &url(), &Why::lasting("password_file /p cannot be read: No such file"), false);
+        reporter.link_lost("c", &url(), &login(), false);
         assert_eq!(outbox.waiting(), 3);
         reporter.link_made("b", &url());
-        reporter.link_lost("b", &url(), LOGIN, false);
+        reporter.link_lost("b", &url(), &login(), false);
         assert_eq!(outbox.waiting(), 5, "link-up, and the login is refused anew");
-    }
-
-    #[test]
-    fn only_what_stays_wrong_needs_a_person() {
-        assert!(needs_a_person(LOGIN));
-        assert!(needs_a_person("password_file /p cannot be read: Permission denied"));
-        assert!(!needs_a_person("the broker refuses the connection: ServerBusy"));
-        assert!(!needs_a_person("the broker closed the connection"));
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod results;
 mod status;
 mod swap;
 mod swarm;
+mod tls;
 mod wakeword;
 
 use limpet_tests::agent::Home;

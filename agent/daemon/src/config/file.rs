@@ -66,6 +66,7 @@ pub struct Broker {
     pub ca_file: Option<PathBuf>,
     pub cert_file: Option<PathBuf>,
     pub key_file: Option<PathBuf>,
+    pub proxy: Option<String>,
     pub keep_alive: Option<Interval>,
     pub mqtt: Option<u8>,
 }

@@ -15,6 +15,7 @@ pub mod load;
 mod model;
 mod resolve;
 pub mod units;
+mod url;
 
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,7 @@ pub use file::OneOrMany;
 pub use load::{Loaded, Overlay, Surroundings, load};
 pub use model::ModelRef;
 pub use units::{Fraction, Interval, Size};
+pub use url::{BrokerUrl, ProxyUrl, Scheme};
 
 use crate::CliError;
 
@@ -222,6 +224,14 @@ pub struct Broker {
     pub username: Option<String>,
     /// File with the password; only there together with `username`.
     pub password_file: Option<PathBuf>,
+    /// Authorities that vouch for the broker; `None`: those of the system.
+    pub ca_file: Option<PathBuf>,
+    /// This gateway's certificate, with those between it and its authority, if the broker asks for one.
+    pub cert_file: Option<PathBuf>,
+    /// Its key; there if the certificate is.
+    pub key_file: Option<PathBuf>,
+    /// HTTP proxy that the connection goes through.
+    pub proxy: Option<ProxyUrl>,
     /// MQTT keep-alive, whole seconds.
     pub keep_alive: Interval,
     /// Version of MQTT: 5.
@@ -240,15 +250,6 @@ impl Broker {
         let line = text.strip_suffix('\n').unwrap_or(&text);
         Ok(Some(line.strip_suffix('\r').unwrap_or(line).to_owned()))
     }
-}
-
-/// `mqtt://HOST[:PORT]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BrokerUrl {
-    /// Name or address, without brackets.
-    pub host: String,
-    /// TCP port; 1883 unless given.
-    pub port: u16,
 }
 
 /// The link that carries results.

@@ -24,7 +24,6 @@ mod outbox;
 
 const STATE: &str = "/var/lib/limpet";
 const RUN: &str = "/run/limpet";
-const MQTT_PORT: u16 = 1883;
 /// Shortest keep-alive in seconds: rumqttc panics below it.
 const KEEP_ALIVE_MIN: u64 = 5;
 /// MQTT writes the keep-alive as 16 bits of seconds.
@@ -52,9 +51,6 @@ const HANG_MIN: Duration = Duration::from_millis(100);
 const HANG_MAX: Duration = Duration::from_secs(600);
 /// Ten minutes: a result that waits longer for company is late for everybody.
 const BATCH_DELAY_MAX: Duration = Duration::from_secs(600);
-
-const NO_TLS: &str =
-    "TLS and WebSocket links are not in this version yet; use mqtt:// through a local broker or bridge";
 
 /// Builds the configuration.
 pub(super) fn resolve(
@@ -246,13 +242,6 @@ impl Check<'_> {
     }
 
     fn broker(&mut self, at: &At, name: &str, gateway: &str, file: file::Broker) -> Option<Broker> {
-        for (key, set) in [
-            ("ca_file", file.ca_file.is_some()),
-            ("cert_file", file.cert_file.is_some()),
-            ("key_file", file.key_file.is_some()),
-        ] {
-            self.require(at, key, !set, || NO_TLS.into());
-        }
         let mqtt = file.mqtt.unwrap_or(5);
         self.require(at, "mqtt", mqtt == 5, || match mqtt {
             4 => "MQTT 3.1.1 is not in this version yet; use a broker that speaks MQTT 5 and leave the key out".into(),
@@ -271,26 +260,54 @@ impl Check<'_> {
         self.require(at, "client_id", fits, || {
             format!("found '{}', expected 1 to 128 bytes without control characters", client_id.escape_debug())
         });
-        let password_file = file.password_file.map(|path| self.password_file(at, &path));
+        let password_file = file.password_file.map(|path| self.secret_file(at, "password_file", &path, "the password"));
         self.require(at, "password_file", password_file.is_none() || file.username.is_some(), || {
             "a password without a user name is not sent; add 'username'".into()
         });
 
         let urls = file.url.as_slice();
         self.require(at, "url", !urls.is_empty(), || "the list is empty; give at least one address".into());
-        let parsed: Vec<Option<BrokerUrl>> = urls.iter().map(|url| self.accept(at, "url", parse_url(url))).collect();
+        let parsed: Vec<Option<BrokerUrl>> = urls.iter().map(|url| self.accept(at, "url", url.parse())).collect();
         let url = parsed.into_iter().collect::<Option<Vec<_>>>()?;
-        Some(Broker { url, client_id, username: file.username, password_file, keep_alive, mqtt })
+        let tls = url.iter().any(|url| url.scheme.is_secure());
+        let mut secret = |key: &str, path: Option<PathBuf>, what: &str| {
+            let path = path.map(|path| self.secret_file(at, key, &path, what));
+            self.require(at, key, path.is_none() || tls, || {
+                "it has no use without TLS; give an address that begins with mqtts:// or wss://, or remove the key"
+                    .into()
+            });
+            path
+        };
+        let ca_file = secret("ca_file", file.ca_file, "the certificates of the authorities that sign the broker's");
+        let cert_file = secret("cert_file", file.cert_file, "this gateway's certificate");
+        let key_file = secret("key_file", file.key_file, "the key of this gateway's certificate");
+        let (lone, other) = if cert_file.is_some() { ("cert_file", "key_file") } else { ("key_file", "cert_file") };
+        self.require(at, lone, cert_file.is_some() == key_file.is_some(), || {
+            format!("a client certificate needs both; add '{other}'")
+        });
+        let proxy = file.proxy.and_then(|proxy| self.accept(at, "proxy", proxy.parse()));
+        Some(Broker {
+            url,
+            client_id,
+            username: file.username,
+            password_file,
+            ca_file,
+            cert_file,
+            key_file,
+            proxy,
+            keep_alive,
+            mqtt,
+        })
     }
 
-    /// A path, or the bare name of a systemd credential.
-    fn password_file(&mut self, at: &At, path: &Path) -> PathBuf {
+    /// A path, or the bare name of a systemd credential, of a file that holds `what`.
+    fn secret_file(&mut self, at: &At, key: &str, path: &Path, what: &str) -> PathBuf {
         let bare = path.components().count() == 1 && path.is_relative();
         let credentials =
             self.surroundings.variable("CREDENTIALS_DIRECTORY").filter(|_| bare).map(|dir| Path::new(dir).join(path));
         let chosen = credentials.filter(|path| path.is_file()).unwrap_or_else(|| self.path(path));
-        self.require(at, "password_file", chosen.is_file(), || {
-            format!("there is no file {}; put the password there, readable for the agent alone", chosen.display())
+        self.require(at, key, chosen.is_file(), || {
+            format!("there is no file {}; put {what} there, readable for the agent alone", chosen.display())
         });
         chosen
     }
@@ -844,69 +861,5 @@ impl Check<'_> {
             }
         }
         Some(LocalOutput { broker: broker?, topic: topic?, on: file.on.unwrap_or(Publish::Triggers), qos })
-    }
-}
-
-/// Reads `mqtt://HOST[:PORT]`. Whatever is wrong with it, a password that stands in it is not repeated.
-fn parse_url(url: &str) -> Result<BrokerUrl, String> {
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return Err(format!("found '{}', expected mqtt://HOST:PORT", if url.contains('@') { "…" } else { url }));
-    };
-    match scheme {
-        "mqtt" => {}
-        "mqtts" | "ws" | "wss" => return Err(format!("found {scheme}://; {NO_TLS}")),
-        _ => return Err(format!("found {}://, expected mqtt://HOST:PORT", scheme.escape_debug())),
-    }
-    if rest.contains('@') {
-        return Err("user name and password do not belong into the address; use 'username' and 'password_file'".into());
-    }
-    let wrong = |reason: &str| format!("'{}' {reason}; expected mqtt://HOST:PORT", url.escape_debug());
-    let rest = rest.strip_suffix('/').unwrap_or(rest);
-    let (host, port) = match rest.strip_prefix('[') {
-        Some(bracketed) => {
-            let (host, port) = bracketed.split_once(']').ok_or_else(|| wrong("has no closing bracket"))?;
-            let address = host.parse::<std::net::Ipv6Addr>().map_err(|_| wrong("holds no IPv6 address"))?;
-            (
-                address.to_string(),
-                if port.is_empty() {
-                    None
-                } else {
-                    Some(port.strip_prefix(':').ok_or_else(|| wrong("has text after the bracket"))?)
-                },
-            )
-        }
-        None => match rest.split_once(':') {
-            Some((host, port)) => (host.to_owned(), Some(port)),
-            None => (rest.to_owned(), None),
-        },
-    };
-    let plain = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_');
-    if host.is_empty() || host.len() > 253 || !(host.contains(':') || host.chars().all(plain)) {
-        return Err(wrong("names no host"));
-    }
-    let digits = |port: &&str| port.bytes().all(|b| b.is_ascii_digit());
-    let port = match port {
-        None => MQTT_PORT,
-        Some(port) => match Some(port).filter(digits).and_then(|port| port.parse().ok()) {
-            Some(port @ 1..) => port,
-            _ => return Err(wrong("has no port from 1 to 65535")),
-        },
-    };
-    Ok(BrokerUrl { host, port })
-}
-
-impl std::fmt::Display for BrokerUrl {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "mqtt://[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "mqtt://{}:{}", self.host, self.port)
-        }
-    }
-}
-
-impl serde::Serialize for BrokerUrl {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
     }
 }

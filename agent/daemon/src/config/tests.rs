@@ -78,7 +78,7 @@ fn replaced(old: &str, new: &str) -> String {
 fn the_smallest_configuration_gets_the_documented_defaults() {
     let config = good(SMALL);
     let broker = &config.brokers["local"];
-    assert_eq!(broker.url, [BrokerUrl { host: "127.0.0.1".into(), port: 1883 }]);
+    assert_eq!(broker.url, ["mqtt://127.0.0.1".parse().unwrap()]);
     assert_eq!(broker.client_id, "limpet-press-07-local");
     assert_eq!(broker.keep_alive.0, Duration::from_secs(12));
     assert_eq!((&*config.uplink.broker, config.uplink.prefix.as_str()), ("local", "limpet/1"));
@@ -236,13 +236,6 @@ fn all_problems_are_reported_at_once() {
 
 #[test]
 fn what_this_version_cannot_do_is_said_clearly() {
-    for url in ["mqtts://h", "ws://h", "wss://h/mqtt"] {
-        let error = bad(&replaced("mqtt://127.0.0.1", url));
-        assert!(error.contains("TLS and WebSocket links are not in this version yet"), "{error}");
-    }
-    for line in ["ca_file = \"x\"", "cert_file = \"x\"", "key_file = \"x\""] {
-        assert!(bad(&after("url", line)).contains("TLS and WebSocket links are not in this version yet"), "{line}");
-    }
     assert!(bad(&after("url", "mqtt = 4")).contains("MQTT 3.1.1 is not in this version yet"));
     assert!(bad(&format!("{SMALL}[uplink]\ncommands = [\"logs\"]\n")).contains("commands are not in this version yet"));
 }
@@ -309,16 +302,19 @@ fn a_signed_configuration_replaces_three_tables_and_names_no_path() {
 
 #[test]
 fn addresses_are_read_strictly_and_passwords_never_repeated() {
-    for (url, host, port) in [
-        ("mqtt://h:1", "h", 1),
-        ("mqtt://mqtt-1.example.com/", "mqtt-1.example.com", 1883),
-        ("mqtt://[::1]:1884", "::1", 1884),
-        ("mqtt://[fe80::1]", "fe80::1", 1883),
+    for (url, scheme, host, port, path) in [
+        ("mqtt://h:1", Scheme::Mqtt, "h", 1, ""),
+        ("mqtt://mqtt-1.example.com/", Scheme::Mqtt, "mqtt-1.example.com", 1883, ""),
+        ("mqtt://[::1]:1884", Scheme::Mqtt, "::1", 1884, ""),
+        ("mqtt://[fe80::1]", Scheme::Mqtt, "fe80::1", 1883, ""),
+        ("mqtts://h", Scheme::Mqtts, "h", 8883, ""),
+        ("ws://h", Scheme::Ws, "h", 80, "/"),
+        ("wss://h/mqtt?x=1", Scheme::Wss, "h", 443, "/mqtt?x=1"),
+        ("wss://[::1]:9001/a/b", Scheme::Wss, "::1", 9001, "/a/b"),
     ] {
-        assert_eq!(
-            good(&replaced("mqtt://127.0.0.1", url)).brokers["local"].url[0],
-            BrokerUrl { host: host.into(), port }
-        );
+        let found = &good(&replaced("mqtt://127.0.0.1", url)).brokers["local"].url[0];
+        assert_eq!(*found, BrokerUrl { scheme, host: host.into(), port, path: path.into() });
+        assert_eq!(found.to_string().parse(), Ok(found.clone()), "what is printed reads back");
     }
     for url in [
         "127.0.0.1:1883",
@@ -328,6 +324,8 @@ fn addresses_are_read_strictly_and_passwords_never_repeated() {
         "mqtt://h:+1",
         "mqtt://[::1",
         "mqtt://h/x",
+        "mqtts://h/x",
+        "wss://h/a b",
         "http://h",
         "mqtt://a b",
     ] {
@@ -337,6 +335,50 @@ fn addresses_are_read_strictly_and_passwords_never_repeated() {
         assert!(!bad(&replaced("mqtt://127.0.0.1", url)).contains("secret"), "{url}");
     }
     assert!(bad(&replaced("\"mqtt://127.0.0.1\"", "[]")).contains("the list is empty"));
+}
+
+#[test]
+fn files_of_tls_need_tls_and_a_certificate_its_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("x.pem");
+    std::fs::write(&file, "").unwrap();
+    let file = file.display();
+    let lines = |keys: &[&str]| keys.iter().map(|key| format!("{key} = \"{file}\"\n")).collect::<String>();
+    let secure = |keys: &[&str]| after("url", &lines(keys)).replace("mqtt://127.0.0.1", "mqtts://127.0.0.1");
+    let config = good(&secure(&["ca_file", "cert_file", "key_file"]));
+    assert_eq!(config.brokers["local"].key_file.as_deref(), Some(folder.path().join("x.pem").as_path()));
+    for key in ["ca_file", "cert_file", "key_file"] {
+        let error = bad(&after("url", &lines(&[key])));
+        assert!(error.contains(&format!("broker.local.{key}: it has no use without TLS")), "{error}");
+        let error = bad(&after("url", &format!("{key} = \"no.pem\"")));
+        assert!(error.contains(&format!("broker.local.{key}: there is no file /etc/limpet/no.pem")), "{error}");
+    }
+    assert!(
+        bad(&secure(&["cert_file"]))
+            .contains("broker.local.cert_file: a client certificate needs both; add 'key_file'")
+    );
+    assert!(
+        bad(&secure(&["key_file"])).contains("broker.local.key_file: a client certificate needs both; add 'cert_file'")
+    );
+}
+
+#[test]
+fn a_proxy_is_an_address_of_http_with_a_port() {
+    let proxy = |url: &str| after("url", &format!("proxy = \"{url}\""));
+    let found = good(&proxy("http://proxy.example.com:3128")).brokers["local"].proxy.clone().unwrap();
+    assert_eq!((found.host.as_str(), found.port), ("proxy.example.com", 3128));
+    for (url, expected) in [
+        ("proxy:3128", "is no address of an HTTP proxy"),
+        ("https://proxy:3128", "is no address of an HTTP proxy"),
+        ("http://proxy", "has no port"),
+        ("http://me:secret@proxy:1", "a user and a password is not supported"),
+    ] {
+        let error = bad(&proxy(url));
+        assert!(
+            error.contains("broker.local.proxy") && error.contains(expected) && !error.contains("secret"),
+            "{error}"
+        );
+    }
 }
 
 #[test]
@@ -557,10 +599,12 @@ fn uncommented(text: &str, all: bool) -> String {
     text.lines().map(live).collect::<Vec<_>>().join("\n")
 }
 
-/// Reads the reference where its password file exists.
+/// Reads the reference where its files exist.
 fn read_reference(text: &str) -> Config {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("password"), "x").unwrap();
+    for file in ["password", "ca.pem", "press-07.pem", "press-07.key"] {
+        std::fs::write(folder.path().join(file), "x").unwrap();
+    }
     let variables = [("CREDENTIALS_DIRECTORY", folder.path().to_str().unwrap())];
     read_with(text, &variables).unwrap_or_else(|error| panic!("{error}\n{text}")).config
 }
@@ -588,7 +632,8 @@ fn keys(value: &serde_json::Value, path: &str, found: &mut std::collections::BTr
 #[test]
 fn the_reference_is_a_valid_configuration_as_shipped_and_with_every_key_live() {
     read_reference(REFERENCE);
-    read_reference(&uncommented(REFERENCE, true));
+    // A live ca_file needs an address with TLS.
+    read_reference(&uncommented(REFERENCE, true).replace("mqtt://127.0.0.1:1883", "mqtts://127.0.0.1:8883"));
 }
 
 #[test]

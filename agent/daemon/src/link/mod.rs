@@ -14,6 +14,7 @@
 pub mod backoff;
 pub mod depot;
 pub mod outgoing;
+pub mod tls;
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -25,19 +26,19 @@ use std::time::{Duration, Instant};
 
 use limpet_wire::message::{Message, Presence, Status};
 use limpet_wire::topic::Topics;
-use rumqttc::NetworkOptions;
 use rumqttc::Outgoing as Sent;
-use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
     ConnectReturnCode, DisconnectReasonCode, Filter, LastWill, LastWillProperties, Packet, PubAckReason,
     PublishProperties, RetainForwardRule, SubscribeReasonCode,
 };
+use rumqttc::v5::mqttbytes::{Error as Malformed, QoS};
 use rumqttc::v5::{AsyncClient, ConnectionError, Event, MqttOptions, StateError};
+use rumqttc::{NetworkOptions, Proxy, ProxyAuth, ProxyType, TlsConfiguration, Transport};
 use tokio::sync::watch;
 
 use self::backoff::Backoff;
 use self::outgoing::{BATCH_BYTES, Next, Outgoing, Ready, Room};
-use crate::config::{Broker, BrokerUrl};
+use crate::config::{Broker, BrokerUrl, ProxyUrl, Scheme};
 use crate::outbox::book::Custody;
 use crate::report::Reporter;
 use crate::wall;
@@ -154,7 +155,7 @@ async fn stopped(stop: &mut watch::Receiver<Stop>) {
 
 enum End {
     Stopped,
-    Lost { why: String, connected: bool },
+    Lost { why: Why, connected: bool },
 }
 
 /// Messages that were handed to the client, until the broker has acknowledged them.
@@ -196,7 +197,7 @@ async fn connection(
     let session = format!("{:016x}", random());
     let options = match options(role, url, &session) {
         Ok(options) => options,
-        Err(why) => return End::Lost { why, connected: false },
+        Err(why) => return End::Lost { why: Why::lasting(why), connected: false },
     };
     let (client, mut events) = AsyncClient::new(options, CLIENT_QUEUE);
     let flight = Rc::new(RefCell::new(Flight::default()));
@@ -229,7 +230,7 @@ async fn connection(
                     }
                     () = &mut guard => {
                         if last_event.elapsed() >= longest {
-                            let why = format!("nothing moved for {} s; the line is dead or the broker hangs", longest.as_secs());
+                            let why = Why::passing(format!("nothing moved for {} s; the line is dead or the broker hangs", longest.as_secs()));
                             break Err(End::Lost { why, connected: sender.is_some() });
                         }
                         guard.as_mut().reset((last_event + longest).into());
@@ -329,7 +330,10 @@ async fn connection(
             // It is on its way: the client flushes before it tells.
             Ok(Event::Outgoing(Sent::Disconnect)) => break End::Stopped,
             Ok(_) => {}
-            Err(error) => break End::Lost { why: explain(&error, &role.broker), connected: sender.is_some() },
+            Err(error) => {
+                let connected = sender.is_some();
+                break End::Lost { why: explain(&error, &role.broker, url, connected), connected };
+            }
         }
     };
     if let Some(sender) = sender {
@@ -494,7 +498,19 @@ fn subscribe(client: &AsyncClient, filters: &[(String, bool)]) -> VecDeque<Vec<S
 
 fn options(role: &Role, url: &BrokerUrl, session: &str) -> Result<MqttOptions, String> {
     let broker = &role.broker;
-    let mut options = MqttOptions::new(broker.client_id.clone(), url.host.clone(), url.port);
+    // Over WebSocket the client takes the whole address in the place of the host.
+    let host = if url.scheme.is_web() { url.to_string() } else { url.host.clone() };
+    let mut options = MqttOptions::new(broker.client_id.clone(), host, url.port);
+    options.set_transport(match url.scheme {
+        Scheme::Mqtt => Transport::Tcp,
+        Scheme::Mqtts => Transport::Tls(TlsConfiguration::Rustls(tls::client(broker)?)),
+        Scheme::Ws => Transport::Ws,
+        Scheme::Wss => Transport::Wss(TlsConfiguration::Rustls(tls::client(broker)?)),
+    });
+    if let Some(ProxyUrl { host, port }) = &broker.proxy {
+        let (ty, auth, addr) = (ProxyType::Http, ProxyAuth::None, host.clone());
+        options.set_proxy(Proxy { ty, auth, addr, port: *port });
+    }
     options.set_clean_start(true);
     options.set_session_expiry_interval(Some(0));
     options.set_keep_alive(broker.keep_alive.0);
@@ -528,47 +544,100 @@ fn options(role: &Role, url: &BrokerUrl, session: &str) -> Result<MqttOptions, S
 }
 
 /// Why a connection ended or was not made, and what to do.
-fn explain(error: &ConnectionError, broker: &Broker) -> String {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Why {
+    /// A sentence.
+    pub text: String,
+    /// Whether it goes away only if somebody changes something.
+    pub needs_a_person: bool,
+}
+
+impl Why {
+    /// Something that may go away by itself.
+    pub fn passing(text: impl Into<String>) -> Self {
+        Self { text: text.into(), needs_a_person: false }
+    }
+
+    /// Something that stays wrong until somebody puts it right.
+    pub fn lasting(text: impl Into<String>) -> Self {
+        Self { text: text.into(), needs_a_person: true }
+    }
+}
+
+fn explain(error: &ConnectionError, broker: &Broker, url: &BrokerUrl, connected: bool) -> Why {
+    // An alert that comes with the first packets is not among the sources of this error.
+    let of_tls = match error {
+        ConnectionError::MqttState(StateError::Deserialization(error)) => tls::explain(error, broker, url),
+        error => tls::explain(error, broker, url),
+    };
+    if let Some(why) = of_tls {
+        return Why::lasting(why);
+    }
+    let cut = matches!(
+        error,
+        ConnectionError::MqttState(StateError::ConnectionAborted | StateError::Deserialization(Malformed::Io(_)))
+    );
+    if cut && !connected && !url.scheme.is_secure() {
+        let text = "the broker closed the connection before it said anything; does it want TLS (mqtts://, wss://)?";
+        return Why::passing(text);
+    }
     match error {
         ConnectionError::ConnectionRefused(code) => refused(*code, broker),
         ConnectionError::MqttState(StateError::ConnFail { reason }) => refused(*reason, broker),
         ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => match reason_code {
-            DisconnectReasonCode::SessionTakenOver => format!(
+            DisconnectReasonCode::SessionTakenOver => Why::lasting(format!(
                 "another client connected with the client id '{}'; give each gateway an id of its own",
                 broker.client_id
-            ),
-            code => format!("the broker ended the connection: {code:?}"),
+            )),
+            code => Why::passing(format!("the broker ended the connection: {code:?}")),
         },
-        ConnectionError::MqttState(StateError::AwaitPingResp) => "the broker does not answer pings any more".into(),
-        ConnectionError::MqttState(StateError::ConnectionAborted) => "the broker closed the connection".into(),
-        ConnectionError::MqttState(StateError::IncomingPacketTooLarge { pkt_size, max }) => {
-            format!("a message of {pkt_size} bytes came in, {max} are taken at most; make the sender split it")
+        ConnectionError::MqttState(StateError::AwaitPingResp) => {
+            Why::passing("the broker does not answer pings any more")
         }
+        ConnectionError::MqttState(StateError::ConnectionAborted) => Why::passing("the broker closed the connection"),
+        ConnectionError::Tls(rumqttc::TlsError::Io(error)) => Why::passing(format!(
+            "the broker ended the connection in the middle of TLS ({error}); does it speak TLS at {url}? Give its port for TLS, or a scheme without it"
+        )),
+        ConnectionError::MqttState(StateError::IncomingPacketTooLarge { pkt_size, max }) => Why::lasting(format!(
+            "a message of {pkt_size} bytes came in, {max} are taken at most; make the sender split it"
+        )),
         ConnectionError::Timeout(_) => {
-            "no answer within 5 s; is the address right, and does a firewall let it through?".into()
+            Why::passing("no answer within 5 s; is the address right, and does a firewall let it through?")
         }
         ConnectionError::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            "connection refused; does a broker listen there?".into()
+            Why::passing("connection refused; does a broker listen there?")
         }
-        ConnectionError::Io(error) | ConnectionError::MqttState(StateError::Io(error)) => error.to_string(),
-        other => other.to_string(),
+        ConnectionError::Proxy(error) => {
+            let proxy = broker.proxy.as_ref().map_or_else(String::new, ToString::to_string);
+            Why::lasting(format!(
+                "the proxy {proxy} does not let it through: {error}; is it right, and does it allow CONNECT to {url}?"
+            ))
+        }
+        ConnectionError::Websocket(error) => {
+            Why::lasting(format!("no WebSocket at {url}: {error}; are port and path right?"))
+        }
+        ConnectionError::Io(error)
+        | ConnectionError::MqttState(StateError::Io(error) | StateError::Deserialization(Malformed::Io(error))) => {
+            Why::passing(error.to_string())
+        }
+        other => Why::passing(other.to_string()),
     }
 }
 
-fn refused(code: ConnectReturnCode, broker: &Broker) -> String {
+fn refused(code: ConnectReturnCode, broker: &Broker) -> Why {
     let user = match &broker.username {
         Some(user) => format!("user '{user}'"),
         None => "a client without username".into(),
     };
     match code {
-        ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized => format!(
+        ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized => Why::lasting(format!(
             "the broker refuses {user} with client id '{}' ({code:?}); check username and password_file",
             broker.client_id
-        ),
+        )),
         ConnectReturnCode::UnsupportedProtocolVersion => {
-            "the broker does not speak MQTT 5, which this version needs".into()
+            Why::lasting("the broker does not speak MQTT 5, which this version needs")
         }
-        code => format!("the broker refuses the connection: {code:?}"),
+        code => Why::passing(format!("the broker refuses the connection: {code:?}")),
     }
 }
 
