@@ -224,7 +224,7 @@ fn length(range: &RangeInclusive<u64>) -> u64 {
 /// The numbers that were dropped, as ranges: those between the ones that were kept.
 fn pieces(range: &DroppedRange) -> Vec<RangeInclusive<u64>> {
     if range.every <= 1 {
-        return (range.first <= range.last).then(|| range.first..=range.last).into_iter().collect();
+        return (range.first <= range.last).then_some(range.first..=range.last).into_iter().collect();
     }
     let mut pieces = Vec::new();
     let mut first = range.first;
