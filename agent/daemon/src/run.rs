@@ -441,6 +441,8 @@ async fn serve_by(
     if !drained.await.unwrap_or(false) {
         tracing::error!("windows were still waiting when the time for stopping was half over; they are lost");
     }
+    // First of all it is on the disk; what is acknowledged while the links say goodbye leaves it again.
+    outbox.commit_all(Instant::now() + STOP / 8);
     // Before the links say goodbye, so that it still goes out.
     drops.look(|| outbox.figures().dropped, |count| reporter.dropped(count));
     // A receiver that is gone has stopped by itself.

@@ -54,7 +54,7 @@ pub struct AuditArgs {
     json: bool,
 }
 
-/// Runs `limpet-lab audit`. Exit code 1 if anything is lost.
+/// Runs `limpet-lab audit`. Exit code 1 if anything is lost, could not be read, or if nothing came.
 pub fn run(args: &AuditArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio does not start")?;
     let ledger = runtime.block_on(listen(args))?;

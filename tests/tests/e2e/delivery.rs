@@ -42,7 +42,7 @@ impl Plant {
         let mut machine = Client::connect(&broker);
         machine.subscribe(&["plant/+/alarm"]);
         let config = format!(
-            "{}[broker.far]\nurl = \"{uplink_url}\"\nkeep_alive = \"5s\"\n[uplink]\nbroker = \"far\"\n{}",
+            "{}[broker.far]\nurl = \"{uplink_url}\"\nkeep_alive = \"5s\"\n[uplink]\nbroker = \"far\"\n[outbox]\norder = \"backlog-first\"\n{}",
             local(&broker),
             levels(&package, "", pipeline)
         );

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use limpet_tests::agent::Home;
 
 use limpet_tests::program::Running;
-use limpet_tests::{Agent, Broker, Client, LIMIT, Package, Proxy, Random, repeats};
+use limpet_tests::{Agent, Broker, Client, LIMIT, Package, Proxy, Random, repeats, seed};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -62,8 +62,8 @@ fn killed_under_load_nothing_that_was_stored_is_lost() {
     let package = Package::scores();
     let config = format!("{}{}", local(&broker), levels(&package, "", EVERY));
     let mut home = Home::proved();
-    let mut random = Random::new(7);
-    let kills = repeats(6);
+    let mut random = Random::new(seed());
+    let kills = 5 * repeats(10);
     for _ in 0..kills {
         let mark = broker.mark();
         let agent = Agent::start_in(home, &config);

@@ -341,7 +341,7 @@ pub struct Outbox {
     pub max_bytes: Size,
     /// How long one may wait.
     pub max_age: Interval,
-    /// Most bytes in memory and on tmpfs, of each.
+    /// Most bytes on tmpfs; in memory up to twice as much.
     pub ring: Size,
     /// What is dropped when there is no room, unless a pipeline says otherwise.
     pub policy: DropPolicy,

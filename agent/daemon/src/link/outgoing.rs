@@ -18,7 +18,7 @@ use limpet_wire::{WireError, binary, content_type};
 use tokio::sync::Notify;
 
 use crate::config::Encoding;
-use crate::outbox::book::{Batch, Custody, Take};
+use crate::outbox::book::{Batch, Boot, Custody, Take};
 use crate::outbox::{Outbox, item};
 use crate::wall::Wall;
 
@@ -398,7 +398,12 @@ fn pack(outbox: &Outbox, batch: Batch, topics: &Topics, room: Room) -> Next {
     let mut parcel = Parcel::new(packing.map_or(Encoding::Json, |packing| packing.encoding));
     let mut taken = 0;
     for item in &items {
-        match parcel.push(&item.payload, item.offset.or(offset), room.bytes) {
+        let known = match item.boot {
+            Boot::This => offset,
+            Boot::Known(offset) => Some(offset),
+            Boot::Unknown => None,
+        };
+        match parcel.push(&item.payload, known, room.bytes) {
             Ok(true) => {}
             Ok(false) => break,
             Err(error) => tracing::error!(number = item.number, %error, "a stored item cannot be read and is lost"),

@@ -41,6 +41,8 @@ pub type LaneId = u32;
 const WINDOW: u64 = 256 << 10;
 /// Rows that wait to be deleted before they are deleted without waiting for the interval to pass.
 const GONE: usize = 4096;
+/// Rows that wait to be deleted beyond which no more are read: the disk does not take the deletion.
+const GONE_MOST: usize = 8 * GONE;
 /// Bytes of a row in the database beside its payload: number, lane, times, and its share of page headers.
 pub const ROW: u64 = 32;
 /// A message of JSON is about so many times as long as what is stored, until a lane has shown it.
@@ -97,6 +99,17 @@ pub struct Batch {
     pub packing: Option<Packing>,
 }
 
+/// What is known of the boot under which an item was stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Boot {
+    /// It is this one, and the clock says what time it was.
+    This,
+    /// An earlier one, of which UTC minus boot time is known, in nanoseconds.
+    Known(i64),
+    /// An earlier one that never knew the time.
+    Unknown,
+}
+
 /// An item handed to the link.
 #[derive(Debug)]
 pub struct Taken {
@@ -104,8 +117,8 @@ pub struct Taken {
     pub number: Number,
     /// What it says.
     pub payload: Payload,
-    /// UTC minus the boot time of the boot under which it was stored, where the database knows it.
-    pub offset: Option<i64>,
+    /// When it was stored.
+    pub boot: Boot,
 }
 
 /// Items in hand. Whoever holds it settles it or gives it back.
@@ -162,8 +175,8 @@ pub struct ReadRow {
     pub lane: LaneId,
     /// What it says.
     pub payload: Payload,
-    /// UTC minus the boot time of the boot under which it was stored, in nanoseconds, if that is known.
-    pub offset: Option<i64>,
+    /// When it was stored.
+    pub boot: Boot,
 }
 
 /// What the keeper of the database is to do.
@@ -239,7 +252,7 @@ struct Live {
 struct Back {
     number: Number,
     payload: Payload,
-    offset: Option<i64>,
+    boot: Boot,
 }
 
 #[derive(Debug)]
@@ -312,6 +325,10 @@ pub struct Book {
     flush: bool,
     /// When writing may be tried again, and whether it failed last.
     retry: Option<Instant>,
+    /// The same of reading.
+    read_retry: Option<Instant>,
+    /// Whether the keeper wrote last.
+    wrote_last: bool,
     /// Lanes that the link leaves alone.
     parked: HashMap<LaneId, Instant>,
     /// When the backlog may go on, by its rate.
@@ -323,12 +340,12 @@ pub struct Book {
 }
 
 impl Book {
-    /// An outbox in whose database these lanes have rows. Numbers go on after `last`.
-    pub fn new(rules: Rules, stored: Vec<LaneRows>, last: Number) -> Self {
+    /// An outbox in whose database these lanes have rows. Numbers go on after `last`, lanes with `lane`.
+    pub fn new(rules: Rules, stored: Vec<LaneRows>, last: Number, lane: LaneId) -> Self {
         let mut book = Self {
             rules,
             next_number: 1,
-            next_lane: 1,
+            next_lane: lane,
             lanes: BTreeMap::new(),
             by_key: HashMap::new(),
             live_heads: BTreeSet::new(),
@@ -349,6 +366,8 @@ impl Book {
             congested: false,
             flush: false,
             retry: None,
+            read_retry: None,
+            wrote_last: false,
             parked: HashMap::new(),
             drain_from: None,
             look_at_age: None,
@@ -448,6 +467,11 @@ impl Book {
         self.live_bytes > self.rules.ring / 2
     }
 
+    /// Bytes of live items, waiting or in hand.
+    pub fn live_bytes(&self) -> u64 {
+        self.live_bytes
+    }
+
     /// Everything is to be committed now.
     pub fn flush(&mut self) {
         self.flush = true;
@@ -460,15 +484,28 @@ impl Book {
 
     /// Items that wait or are in hand.
     pub fn waiting(&self) -> u64 {
-        self.live + self.stored - self.gone.len() as u64 - self.deleting.len() as u64
+        (self.live + self.stored).saturating_sub(self.gone.len() as u64 + self.deleting.len() as u64)
     }
 
-    /// The same of one lane, and what was acknowledged and is not deleted yet.
-    pub fn waiting_in(&self, key: &LaneKey) -> u64 {
-        let Some((id, lane)) = self.by_key.get(key).and_then(|id| Some((*id, self.lanes.get(id)?))) else { return 0 };
-        let held = self.hand.values().filter(|(lane, held)| *lane == id && matches!(held, Held::Live(_))).count();
-        let gone = self.gone.values().filter(|row| row.lane == id).count();
-        (lane.live.len() + held) as u64 + lane.rows.saturating_sub(gone as u64)
+    /// The same by what they are, without what was acknowledged and is not deleted yet.
+    pub fn waiting_by_key(&self) -> HashMap<LaneKey, u64> {
+        let mut counts: HashMap<LaneId, i64> = HashMap::new();
+        for (id, lane) in &self.lanes {
+            *counts.entry(*id).or_default() += lane.live.len() as i64 + lane.rows as i64;
+        }
+        for (id, held) in self.hand.values() {
+            *counts.entry(*id).or_default() += i64::from(matches!(held, Held::Live(_)));
+        }
+        for row in self.gone.values() {
+            *counts.entry(row.lane).or_default() -= 1;
+        }
+        let mut by_key = HashMap::new();
+        for (id, count) in counts {
+            if let Some(lane) = self.lanes.get(&id) {
+                *by_key.entry(lane.key.clone()).or_default() += u64::try_from(count).unwrap_or(0);
+            }
+        }
+        by_key
     }
 
     /// The link is up.
@@ -483,9 +520,9 @@ impl Book {
         self.unload(lane);
     }
 
-    /// The broker takes what is in this lane.
-    pub fn unpark(&mut self, lane: LaneId) {
-        self.parked.remove(&lane);
+    /// The broker takes what is in this lane. Says whether it had been left alone.
+    pub fn unpark(&mut self, lane: LaneId) -> bool {
+        self.parked.remove(&lane).is_some()
     }
 
     /// A row of a lane is in the database and not in memory.
@@ -592,8 +629,8 @@ impl Book {
             if self.rules.order == OutboxOrder::BacklogFirst && lane.has_backlog() {
                 return false;
             }
-            // Not before the disk has it.
-            if self.rules.each {
+            // Not before the disk has it; but a disk that says no stops no link that works.
+            if self.rules.each && self.retry.is_none() {
                 return false;
             }
             let (max, delay) = self.company(lane, room);
@@ -630,7 +667,7 @@ impl Book {
                 break;
             }
             let item = lane.live.pop_front().expect("there is one");
-            items.push(Taken { number: item.number, payload: Arc::clone(&item.payload), offset: None });
+            items.push(Taken { number: item.number, payload: Arc::clone(&item.payload), boot: Boot::This });
             self.hand.insert(item.number, (id, Held::Live(item)));
         }
         if let Some(front) = lane.live.front() {
@@ -661,7 +698,7 @@ impl Book {
             let stored = item.payload.len() as u64;
             self.back_bytes -= stored;
             self.hand.insert(item.number, (id, Held::Back(stored + ROW)));
-            items.push(Taken { number: item.number, payload: item.payload, offset: item.offset });
+            items.push(Taken { number: item.number, payload: item.payload, boot: item.boot });
         }
         lane.back_in_hand += items.len();
         if let Some(front) = lane.back.front() {
@@ -753,75 +790,102 @@ impl Book {
         }
     }
 
-    /// What the keeper is to do now.
+    /// What the keeper is to do now. Between two commits there is time for something else, however much is stored.
     pub fn work(&mut self, now: Instant) -> Work {
         let mut wake: Option<Instant> = None;
         let mut earlier = |at: Instant| wake = Some(wake.map_or(at, |w| w.min(at)));
-        let patience = self.rules.commit_interval;
-        match self.retry.filter(|retry| *retry > now) {
-            Some(retry) => earlier(retry),
-            None => {
-                let all = self.flush || self.rules.each || self.is_pressed();
-                let quarter = patience / 4;
-                let oldest = self.oldest_live();
-                let due = oldest.is_some_and(|since| all || since + patience <= now);
-                let rows = if due {
-                    self.rows_to_commit(if all { None } else { now.checked_sub(patience) })
-                } else {
-                    Vec::new()
-                };
-                let gone_due = self.gone_since.map(|since| since + patience);
-                let delete = !rows.is_empty()
-                    || self.gone.len() >= GONE
-                    || !self.gone.is_empty() && (self.flush || gone_due.is_some_and(|due| due <= now));
-                if delete && (!rows.is_empty() || !self.gone.is_empty()) {
-                    let gone: Vec<Placed> = self.gone.drain().map(|(_, row)| row).collect();
-                    self.gone_since = None;
-                    self.deleting = gone.iter().map(|row| row.number).collect();
-                    return Work::Write { rows, gone };
-                }
-                self.flush = false;
-                if let Some(since) = oldest {
-                    // Looked at four times in an interval, so that one commit takes what came within a quarter of it.
-                    earlier((since + patience).max(now + quarter));
-                }
-                if let Some(due) = gone_due {
-                    earlier(due);
-                }
-                if self.stored_bytes > self.rules.max_bytes
-                    && self.drop_from.is_none_or(|from| from <= now)
-                    && let Some((lanes, policy)) = self.greediest()
-                {
-                    lanes.iter().for_each(|lane| self.unload(*lane));
-                    let over = self.stored_bytes - self.rules.max_bytes;
-                    return Work::Drop { lanes, policy, bytes: over + self.rules.max_bytes / SLACK };
-                }
-                if self.stored > 0 {
-                    let due = *self.look_at_age.get_or_insert(now);
-                    if due <= now {
-                        self.look_at_age = Some(now + LOOK_AT_AGE);
-                        let lanes: Vec<LaneId> = self.lanes.keys().copied().collect();
-                        lanes.into_iter().for_each(|lane| self.unload(lane));
-                        return Work::DropOld;
-                    }
-                    earlier(due);
-                }
-            }
+        let mut work = None;
+        if std::mem::take(&mut self.wrote_last) {
+            work = self.dropping(now, &mut earlier).or_else(|| self.reading(now, &mut earlier));
         }
-        if !self.reading && self.back_bytes < WINDOW / 2 {
-            let lanes: BTreeSet<LaneId> = self.lanes_with_unread(now).map(|(id, _)| id).collect();
-            if let Some(from) = lanes.iter().map(|id| self.lanes[id].unread_from).min() {
-                self.reading = true;
-                return Work::Read { from, lanes, bytes: WINDOW - self.back_bytes };
+        work = work
+            .or_else(|| self.writing(now, &mut earlier))
+            .or_else(|| self.dropping(now, &mut earlier))
+            .or_else(|| self.reading(now, &mut earlier));
+        self.wrote_last = matches!(work, Some(Work::Write { .. }));
+        work.unwrap_or(Work::Rest(wake))
+    }
+
+    /// Rows that are due to be committed or deleted.
+    fn writing(&mut self, now: Instant, earlier: &mut impl FnMut(Instant)) -> Option<Work> {
+        if let Some(retry) = self.retry.filter(|retry| *retry > now) {
+            earlier(retry);
+            return None;
+        }
+        let patience = self.rules.commit_interval;
+        let all = self.flush || self.rules.each || self.is_pressed();
+        let oldest = self.oldest_live();
+        let due = oldest.is_some_and(|since| all || since + patience <= now);
+        let until = if all { None } else { now.checked_sub(patience) };
+        let rows = if due { self.rows_to_commit(until) } else { Vec::new() };
+        let gone_due = self.gone_since.map(|since| since + patience);
+        let delete = self.gone.len() >= GONE || self.flush || gone_due.is_some_and(|due| due <= now);
+        if !rows.is_empty() || delete && !self.gone.is_empty() {
+            let gone: Vec<Placed> = self.gone.drain().map(|(_, row)| row).collect();
+            self.gone_since = None;
+            self.deleting = gone.iter().map(|row| row.number).collect();
+            return Some(Work::Write { rows, gone });
+        }
+        self.flush = false;
+        if let Some(since) = oldest {
+            // Looked at four times in an interval, so that one commit takes what came within a quarter of it.
+            earlier((since + patience).max(now + patience / 4));
+        }
+        gone_due.into_iter().for_each(earlier);
+        None
+    }
+
+    /// Rows that are too many, or too old.
+    fn dropping(&mut self, now: Instant, earlier: &mut impl FnMut(Instant)) -> Option<Work> {
+        if self.retry.is_some_and(|retry| retry > now) {
+            return None;
+        }
+        if self.stored_bytes > self.rules.max_bytes
+            && self.drop_from.is_none_or(|from| from <= now)
+            && let Some((lanes, policy)) = self.greediest()
+        {
+            lanes.iter().for_each(|lane| self.unload(*lane));
+            let over = self.stored_bytes - self.rules.max_bytes;
+            return Some(Work::Drop { lanes, policy, bytes: over + self.rules.max_bytes / SLACK });
+        }
+        if self.stored > 0 {
+            let due = *self.look_at_age.get_or_insert(now);
+            if due <= now {
+                self.look_at_age = Some(now + LOOK_AT_AGE);
+                let lanes: Vec<LaneId> = self.lanes.keys().copied().collect();
+                lanes.into_iter().for_each(|lane| self.unload(lane));
+                return Some(Work::DropOld);
             }
+            earlier(due);
+        }
+        None
+    }
+
+    /// Old rows were dropped, and there may be more.
+    pub fn look_at_age_again(&mut self) {
+        self.look_at_age = None;
+    }
+
+    /// Rows that are to be at hand.
+    fn reading(&mut self, now: Instant, earlier: &mut impl FnMut(Instant)) -> Option<Work> {
+        // What is acknowledged and cannot be deleted is remembered, and there is a limit to that.
+        if self.reading || self.back_bytes >= WINDOW / 2 || self.gone.len() >= GONE_MOST {
+            return None;
+        }
+        if let Some(retry) = self.read_retry.filter(|retry| *retry > now) {
+            earlier(retry);
+            return None;
+        }
+        let lanes: BTreeSet<LaneId> = self.lanes_with_unread(now).map(|(id, _)| id).collect();
+        if let Some(from) = lanes.iter().map(|id| self.lanes[id].unread_from).min() {
+            self.reading = true;
+            return Some(Work::Read { from, lanes, bytes: WINDOW - self.back_bytes });
         }
         // A lane that is left alone is read when its time has come.
-        let parked = self
-            .parked
-            .iter()
-            .filter(|(id, until)| **until > now && self.lanes.get(id).is_some_and(|lane| lane.unread > 0));
+        let unread = |id: &LaneId| self.lanes.get(id).is_some_and(|lane| lane.unread > 0);
+        let parked = self.parked.iter().filter(|(id, until)| **until > now && unread(id));
         parked.for_each(|(_, until)| earlier(*until));
-        Work::Rest(wake)
+        None
     }
 
     /// Since when the oldest live item waits that is not about to be committed.
@@ -899,7 +963,7 @@ impl Book {
                         }
                         self.back_bytes += row.payload.len() as u64;
                         let payload = Arc::clone(&row.payload);
-                        lane.back.push_back(Back { number: row.number, payload, offset: None });
+                        lane.back.push_back(Back { number: row.number, payload, boot: Boot::This });
                     } else {
                         self.add_unread(row.lane, row.number);
                     }
@@ -920,12 +984,13 @@ impl Book {
     }
 
     fn forget_row(&mut self, row: Placed) {
+        // What the database says of its lanes may be damaged, so nothing here is trusted to be exact.
         if let Some(lane) = self.lanes.get_mut(&row.lane) {
-            lane.rows -= 1;
-            lane.row_bytes -= row.bytes;
+            lane.rows = lane.rows.saturating_sub(1);
+            lane.row_bytes = lane.row_bytes.saturating_sub(row.bytes);
         }
-        self.stored -= 1;
-        self.stored_bytes -= row.bytes;
+        self.stored = self.stored.saturating_sub(1);
+        self.stored_bytes = self.stored_bytes.saturating_sub(row.bytes);
     }
 
     /// The write failed: what was to be committed is live as before, and what was to be deleted still is to be.
@@ -948,7 +1013,7 @@ impl Book {
     /// Rows were read: all of `lanes` from where it was asked up to `upto`, or to the end. Gives how many rows should be
     /// there and are not.
     pub fn read(&mut self, lanes: &BTreeSet<LaneId>, rows: Vec<ReadRow>, from: Number, upto: Option<Number>) -> u64 {
-        self.reading = false;
+        (self.reading, self.read_retry) = (false, None);
         let mut missing = 0;
         for row in rows {
             let known = self.hand.contains_key(&row.number)
@@ -965,7 +1030,7 @@ impl Book {
             lane.unread -= 1;
             lane.unread_from = row.number + 1;
             self.back_bytes += row.payload.len() as u64;
-            lane.back.push_back(Back { number: row.number, payload: row.payload, offset: row.offset });
+            lane.back.push_back(Back { number: row.number, payload: row.payload, boot: row.boot });
         }
         for id in lanes {
             let Some(lane) = self.lanes.get_mut(id) else { continue };
@@ -984,7 +1049,7 @@ impl Book {
     /// Reading failed.
     pub fn not_read(&mut self, now: Instant) {
         self.reading = false;
-        self.retry = Some(now + RETRY);
+        self.read_retry = Some(now + RETRY);
     }
 
     /// The lanes of the pipeline that holds the most, and its policy: of it is dropped when the database holds too much, so
@@ -1011,12 +1076,18 @@ impl Book {
         for row in rows {
             self.forget_row(*row);
             if let Some(lane) = self.lanes.get_mut(&row.lane) {
-                lane.unread -= 1;
+                lane.unread = lane.unread.saturating_sub(1);
             }
         }
         for record in records {
             let stored = record.payload.len() as u64 + ROW;
-            let lane = self.lanes.get_mut(&record.lane).expect("a range record has its lane");
+            if !self.lanes.contains_key(&record.lane) {
+                // It was empty, and forgotten meanwhile.
+                let Ok(label) = super::item::label(&record.payload) else { continue };
+                self.lanes.insert(record.lane, self.new_lane(label.lane.clone()));
+                self.by_key.entry(label.lane).or_insert(record.lane);
+            }
+            let lane = self.lanes.get_mut(&record.lane).expect("it is there now");
             lane.rows += 1;
             lane.row_bytes += stored;
             self.add_unread(record.lane, record.number);
@@ -1089,6 +1160,47 @@ impl Book {
         self.gone.is_empty() && self.deleting.is_empty() && self.orphans.is_empty()
     }
 
+    /// Numbers of live items, waiting or in hand.
+    pub fn live_numbers(&self) -> Vec<Number> {
+        let waiting = self.lanes.values().flat_map(|lane| &lane.live).map(|live| live.number);
+        let held = self.hand.iter().filter(|(_, (_, held))| matches!(held, Held::Live(_)));
+        waiting.chain(held.map(|(number, _)| *number)).collect()
+    }
+
+    /// These live items turn out to be in the database that was adopted just now, as the last process had committed them:
+    /// they are there, and not live.
+    pub fn already_stored(&mut self, rows: &[Placed]) {
+        let numbers: HashMap<Number, Placed> = rows.iter().map(|row| (row.number, *row)).collect();
+        for (id, lane) in &mut self.lanes {
+            if let Some(front) = lane.live.front() {
+                self.live_heads.remove(&(front.number, *id));
+            }
+            lane.live.retain(|live| {
+                let stored = numbers.contains_key(&live.number);
+                if stored {
+                    self.live -= 1;
+                    self.live_bytes -= live.payload.len() as u64;
+                }
+                !stored
+            });
+            if let Some(front) = lane.live.front() {
+                self.live_heads.insert((front.number, *id));
+            }
+        }
+        for (number, row) in numbers {
+            let Some((id, held)) = self.hand.get_mut(&number) else { continue };
+            let Held::Live(live) = held else { continue };
+            self.live -= 1;
+            self.live_bytes -= live.payload.len() as u64;
+            // From now on it is the row's lane that it belongs to, and it is not unread there.
+            (*id, *held) = (row.lane, Held::Back(row.bytes));
+            if let Some(lane) = self.lanes.get_mut(&row.lane) {
+                lane.back_in_hand += 1;
+                lane.unread = lane.unread.saturating_sub(1);
+            }
+        }
+    }
+
     /// How long an item may wait.
     pub fn max_age(&self) -> Duration {
         self.rules.max_age
@@ -1103,7 +1215,7 @@ impl Book {
     pub fn deleted_at_start(&mut self, row: Placed) {
         self.forget_row(row);
         if let Some(lane) = self.lanes.get_mut(&row.lane) {
-            lane.unread -= 1;
+            lane.unread = lane.unread.saturating_sub(1);
         }
     }
 

@@ -28,7 +28,7 @@ pub use salvage::Salvaged;
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Transaction, params};
 
-use super::book::{LaneId, LaneRows, Number, Placed, ROW, ReadRow, Row};
+use super::book::{Boot, LaneId, LaneRows, Number, Placed, ROW, ReadRow, Row};
 use super::item::LaneKey;
 use super::ranges::Held;
 use super::runs::Remembered;
@@ -69,9 +69,7 @@ impl From<rusqlite::Error> for DatabaseError {
         match error.sqlite_error_code() {
             Some(code) if damaged.contains(&code) => Self::Damaged(error.to_string()),
             // Tables or columns that are not there, or hold what they cannot hold.
-            Some(ErrorCode::Unknown | ErrorCode::TypeMismatch | ErrorCode::ConstraintViolation) => {
-                Self::Damaged(error.to_string())
-            }
+            Some(ErrorCode::Unknown | ErrorCode::TypeMismatch) => Self::Damaged(error.to_string()),
             None => Self::Damaged(error.to_string()),
             Some(_) => Self::Refused(error.to_string()),
         }
@@ -274,8 +272,12 @@ impl Database {
                 let payload: &[u8] = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
                 taken += payload.len() as u64;
                 let boot: i64 = row.get(2)?;
-                let offset = if boot == self.boot { None } else { offsets.get(&boot).copied().flatten() };
-                found.push(ReadRow { number: at, lane, payload: payload.into(), offset });
+                let boot = match offsets.get(&boot).copied().flatten() {
+                    _ if boot == self.boot => Boot::This,
+                    Some(offset) => Boot::Known(offset),
+                    None => Boot::Unknown,
+                };
+                found.push(ReadRow { number: at, lane, payload: payload.into(), boot });
             }
             if taken >= bytes || scanned >= SCAN {
                 return Ok((found, Some(at)));
@@ -334,7 +336,8 @@ impl Database {
             let victim = victim(at, lane, row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?)?;
             let goes = match &victim.what {
                 Held::Serial(_, serial) => every == 1 || !serial.seq.is_multiple_of(every),
-                Held::Range(range, _) => range.every == every,
+                // Those that stand for what is thinned out further, or for a part of what all goes.
+                Held::Range(range, _) => every == 1 || range.every > 1 && every.is_multiple_of(range.every),
             };
             if goes {
                 freed += victim.placed.bytes;
@@ -367,7 +370,7 @@ impl Database {
             let boot: i64 = row.get(3)?;
             let offset = if boot == self.boot { offset.0 } else { row.get(4)? };
             let at: i64 = row.get(2)?;
-            let Some(stored) = offset.map(|offset| offset.saturating_add(at)) else { break };
+            let Some(stored) = offset.map(|offset| offset.saturating_add(at)) else { continue };
             if utc.saturating_sub(stored) <= i64::try_from(age).unwrap_or(i64::MAX) {
                 break;
             }

@@ -20,6 +20,8 @@ use crate::wall::Wall;
 
 /// Where numbers start if nobody knows which ones the database holds: above them all.
 pub const UNKNOWN: Number = 1 << 48;
+/// A database that is damaged again within this time is left alone for a while.
+const BETWEEN_RENEWALS: Duration = Duration::from_secs(10);
 /// How often the disk is asked again that said no when the database was to be opened.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -30,6 +32,8 @@ pub struct Keeper {
     path: PathBuf,
     outbox: Arc<Outbox>,
     again: Instant,
+    /// When it was damaged last, and made anew.
+    renewed: Option<Instant>,
     /// Whether it was told that nothing can be written.
     failing: bool,
 }
@@ -81,13 +85,15 @@ fn renew(
         let lanes = Database::open(path).ok()?.1;
         Some(lanes.iter().map(|lane| lane.rows).sum())
     });
-    let mark = crate::wall::now_text()
-        .map_or_else(|| format!("boot-{}", Moment::now().0 / 1_000_000_000), |text| text.replace(':', ""));
-    let aside = Database::set_aside(path, &mark).map_err(|error| refused(&error))?;
-    let (mut database, ..) = Database::open(path).map_err(|error| refused(&error))?;
+    // Made beside it and renamed when it is whole: a salvage that is cut short begins again with the next start.
+    let beside = path.with_file_name("outbox-salvage.db");
+    for end in ["", "-wal", "-shm"] {
+        _ = std::fs::remove_file(format!("{}{end}", beside.display()));
+    }
+    let (mut database, ..) = Database::open(&beside).map_err(|error| refused(&error))?;
     let salvaged = match error {
         DatabaseError::Newer(_) => Salvaged::default(),
-        _ => database.salvage(&aside, wanted).map_err(|error| refused(&error))?,
+        _ => database.salvage(path, wanted).map_err(|error| refused(&error))?,
     };
     let lanes = database.lanes().map_err(|error| refused(&error))?;
     let mut runs = Runs::default();
@@ -102,7 +108,13 @@ fn renew(
     let runs = runs.take_dirty(&lanes.iter().map(|lane| lane.key.clone()).collect());
     let key = |id| lanes.iter().find(|lane| lane.id == id).map(|lane| lane.key.clone());
     database.write(&records, &[], &runs, key, Offset(None)).map_err(|error| refused(&error))?;
-    let lanes = database.lanes().map_err(|error| refused(&error))?;
+    // Closed, it is one file.
+    drop(database);
+    let mark = crate::wall::now_text()
+        .map_or_else(|| format!("boot-{}", Moment::now().0 / 1_000_000_000), |text| text.replace(':', ""));
+    let aside = Database::set_aside(path, &mark).map_err(|error| refused(&error))?;
+    std::fs::rename(&beside, path).map_err(|error| refused(&error))?;
+    let (database, lanes, last) = Database::open(path).map_err(|error| refused(&error))?;
     let notice = Notice::Damaged {
         why: error.to_string(),
         aside,
@@ -116,7 +128,7 @@ impl Keeper {
     /// The keeper of this database, if it could be opened.
     pub fn new(outbox: Arc<Outbox>, path: PathBuf, database: Option<Database>) -> Self {
         let failing = database.is_none();
-        Self { outbox, path, database, again: Instant::now() + AGAIN, failing }
+        Self { outbox, path, database, again: Instant::now() + AGAIN, renewed: None, failing }
     }
 
     /// Deletes what the last process had settled and could not delete any more.
@@ -143,8 +155,9 @@ impl Keeper {
             Ok(rows) => rows.into_iter().map(|row| row.number).collect(),
             Err(error) => {
                 self.failed(error, Vec::new());
-                // Sent twice rather than not at all.
-                HashSet::new()
+                // There may be a new one by now, which holds what could be read.
+                let stored = self.database.as_ref().and_then(|database| database.placed(&numbers).ok());
+                stored.unwrap_or_default().into_iter().map(|row| row.number).collect()
             }
         }
     }
@@ -238,12 +251,15 @@ impl Keeper {
         let outbox = &self.outbox;
         let offset = Wall::now().offset();
         // Without a clock nobody can say how old anything is.
-        let Some(known) = offset else { return };
+        let Some(known) = offset.filter(|_| crate::wall::is_right()) else { return };
         let age = u64::try_from(outbox.lock().book.max_age().as_nanos()).unwrap_or(u64::MAX);
         let utc = known.saturating_add_unsigned(Moment::now().0);
         match database.old(age, utc, Offset(offset), |number| outbox.lock().book.may_drop(number)) {
             Ok(victims) if victims.is_empty() => {}
-            Ok(victims) => self.drop_rows(victims, 1, Reason::Age),
+            Ok(victims) => {
+                self.drop_rows(victims, 1, Reason::Age);
+                self.outbox.lock().book.look_at_age_again();
+            }
             Err(error) => self.failed(error, Vec::new()),
         }
     }
@@ -256,21 +272,21 @@ impl Keeper {
         let mut state = self.outbox.lock();
         let mut records = Vec::new();
         let held = victims.into_iter().map(|victim| victim.what);
-        let mut keys = BTreeMap::new();
+        let (mut keys, mut told) = (BTreeMap::new(), Vec::new());
         for (range, reason) in ranges::fold(held, every, reason) {
-            state.runs.dropped(&range, reason);
             let (number, lane) = (state.book.number(), state.book.lane(&range.key));
             let payload = ranges::record(&range, reason, &self.outbox.ids);
             records.push(Row { number, lane, at: Moment::now().0, payload });
-            keys.insert(lane, range.key);
+            keys.insert(lane, range.key.clone());
+            told.push((range, reason));
         }
-        let runs = state.runs.take_dirty(&keys.values().cloned().collect());
         drop(state);
         let outbox = &self.outbox;
-        match database.write(&records, &placed, &runs, |lane| keys.get(&lane).cloned(), Offset(None)) {
+        match database.write(&records, &placed, &[], |lane| keys.get(&lane).cloned(), Offset(None)) {
             Ok(()) => {
                 let mut state = outbox.lock();
                 state.book.dropped(&placed, &records, Instant::now());
+                told.iter().for_each(|(range, reason)| state.runs.dropped(range, *reason));
                 state.figures.dropped += items;
             }
             Err(error) => self.failed(error, Vec::new()),
@@ -300,7 +316,16 @@ impl Keeper {
             let depth = state.book.depth();
             (state.book.waiting() - depth.live, state.book.gone())
         };
-        match renew(&self.path, &error, Some(held), &self.outbox.ids, |number| !gone.contains(&number)) {
+        let now = Instant::now();
+        let soon = self.renewed.is_some_and(|renewed| now.duration_since(renewed) < BETWEEN_RENEWALS);
+        self.renewed = Some(now);
+        let renewed = if soon {
+            // A disk on which nothing stays whole is not written full of copies.
+            Err(format!("{}: {error}, and so soon after it was made anew", self.path.display()))
+        } else {
+            renew(&self.path, &error, Some(held), &self.outbox.ids, |number| !gone.contains(&number))
+        };
+        match renewed {
             Ok((opened, notice)) => {
                 let mut state = self.outbox.lock();
                 state.book.restart_database(opened.lanes, opened.last);
@@ -338,8 +363,13 @@ impl Keeper {
         }
         match open(&self.path, &self.outbox.ids, &self.outbox.notices) {
             Ok(Opened { database, lanes, last, runs }) => {
+                let live = self.outbox.lock().book.live_numbers();
+                let stored = database.placed(&live).unwrap_or_default();
                 let mut state = self.outbox.lock();
                 state.book.adopt(lanes, last);
+                state.book.already_stored(&stored);
+                let numbers: Vec<Number> = stored.iter().map(|row| row.number).collect();
+                state.close_in_ring(&numbers);
                 state.runs.restore(runs);
                 drop(state);
                 self.database = Some(database);

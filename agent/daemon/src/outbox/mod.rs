@@ -234,11 +234,22 @@ impl Outbox {
             }
             Err(why) => {
                 _ = notices.send(Notice::Failing(why));
-                // Above whatever the database may hold, should it open later.
                 (None, Vec::new(), keeper::UNKNOWN)
             }
         };
-        let book = Book::new(rules, lanes, last.max(found.last));
+        let (mut last, lane) = match &database {
+            Some(_) => (last.max(found.last), 1),
+            // Beside whatever the database may hold, should it open later.
+            None => (
+                last.max(found.last) + (crate::link::random() >> 18),
+                (1 << 31) + (crate::link::random() >> 34) as LaneId,
+            ),
+        };
+        if ring.is_none() {
+            // What the ring says of numbers that it holds, should it be read later, is not said of these.
+            last += 1 << 40;
+        }
+        let book = Book::new(rules, lanes, last, lane);
         let state = State {
             book,
             ring,
@@ -272,6 +283,11 @@ impl Outbox {
         let stored = keeper.which_are_stored(found.items.iter().map(|item| item.number));
         let (mut state, now) = (self.lock(), Instant::now());
         let State { book, ring, absorbed, runs, .. } = &mut *state;
+        for FoundItem { payload, .. } in &found.done {
+            if let Ok(item::Label { lane, serial: Some(serial) }) = item::label(payload) {
+                runs.stored(&lane, serial);
+            }
+        }
         for FoundItem { number, at, payload } in found.items {
             let label = item::label(&payload);
             if let Ok(item::Label { lane, serial: Some(serial) }) = &label {
@@ -322,7 +338,7 @@ impl Outbox {
                 break;
             }
         }
-        wake |= state.store(key, payload);
+        wake |= state.store(key, payload, false);
         _ = serial.map(|serial| state.runs.stored(key, serial));
         drop(state);
         if wake {
@@ -342,8 +358,8 @@ impl Outbox {
         let count = custody.numbers.len() as u64;
         state.figures.delivered += count;
         state.figures.unheard += if heard { 0 } else { count };
-        state.book.unpark(custody.lane);
-        let wake = state.settle(custody);
+        let parked = state.book.unpark(custody.lane);
+        let wake = state.settle(custody) || parked;
         drop(state);
         if wake {
             self.wake_keeper();
@@ -373,12 +389,13 @@ impl Outbox {
     /// This one is given up, because no message can hold it; a range record says so.
     pub fn give_up(&self, custody: &Custody, payload: &[u8]) {
         let mut state = self.lock();
-        state.settle(custody);
         state.figures.dropped += custody.numbers.len() as u64;
         if let Ok(item::Label { lane, serial: Some(serial) }) = item::label(payload) {
             let range = Range { key: lane, run: serial.run, first: serial.seq, last: serial.seq, every: 1 };
             state.record(&range, Reason::TooLarge, &self.ids);
         }
+        // Only now: after a kill in between, it would be there, and the record too.
+        state.settle(custody);
         drop(state);
         self.wake_keeper();
     }
@@ -403,7 +420,8 @@ impl Outbox {
     pub fn delivery(&self) -> Option<Vec<u8>> {
         let mut state = self.lock();
         let State { book, runs, .. } = &mut *state;
-        runs.message(self.ids.gateway(), crate::wall::now_text(), |key| book.waiting_in(key))
+        let waiting = book.waiting_by_key();
+        runs.message(self.ids.gateway(), crate::wall::now_text(), |key| waiting.get(key).copied().unwrap_or(0))
     }
 
     /// Figures since the start.
@@ -471,12 +489,14 @@ impl Outbox {
 
 impl State {
     /// Stores an item, in the ring first. Says whether the keeper is to be woken.
-    fn store(&mut self, key: &LaneKey, payload: Payload) -> bool {
+    fn store(&mut self, key: &LaneKey, payload: Payload, urgent: bool) -> bool {
         let (at, now) = (Moment::now().0, Instant::now());
         let (number, lane) = (self.book.number(), self.book.lane(key));
         let mut wake = false;
         if let Some(ring) = &mut self.ring {
-            match ring.append(number, at, &payload) {
+            let appended =
+                if urgent { ring.append_urgent(number, at, &payload) } else { ring.append(number, at, &payload) };
+            match appended {
                 Ok(()) => {}
                 // It goes to the database as soon as that takes it.
                 Err(why) => {
@@ -499,7 +519,7 @@ impl State {
         let closed = self.book.settle(custody, Instant::now());
         self.settle_in_ring(&custody.numbers);
         self.close_in_ring(&closed);
-        custody.backlog
+        !self.book.is_absorbed()
     }
 
     /// What is settled is not sent again after a kill.
@@ -524,11 +544,12 @@ impl State {
     fn record(&mut self, range: &Range, reason: Reason, ids: &EventIds) {
         let payload = ranges::record(range, reason, ids);
         self.runs.dropped(range, reason);
-        self.store(&range.key, payload);
+        self.store(&range.key, payload, true);
     }
 
-    /// Drops live items, because neither the ring nor the database take more. Says whether there were any.
+    /// Drops live items, because neither the ring nor the database take more. Says whether that made room.
     fn drop_live(&mut self, ids: &EventIds) -> bool {
+        let before = self.book.live_bytes();
         let dropped = self.book.drop_live();
         let held: Vec<Held> = dropped.iter().filter_map(|(_, payload)| Held::of(payload).ok()).collect();
         self.figures.dropped += held.iter().filter(|held| matches!(held, Held::Serial(..))).count() as u64;
@@ -539,7 +560,8 @@ impl State {
         let numbers: Vec<Number> = dropped.iter().map(|(number, _)| *number).collect();
         self.settle_in_ring(&numbers);
         self.close_in_ring(&numbers);
-        !dropped.is_empty()
+        // Range records alone make no room for anything.
+        self.book.live_bytes() < before
     }
 }
 

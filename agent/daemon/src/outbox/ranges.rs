@@ -60,6 +60,8 @@ pub fn fold(held: impl IntoIterator<Item = Held>, every: u64, reason: Reason) ->
     for held in held {
         let (range, reason) = match held {
             Held::Serial(key, Serial { run, seq }) => (Range { key, run, first: seq, last: seq, every }, reason),
+            // What was thinned out less, or is part of what all goes, is told of as what follows it.
+            Held::Range(range, reason) if range.every > 1 => (Range { every, ..range }, reason),
             Held::Range(range, reason) => (range, reason),
         };
         by_reason.entry(reason).or_default().push(range);

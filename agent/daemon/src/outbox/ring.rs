@@ -75,6 +75,8 @@ struct Segment {
 pub struct Found {
     /// Items that were not settled, by number.
     pub items: Vec<FoundItem>,
+    /// Items that were, as far as they are still there: they tell of their runs.
+    pub done: Vec<FoundItem>,
     /// Numbers that were settled.
     pub settled: Vec<Number>,
     /// The highest number of all, 0 if there is none.
@@ -159,7 +161,9 @@ impl Ring {
                 open: 0,
             });
         }
-        items.retain(|item: &FoundItem| !settled.contains(&item.number));
+        let (done, items): (Vec<FoundItem>, Vec<FoundItem>) =
+            items.into_iter().partition(|item: &FoundItem| settled.contains(&item.number));
+        found.done = done;
         for item in &items {
             ring.segment_of(item.number).expect("it was read from one").open += 1;
         }
@@ -174,8 +178,20 @@ impl Ring {
     /// # Errors
     /// If it is full, or the system says no; then nothing of the item is in the ring.
     pub fn append(&mut self, number: Number, at: u64, payload: &[u8]) -> Result<(), NoRoom> {
+        self.append_within(self.capacity, number, at, payload)
+    }
+
+    /// The same for what makes room by taking the place of others, such as a range record: a little is kept for it.
+    ///
+    /// # Errors
+    /// As [`Ring::append`].
+    pub fn append_urgent(&mut self, number: Number, at: u64, payload: &[u8]) -> Result<(), NoRoom> {
+        self.append_within(self.capacity + self.capacity / SEGMENTS, number, at, payload)
+    }
+
+    fn append_within(&mut self, most: u64, number: Number, at: u64, payload: &[u8]) -> Result<(), NoRoom> {
         let length = FRAME + 8 + payload.len();
-        if self.bytes + length as u64 > self.capacity {
+        if self.bytes + length as u64 > most {
             return Err(NoRoom::Full);
         }
         self.frame(ITEM, number, |frame| {

@@ -189,7 +189,7 @@ fn where_each_is_durable_nothing_is_sent_before_it_is_on_the_disk() {
         let batch = running.take();
         assert!(batch.custody.backlog);
         let copy = tempfile::tempdir().unwrap();
-        // What is on the disk at this moment, as after a power cut.
+        // What has been written at this moment.
         for end in ["", "-wal"] {
             let from = format!("{}{end}", gateway.database().display());
             fs::copy(from, copy.path().join(format!("{DATABASE}{end}"))).unwrap();

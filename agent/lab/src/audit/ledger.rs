@@ -53,6 +53,15 @@ struct Run {
     dropped: Vec<DroppedRange>,
     /// The last number that was stored, if the gateway told.
     stored: Option<u64>,
+    /// How many runs of the stream were known when it was first heard of.
+    order: usize,
+}
+
+impl Stream {
+    fn run(&mut self, run: u64) -> &mut Run {
+        let order = self.runs.len();
+        self.runs.entry(run).or_insert_with(|| Run { order, ..Run::default() })
+    }
 }
 
 /// As much of a JSON object as is needed.
@@ -133,12 +142,13 @@ impl Ledger {
     fn result(&mut self, id: ResultId<'_>) {
         let stream = self.stream(id.gateway, id.pipeline, id.stream);
         let Serial { run, seq } = id.serial;
-        let run = stream.runs.entry(run).or_default();
+        let run = stream.run(run);
         if run.seen.contains(&seq) {
             stream.repeated += 1;
         } else {
-            stream.out_of_order += u64::from(run.seen.last().is_some_and(|last| *last.end() > seq));
+            let late = run.seen.last().is_some_and(|last| *last.end() > seq);
             run.seen.insert(seq..=seq);
+            stream.out_of_order += u64::from(late);
             stream.received += 1;
         }
     }
@@ -146,7 +156,7 @@ impl Ledger {
     fn dropped(&mut self, dropped: Dropped) {
         let Dropped { gateway, of: Some(of), run, first, last, every, reason, .. } = dropped else { return };
         let stream = self.stream(&gateway, &of.pipeline, &of.stream);
-        stream.runs.entry(run).or_default().dropped.push(DroppedRange { first, last, every, reason });
+        stream.run(run).drop_range(DroppedRange { first, last, every, reason });
     }
 
     /// A gateway says what it has stored. Of streams that it does not name nothing waits.
@@ -159,9 +169,9 @@ impl Ledger {
             let stream = self.stream(&delivery.gateway, &told.pipeline, &told.stream);
             stream.waiting = told.waiting;
             for run in told.runs {
-                let found = stream.runs.entry(run.run).or_default();
+                let found = stream.run(run.run);
                 found.stored = Some(run.last.max(found.stored.unwrap_or(0)));
-                found.dropped.extend(run.dropped);
+                run.dropped.into_iter().for_each(|range| found.drop_range(range));
             }
         }
     }
@@ -187,6 +197,7 @@ impl Stream {
             lost_ranges: Vec::new(),
         };
         let mut missing = Vec::new();
+        let newest = self.runs.values().filter(|run| !run.seen.is_empty()).map(|run| run.order).max().unwrap_or(0);
         for (run, found) in &self.runs {
             // The same range may come as a record and in the gateway's summary, and it may have grown.
             let mut counted = found.seen.clone();
@@ -197,7 +208,7 @@ impl Stream {
                     counted.insert(piece);
                 }
             }
-            missing.extend(found.missing(from_start).into_iter().map(|range| (*run, range)));
+            missing.extend(found.missing(from_start, found.order < newest).into_iter().map(|range| (*run, range)));
         }
         row.dropped.retain(|_, count| *count > 0);
         let all: u64 = missing.iter().map(|(_, range)| length(range)).sum();
@@ -239,12 +250,19 @@ fn pieces(range: &DroppedRange) -> Vec<RangeInclusive<u64>> {
 }
 
 impl Run {
-    /// Numbers that should be here and are not, and of which nobody says that they were dropped.
-    fn missing(&self, from_start: bool) -> Vec<RangeInclusive<u64>> {
+    fn drop_range(&mut self, range: DroppedRange) {
+        if !self.dropped.contains(&range) {
+            self.dropped.push(range);
+        }
+    }
+
+    /// Numbers that should be here and are not, and of which nobody says that they were dropped. `over`: a later run of
+    /// the stream has begun, so nothing more comes of this one but what waits.
+    fn missing(&self, from_start: bool, over: bool) -> Vec<RangeInclusive<u64>> {
         let seen = (self.seen.first().map(|range| *range.start()), self.seen.last().map(|range| *range.end()));
         let first = if from_start { Some(1) } else { seen.0 };
-        // What was stored after the gateway told last, it will tell of with its next message.
-        let last = self.stored.or(seen.1);
+        // What was stored after the gateway told last, it will tell of with its next message, unless the run is over.
+        let last = if over { self.stored.max(seen.1) } else { self.stored.or(seen.1) };
         let (Some(first), Some(last)) = (first, last) else { return Vec::new() };
         if first > last {
             return Vec::new();
@@ -293,9 +311,9 @@ struct LostRange {
 }
 
 impl Report {
-    /// Whether nothing is lost.
+    /// Whether something came, all of it could be read, and nothing is lost.
     pub fn is_complete(&self) -> bool {
-        self.streams.iter().all(|row| row.lost == 0)
+        !self.streams.is_empty() && self.unreadable == 0 && self.streams.iter().all(|row| row.lost == 0)
     }
 
     /// As JSON.
@@ -419,6 +437,22 @@ mod tests {
         let range = DroppedRange { first: 11, last: 14, every: 1, reason: Reason::Age };
         ledger.take("limpet/1/g/delivery", content_type::JSON, &delivery(0, 15, vec![range]));
         assert_eq!(row(&ledger), (11, 0, 0, 4, 0));
+    }
+
+    #[test]
+    fn a_run_that_is_over_is_judged_to_its_last_number() {
+        let mut ledger = Ledger::new(true);
+        results(&mut ledger, [1, 2, 5]);
+        ledger.take("limpet/1/g/delivery", content_type::JSON, &delivery(0, 2, Vec::new()));
+        assert!(ledger.report().is_complete(), "the gateway has not told of 3 and 4 yet");
+        let line = br#"{"type":"result","id":"g/p/s/0000000000000008-1"}"#;
+        ledger.take("limpet/1/g/result/p/s", content_type::JSON, line);
+        assert_eq!(row(&ledger), (4, 0, 0, 0, 2), "another run has begun");
+    }
+
+    #[test]
+    fn nothing_at_all_is_no_proof() {
+        assert!(!Ledger::new(false).report().is_complete());
     }
 
     #[test]

@@ -71,7 +71,7 @@ struct World {
 impl World {
     fn new(rules: Rules) -> Self {
         Self {
-            book: Book::new(rules.clone(), Vec::new(), 0),
+            book: Book::new(rules.clone(), Vec::new(), 0, 1),
             rules,
             now: Instant::now(),
             ring: BTreeMap::new(),
@@ -184,7 +184,12 @@ impl World {
                 for (number, (lane, payload)) in self.database.range(from..) {
                     if lanes.contains(lane) {
                         taken += payload.len() as u64;
-                        rows.push(ReadRow { number: *number, lane: *lane, payload: Arc::clone(payload), offset: None });
+                        rows.push(ReadRow {
+                            number: *number,
+                            lane: *lane,
+                            payload: Arc::clone(payload),
+                            boot: Boot::This,
+                        });
                     }
                     // Less than is asked for, so that there is more than one read.
                     if taken >= bytes.min(700) {
@@ -265,7 +270,7 @@ impl World {
             }
         }
         let last = self.ring.keys().chain(self.database.keys()).max().copied().unwrap_or(0);
-        self.book = Book::new(self.rules.clone(), self.lane_rows(), last);
+        self.book = Book::new(self.rules.clone(), self.lane_rows(), last, 1);
         let ring = std::mem::take(&mut self.ring);
         for (number, (key, payload)) in ring {
             if !self.database.contains_key(&number) {

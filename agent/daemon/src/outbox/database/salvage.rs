@@ -214,11 +214,14 @@ fn readable(old: &Connection, from: Number) -> (Vec<(Row, i64)>, End) {
 
 /// The lowest number from which rows can be read again, beyond what is damaged from `from` on.
 fn next_readable(old: &Connection, from: Number) -> Option<Number> {
+    // All that is read of a row, or it would be found here and not be readable there.
     let first = |from: Number| -> Result<Option<Number>, rusqlite::Error> {
-        let mut statement =
-            old.prepare_cached("SELECT number, payload FROM item WHERE number >= ?1 ORDER BY number LIMIT 1")?;
+        let mut statement = old.prepare_cached(
+            "SELECT number, lane, boot, at, payload FROM item WHERE number >= ?1 ORDER BY number LIMIT 1",
+        )?;
         let row = statement.query_row([signed(from)], |row| {
-            row.get_ref(1)?.as_blob()?;
+            let _: (LaneId, i64, i64) = (row.get(1)?, row.get(2)?, row.get(3)?);
+            row.get_ref(4)?.as_blob()?;
             row.get::<_, i64>(0)
         });
         Ok(row.optional()?.map(number))

@@ -131,15 +131,15 @@ fn what_was_stored_before_the_clock_was_set_gets_its_time_even_under_another_boo
     database.write(&[row(2, 1, 2)], &[], &[], lane, Offset(Some(1_000))).unwrap();
     let offsets = |database: &mut Database| {
         let (rows, _) = database.read(0, &[1].into(), u64::MAX).unwrap();
-        rows.iter().map(|row| row.offset).collect::<Vec<_>>()
+        rows.iter().map(|row| row.boot).collect::<Vec<_>>()
     };
-    assert_eq!(offsets(&mut database), [None, None], "under this boot the clock itself says it");
+    assert_eq!(offsets(&mut database), [Boot::This, Boot::This], "under this boot the clock itself says it");
     database.connection.execute("UPDATE boot SET kernel = 'an earlier one'", []).unwrap();
     drop(database);
     let (mut database, ..) = disk.open();
-    assert_eq!(offsets(&mut database), [Some(1_000), Some(1_000)]);
+    assert_eq!(offsets(&mut database), [Boot::Known(1_000), Boot::Known(1_000)]);
     database.write(&[row(3, 1, 3)], &[], &[], lane, Offset(None)).unwrap();
-    assert_eq!(offsets(&mut database), [Some(1_000), Some(1_000), None]);
+    assert_eq!(offsets(&mut database), [Boot::Known(1_000), Boot::Known(1_000), Boot::This]);
 }
 
 #[test]
