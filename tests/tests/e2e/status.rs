@@ -38,8 +38,13 @@ fn sigterm_delivers_what_waits_then_says_offline_and_exits_with_zero() {
     bench.client.wait_on(&uplink("status"));
     for step in 0..10 {
         bench.score("a", [0.9, 0.0, 0.01 * f64::from(step)]);
+        // The broker has it; and a stop takes what the agent has.
+        bench.agent.wait_for_status("the result", |status| {
+            let results = &status["pipelines"][0]["outcomes"]["result"];
+            (*results == step + 1).then_some(())
+        });
     }
-    let (status, ..) = bench.agent.stop();
+    let (status, _, log) = bench.agent.stop();
     assert_eq!(status.code(), Some(0));
     let offline = bench
         .client
@@ -47,7 +52,7 @@ fn sigterm_delivers_what_waits_then_says_offline_and_exits_with_zero() {
     assert!(!offline.payload.is_empty());
     let results: usize =
         bench.client.came_on(&uplink("result/levels/a")).iter().map(|message| message.json_lines().len()).sum();
-    assert_eq!(results, 10, "the results come before the goodbye");
+    assert_eq!(results, 10, "the results come before the goodbye: {}", log.join("\n"));
 }
 
 #[test]
