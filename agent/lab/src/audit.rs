@@ -11,15 +11,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{ConnectProperties, Filter, Packet, SubscribeReasonCode};
+use rumqttc::v5::mqttbytes::v5::{Filter, Packet, SubscribeReasonCode};
 use rumqttc::v5::{AsyncClient, Event};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use self::ledger::Ledger;
 use crate::depot::{UserArgs, credentials, prefix};
-use crate::mqtt::BrokerUrl;
+use crate::mqtt::{self, BrokerUrl};
 use crate::unavailable;
 
 /// Waits between tries.
@@ -69,27 +68,12 @@ async fn listen(args: &AuditArgs) -> anyhow::Result<Ledger> {
     let mut options = args.broker.options(format!("limpet-lab-audit-{}", std::process::id()));
     // What comes while the connection is gone is sent later, if the broker lives.
     options.set_clean_start(false);
-    let session = ConnectProperties { session_expiry_interval: Some(SESSION), ..ConnectProperties::new() };
-    options.set_connect_properties(session);
-    options.set_max_packet_size(Some(1 << 20));
+    options.set_session_expiry_interval(Some(SESSION));
     if let Some(user) = credentials(&args.user)? {
         options.set_credentials(user.username, user.password);
     }
-    let (client, mut events) = AsyncClient::new(options, 64);
-    // In a task of its own: a poll that is dropped half-way may lose what it read.
-    let (tell, mut told) = mpsc::channel(64);
-    let polling = tokio::spawn(async move {
-        loop {
-            let event = events.poll().await;
-            let failed = event.is_err();
-            if tell.send(event).await.is_err() {
-                return;
-            }
-            if failed {
-                tokio::time::sleep(AGAIN).await;
-            }
-        }
-    });
+    let (client, connection) = AsyncClient::new(options, 64);
+    let mut told = mqtt::events(connection, 64, AGAIN);
     let topics = [format!("{prefix}/{}/result/#", args.gateway), format!("{prefix}/{}/delivery", args.gateway)];
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be caught")?;
     let mut ledger = Ledger::new(args.from_start);
@@ -154,6 +138,5 @@ async fn listen(args: &AuditArgs) -> anyhow::Result<Ledger> {
             Err(_) => {}
         }
     }
-    polling.abort();
     Ok(ledger)
 }

@@ -8,7 +8,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use rumqttc::NetworkOptions;
-use rumqttc::v5::MqttOptions;
+use rumqttc::v5::{ConnectionError, Event, EventLoop, MqttOptions};
+use tokio::sync::mpsc;
 
 /// Longest packet that is accepted: a batch of results has at most 100 KiB, a model's metadata less than 128 KB.
 const MAX_PACKET: u32 = 1 << 20;
@@ -38,6 +39,32 @@ impl BrokerUrl {
             .set_max_packet_size(Some(MAX_PACKET));
         options
     }
+}
+
+/// What a connection says, polled in a task of its own: a poll that is dropped half-way may lose what it read. After an
+/// error it waits for `again` before it tries to connect anew. The task ends when nobody listens any more.
+pub fn events(
+    mut events: EventLoop,
+    capacity: usize,
+    again: Duration,
+) -> mpsc::Receiver<Result<Event, ConnectionError>> {
+    let (tell, told) = mpsc::channel(capacity);
+    tokio::spawn(async move {
+        loop {
+            let event = tokio::select! {
+                event = events.poll() => event,
+                () = tell.closed() => return,
+            };
+            let failed = event.is_err();
+            if tell.send(event).await.is_err() {
+                return;
+            }
+            if failed {
+                tokio::time::sleep(again).await;
+            }
+        }
+    });
+    told
 }
 
 impl fmt::Display for BrokerUrl {

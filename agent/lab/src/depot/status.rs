@@ -233,24 +233,9 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
         Some((model, version)) => Some(ready_to_halt(&args, model, version).await?),
         None => None,
     };
-    let (client, mut events) = AsyncClient::new(options, 16);
-    // In a task of its own: a poll that is dropped half-way may lose what it read.
-    let (tell, mut told) = mpsc::channel(16);
-    let polling = tokio::spawn(async move {
-        loop {
-            let event = events.poll().await;
-            let failed = event.is_err();
-            if tell.send(event).await.is_err() {
-                return;
-            }
-            if failed {
-                tokio::time::sleep(AGAIN).await;
-            }
-        }
-    });
-    let ended = watch(&args, &prefix, &topics, &client, &mut told, open.as_ref()).await;
-    polling.abort();
-    ended
+    let (client, connection) = AsyncClient::new(options, 16);
+    let mut told = crate::mqtt::events(connection, 16, AGAIN);
+    watch(&args, &prefix, &topics, &client, &mut told, open.as_ref()).await
 }
 
 /// Shows what comes until it is enough.
