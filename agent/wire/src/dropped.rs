@@ -5,7 +5,6 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::id::Serial;
 use crate::message::Message;
 
 /// Results or events of one run that will not come.
@@ -75,21 +74,6 @@ impl Message for Dropped {
     const TYPE: &'static str = "dropped";
 }
 
-impl Dropped {
-    /// Whether it tells of this number.
-    pub fn tells_of(&self, serial: Serial) -> bool {
-        serial.run == self.run
-            && (self.first..=self.last).contains(&serial.seq)
-            && (self.every <= 1 || !serial.seq.is_multiple_of(self.every))
-    }
-
-    /// Of how many results it tells.
-    pub fn count(&self) -> u64 {
-        let kept = |upto: u64| if self.every <= 1 { 0 } else { upto / self.every };
-        (self.last + 1).saturating_sub(self.first) - (kept(self.last) - kept(self.first.saturating_sub(1)))
-    }
-}
-
 pub(crate) fn all() -> u64 {
     1
 }
@@ -145,17 +129,5 @@ pub(crate) mod tests {
         let text = String::from_utf8(events.to_json()).unwrap();
         assert!(!text.contains("pipeline") && text.contains(r#""every":10"#), "{text}");
         assert_eq!(serde_json::from_str::<Dropped>(&text).unwrap(), events);
-    }
-
-    #[test]
-    fn it_tells_of_what_is_in_its_range_and_was_not_kept() {
-        let tells = |dropped: &Dropped| {
-            (0..100).filter(|seq| dropped.tells_of(Serial { run: dropped.run, seq: *seq })).count() as u64
-        };
-        for (first, last, every) in [(43, 60, 1), (43, 60, 5), (40, 60, 10), (50, 50, 10), (7, 7, 1), (41, 49, 10)] {
-            let dropped = Dropped { first, last, every, ..example() };
-            assert_eq!(dropped.count(), tells(&dropped), "{first} to {last}, every {every}");
-        }
-        assert!(!example().tells_of(Serial { run: 1, seq: 43 }));
     }
 }
