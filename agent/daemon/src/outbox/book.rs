@@ -77,6 +77,23 @@ pub struct Rules {
     pub pipelines: HashMap<Arc<str>, PipelineRules>,
 }
 
+#[cfg(test)]
+impl Rules {
+    /// Rules by which nothing is committed or dropped while a test lasts.
+    pub fn for_test() -> Self {
+        Self {
+            commit_interval: Duration::from_secs(3600),
+            each: false,
+            ring: 8 << 20,
+            max_bytes: 1 << 30,
+            max_age: Duration::from_secs(3600),
+            order: OutboxOrder::LiveFirst,
+            drain_rate: 1 << 30,
+            pipelines: HashMap::new(),
+        }
+    }
+}
+
 /// What holds for the results of a pipeline.
 #[derive(Debug, Clone, Copy)]
 pub struct PipelineRules {
@@ -291,6 +308,14 @@ impl Lane {
     }
 }
 
+/// Takes note that the first item of a lane is another one.
+fn move_head(heads: &mut BTreeSet<(Number, LaneId)>, id: LaneId, before: Option<Number>, after: Option<Number>) {
+    if before != after {
+        before.map(|number| heads.remove(&(number, id)));
+        after.map(|number| heads.insert((number, id)));
+    }
+}
+
 /// The state of an outbox.
 #[derive(Debug)]
 pub struct Book {
@@ -404,10 +429,38 @@ impl Book {
             return *id;
         }
         let id = self.next_lane;
-        self.next_lane += 1;
-        self.lanes.insert(id, self.new_lane(key.clone()));
-        self.by_key.insert(key.clone(), id);
+        self.open_lane(id, key);
         id
+    }
+
+    /// The lane of this number, made if there is none.
+    fn open_lane(&mut self, id: LaneId, key: &LaneKey) -> &mut Lane {
+        self.next_lane = self.next_lane.max(id + 1);
+        if !self.lanes.contains_key(&id) {
+            self.lanes.insert(id, self.new_lane(key.clone()));
+            self.by_key.entry(key.clone()).or_insert(id);
+        }
+        self.lanes.get_mut(&id).expect("it is there now")
+    }
+
+    /// Changes what is live in a lane, and with it the place of the lane among those that have something.
+    fn edit_live<T>(&mut self, id: LaneId, edit: impl FnOnce(&mut VecDeque<Live>) -> T) -> T {
+        let live = &mut self.lanes.get_mut(&id).expect("lanes with live items stay").live;
+        let before = live.front().map(|live| live.number);
+        let outcome = edit(live);
+        let after = live.front().map(|live| live.number);
+        move_head(&mut self.live_heads, id, before, after);
+        outcome
+    }
+
+    /// The same of what was read.
+    fn edit_back<T>(&mut self, id: LaneId, edit: impl FnOnce(&mut VecDeque<Back>) -> T) -> T {
+        let back = &mut self.lanes.get_mut(&id).expect("lanes with rows stay").back;
+        let before = back.front().map(|back| back.number);
+        let outcome = edit(back);
+        let after = back.front().map(|back| back.number);
+        move_head(&mut self.back_heads, id, before, after);
+        outcome
     }
 
     /// What a lane holds.
@@ -447,11 +500,7 @@ impl Book {
         self.live += 1;
         self.live_bytes += payload.len() as u64;
         let first = self.live == 1;
-        let lane_state = self.lanes.get_mut(&lane).expect("lanes are asked for before items are stored in them");
-        if lane_state.live.is_empty() {
-            self.live_heads.insert((number, lane));
-        }
-        lane_state.live.push_back(Live { number, since: now, at, payload, committing: false });
+        self.edit_live(lane, |live| live.push_back(Live { number, since: now, at, payload, committing: false }));
         first || self.rules.each || self.is_pressed()
     }
 
@@ -538,14 +587,14 @@ impl Book {
 
     /// What was read of a lane is unread again.
     fn unload(&mut self, id: LaneId) {
-        let Some(lane) = self.lanes.get_mut(&id) else { return };
-        if let Some(front) = lane.back.front() {
-            self.back_heads.remove(&(front.number, id));
-            self.back_bytes -= lane.back.iter().map(|back| back.payload.len() as u64).sum::<u64>();
-            lane.unread_from = front.number;
-            lane.unread += lane.back.len() as u64;
-            lane.back.clear();
+        if self.lanes.get(&id).is_none_or(|lane| lane.back.is_empty()) {
+            return;
         }
+        let unloaded = self.edit_back(id, std::mem::take);
+        self.back_bytes -= unloaded.iter().map(|back| back.payload.len() as u64).sum::<u64>();
+        let lane = self.lanes.get_mut(&id).expect("it was just there");
+        lane.unread_from = unloaded[0].number;
+        lane.unread += unloaded.len() as u64;
     }
 
     fn is_parked(&self, lane: LaneId, now: Instant) -> Option<Instant> {
@@ -653,65 +702,48 @@ impl Book {
     }
 
     fn take_live(&mut self, id: LaneId, room: Room) -> Batch {
-        let max = self.company(&self.lanes[&id], room).0;
-        let lane = self.lanes.get_mut(&id).expect("it has items");
-        if let Some(front) = lane.live.front() {
-            self.live_heads.remove(&(front.number, id));
-        }
-        let (mut items, mut bytes) = (Vec::new(), 0.0);
-        while let Some(front) = lane.live.front()
-            && items.len() < max
-        {
-            bytes += front.payload.len() as f32 * lane.ratio;
-            if !items.is_empty() && bytes > room.bytes as f32 {
-                break;
-            }
-            let item = lane.live.pop_front().expect("there is one");
-            items.push(Taken { number: item.number, payload: Arc::clone(&item.payload), boot: Boot::This });
-            self.hand.insert(item.number, (id, Held::Live(item)));
-        }
-        if let Some(front) = lane.live.front() {
-            self.live_heads.insert((front.number, id));
-        }
-        let numbers = items.iter().map(|item| item.number).collect();
-        let custody = Custody { lane: id, backlog: false, numbers };
-        Batch { custody, items, key: lane.key.clone(), packing: lane.packing }
+        let lane = &self.lanes[&id];
+        let (max, ratio) = (self.company(lane, room).0, lane.ratio);
+        let taken = self.edit_live(id, |live| {
+            let sizes = live.iter().map(|live| live.payload.len());
+            let (count, _) = fitting(sizes.take(max), ratio, room.bytes);
+            live.drain(..count).collect::<Vec<_>>()
+        });
+        let item = |live: &Live| Taken { number: live.number, payload: Arc::clone(&live.payload), boot: Boot::This };
+        let items: Vec<Taken> = taken.iter().map(item).collect();
+        self.hand.extend(taken.into_iter().map(|live| (live.number, (id, Held::Live(live)))));
+        self.batch(id, items, false)
     }
 
     fn take_back(&mut self, id: LaneId, now: Instant, room: Room) -> Batch {
-        let lane = self.lanes.get_mut(&id).expect("it has items");
-        if let Some(front) = lane.back.front() {
-            self.back_heads.remove(&(front.number, id));
-        }
+        let lane = &self.lanes[&id];
         // Events go one by one: each has its id as a property, and a reader of events expects one in a message.
-        let max = if lane.packing.is_none() { 1 } else { usize::MAX };
-        let (mut items, mut bytes) = (Vec::new(), 0.0);
-        while let Some(front) = lane.back.front()
-            && items.len() < max
-        {
-            let more = front.payload.len() as f32 * lane.ratio;
-            if !items.is_empty() && bytes + more > room.bytes as f32 {
-                break;
-            }
-            bytes += more;
-            let item = lane.back.pop_front().expect("there is one");
+        let (max, ratio) = (if lane.packing.is_none() { 1 } else { usize::MAX }, lane.ratio);
+        let (items, bytes) = self.edit_back(id, |back| {
+            let sizes = back.iter().map(|back| back.payload.len());
+            let (count, bytes) = fitting(sizes.take(max), ratio, room.bytes);
+            let item = |Back { number, payload, boot }| Taken { number, payload, boot };
+            (back.drain(..count).map(item).collect::<Vec<_>>(), bytes)
+        });
+        for item in &items {
             let stored = item.payload.len() as u64;
             self.back_bytes -= stored;
             self.hand.insert(item.number, (id, Held::Back(stored + ROW)));
-            items.push(Taken { number: item.number, payload: item.payload, boot: item.boot });
         }
-        lane.back_in_hand += items.len();
-        if let Some(front) = lane.back.front() {
-            self.back_heads.insert((front.number, id));
-        }
+        self.lanes.get_mut(&id).expect("it had items").back_in_hand += items.len();
         self.back_messages += 1;
         // At most a second is saved up, so that a pause is not followed by a flood.
         let pause = Duration::from_secs_f32(bytes / self.rules.drain_rate.max(1) as f32);
         let earliest = now.checked_sub(Duration::from_secs(1)).unwrap_or(now);
         let from = self.drain_from.unwrap_or(earliest).max(earliest);
         self.drain_from = Some(from + pause);
+        self.batch(id, items, true)
+    }
+
+    fn batch(&self, id: LaneId, items: Vec<Taken>, backlog: bool) -> Batch {
+        let lane = &self.lanes[&id];
         let numbers = items.iter().map(|item| item.number).collect();
-        let custody = Custody { lane: id, backlog: true, numbers };
+        let custody = Custody { lane: id, backlog, numbers };
         Batch { custody, items, key: lane.key.clone(), packing: lane.packing }
     }
 
@@ -734,8 +766,7 @@ impl Book {
             let Some((id, held)) = self.hand.remove(number) else { continue };
             match held {
                 Held::Live(live) => {
-                    self.live -= 1;
-                    self.live_bytes -= live.payload.len() as u64;
+                    self.forget_live(&live.payload);
                     if live.committing {
                         self.orphans.insert(*number, id);
                     }
@@ -771,19 +802,16 @@ impl Book {
     fn return_items(&mut self, numbers: &[Number]) {
         for number in numbers.iter().rev() {
             let Some((id, held)) = self.hand.remove(number) else { continue };
-            let lane = self.lanes.get_mut(&id).expect("lanes with items in hand stay");
             match held {
-                Held::Live(live) => {
-                    if let Some(front) = lane.live.front() {
-                        self.live_heads.remove(&(front.number, id));
-                    }
-                    let at = lane.live.partition_point(|other| other.number < live.number);
-                    lane.live.insert(at, live);
-                    self.live_heads.insert((lane.live[0].number, id));
+                Held::Live(item) => {
+                    self.edit_live(id, |live| {
+                        let at = live.partition_point(|other| other.number < item.number);
+                        live.insert(at, item);
+                    });
                     self.congested = true;
                 }
                 Held::Back(_) => {
-                    lane.back_in_hand -= 1;
+                    self.lanes.get_mut(&id).expect("lanes with items in hand stay").back_in_hand -= 1;
                     self.add_unread(id, *number);
                 }
             }
@@ -901,22 +929,23 @@ impl Book {
         waiting.chain(held).min()
     }
 
+    /// Every live item, waiting or in hand, with its lane.
+    fn every_live(&mut self) -> impl Iterator<Item = (LaneId, &mut Live)> {
+        let waiting = self.lanes.iter_mut().flat_map(|(id, lane)| lane.live.iter_mut().map(|live| (*id, live)));
+        let held = self.hand.values_mut().filter_map(|(id, held)| match held {
+            Held::Live(live) => Some((*id, live)),
+            Held::Back(_) => None,
+        });
+        waiting.chain(held)
+    }
+
     /// Live items that wait since before `until`, or all, as rows. They are being committed from now on.
     fn rows_to_commit(&mut self, until: Option<Instant>) -> Vec<Row> {
         let mut rows = Vec::new();
-        let mut take = |id: LaneId, live: &mut Live| {
+        for (lane, live) in self.every_live() {
             if !live.committing && until.is_none_or(|until| live.since <= until) {
                 live.committing = true;
-                rows.push(Row { number: live.number, lane: id, at: live.at, payload: Arc::clone(&live.payload) });
-            }
-        };
-        for (_, id) in &self.live_heads {
-            let lane = self.lanes.get_mut(id).expect("a lane with a head is there");
-            lane.live.iter_mut().for_each(|live| take(*id, live));
-        }
-        for (id, held) in self.hand.values_mut() {
-            if let Held::Live(live) = held {
-                take(*id, live);
+                rows.push(Row { number: live.number, lane, at: live.at, payload: Arc::clone(&live.payload) });
             }
         }
         rows.sort_unstable_by_key(|row| row.number);
@@ -931,56 +960,65 @@ impl Book {
             self.forget_row(*row);
         }
         let mut closed = Vec::with_capacity(rows.len());
-        let mut lanes = BTreeSet::new();
+        let mut waited = BTreeSet::new();
         for row in rows {
-            let stored = row.payload.len() as u64 + ROW;
-            let lane = self.lanes.get_mut(&row.lane).expect("lanes with live items stay");
-            lane.rows += 1;
-            lane.row_bytes += stored;
-            self.stored += 1;
-            self.stored_bytes += stored;
+            let placed = self.count_row(row);
             if self.orphans.remove(&row.number).is_some() {
-                let placed = Placed { number: row.number, lane: row.lane, bytes: stored };
                 self.gone.insert(row.number, placed);
                 self.gone_since.get_or_insert(now);
                 continue;
             }
             closed.push(row.number);
-            self.live -= 1;
-            self.live_bytes -= row.payload.len() as u64;
+            self.forget_live(&row.payload);
             match self.hand.get_mut(&row.number) {
                 Some((_, held)) => {
-                    *held = Held::Back(stored);
-                    lane.back_in_hand += 1;
+                    *held = Held::Back(placed.bytes);
+                    self.lanes.get_mut(&row.lane).expect("it has the row").back_in_hand += 1;
                 }
                 None => {
-                    lanes.insert(row.lane);
+                    waited.insert(row.lane);
+                    let lane = &self.lanes[&row.lane];
                     let last = lane.back.back().map(|back| back.number);
                     if lane.unread == 0 && self.back_bytes < WINDOW && last.is_none_or(|last| last < row.number) {
                         // It need not be read to be at hand.
-                        if last.is_none() {
-                            self.back_heads.insert((row.number, row.lane));
-                        }
                         self.back_bytes += row.payload.len() as u64;
-                        let payload = Arc::clone(&row.payload);
-                        lane.back.push_back(Back { number: row.number, payload, boot: Boot::This });
+                        let (number, payload) = (row.number, Arc::clone(&row.payload));
+                        self.edit_back(row.lane, |back| back.push_back(Back { number, payload, boot: Boot::This }));
                     } else {
                         self.add_unread(row.lane, row.number);
                     }
                 }
             }
         }
-        for id in lanes {
-            let lane = self.lanes.get_mut(&id).expect("it was just there");
-            if let Some(front) = lane.live.front() {
-                self.live_heads.remove(&(front.number, id));
-            }
-            lane.live.retain(|live| !live.committing);
-            if let Some(front) = lane.live.front() {
-                self.live_heads.insert((front.number, id));
-            }
+        for id in waited {
+            self.edit_live(id, |live| live.retain(|live| !live.committing));
         }
         closed
+    }
+
+    /// An item is not live any more.
+    fn forget_live(&mut self, payload: &Payload) {
+        self.live -= 1;
+        self.live_bytes -= payload.len() as u64;
+    }
+
+    /// A row is in the database.
+    fn count_row(&mut self, row: &Row) -> Placed {
+        let bytes = row.payload.len() as u64 + ROW;
+        let lane = self.lanes.get_mut(&row.lane).expect("lanes of rows that are written stay");
+        lane.rows += 1;
+        lane.row_bytes += bytes;
+        self.stored += 1;
+        self.stored_bytes += bytes;
+        Placed { number: row.number, lane: row.lane, bytes }
+    }
+
+    /// A row that was not in memory is not in the database any more.
+    fn forget_unread(&mut self, row: Placed) {
+        self.forget_row(row);
+        if let Some(lane) = self.lanes.get_mut(&row.lane) {
+            lane.unread = lane.unread.saturating_sub(1);
+        }
     }
 
     fn forget_row(&mut self, row: Placed) {
@@ -1002,12 +1040,7 @@ impl Book {
         self.gone_since = self.gone_since.or(Some(now)).filter(|_| !self.gone.is_empty());
         // They were settled, and never came into the database.
         self.orphans.clear();
-        self.lanes.values_mut().flat_map(|lane| &mut lane.live).for_each(|live| live.committing = false);
-        for (_, held) in self.hand.values_mut() {
-            if let Held::Live(live) = held {
-                live.committing = false;
-            }
-        }
+        self.every_live().for_each(|(_, live)| live.committing = false);
     }
 
     /// Rows were read: all of `lanes` from where it was asked up to `upto`, or to the end. Gives how many rows should be
@@ -1016,21 +1049,17 @@ impl Book {
         (self.reading, self.read_retry) = (false, None);
         let mut missing = 0;
         for row in rows {
-            let known = self.hand.contains_key(&row.number)
-                || self.gone.contains_key(&row.number)
-                || self.deleting.contains(&row.number);
-            let Some(lane) = self.lanes.get_mut(&row.lane).filter(|lane| !known && lane.unread > 0) else { continue };
+            let free = self.is_free(row.number);
+            let Some(lane) = self.lanes.get_mut(&row.lane).filter(|lane| free && lane.unread > 0) else { continue };
             // Something came back to before where this read began: that is read first.
             if lane.unread_from < from || row.number < lane.unread_from {
                 continue;
             }
-            if lane.back.is_empty() {
-                self.back_heads.insert((row.number, row.lane));
-            }
             lane.unread -= 1;
             lane.unread_from = row.number + 1;
             self.back_bytes += row.payload.len() as u64;
-            lane.back.push_back(Back { number: row.number, payload: row.payload, boot: row.boot });
+            let ReadRow { number, lane, payload, boot } = row;
+            self.edit_back(lane, |back| back.push_back(Back { number, payload, boot }));
         }
         for id in lanes {
             let Some(lane) = self.lanes.get_mut(id) else { continue };
@@ -1065,34 +1094,23 @@ impl Book {
         Some((lanes, policy))
     }
 
-    /// Of rows that are to be dropped those that may be: not in hand, and not gone anyway.
-    pub fn may_drop(&self, number: Number) -> bool {
+    /// Whether a row is nobody's yet: not in hand, and not gone anyway.
+    pub fn is_free(&self, number: Number) -> bool {
         !(self.hand.contains_key(&number) || self.gone.contains_key(&number) || self.deleting.contains(&number))
     }
 
     /// Rows were dropped from the database. Range records of them were committed in the same transaction.
     pub fn dropped(&mut self, rows: &[Placed], records: &[Row], now: Instant) {
         let before = self.stored_bytes;
-        for row in rows {
-            self.forget_row(*row);
-            if let Some(lane) = self.lanes.get_mut(&row.lane) {
-                lane.unread = lane.unread.saturating_sub(1);
-            }
-        }
+        rows.iter().for_each(|row| self.forget_unread(*row));
         for record in records {
-            let stored = record.payload.len() as u64 + ROW;
             if !self.lanes.contains_key(&record.lane) {
                 // It was empty, and forgotten meanwhile.
                 let Ok(label) = super::item::label(&record.payload) else { continue };
-                self.lanes.insert(record.lane, self.new_lane(label.lane.clone()));
-                self.by_key.entry(label.lane).or_insert(record.lane);
+                self.open_lane(record.lane, &label.lane);
             }
-            let lane = self.lanes.get_mut(&record.lane).expect("it is there now");
-            lane.rows += 1;
-            lane.row_bytes += stored;
+            self.count_row(record);
             self.add_unread(record.lane, record.number);
-            self.stored += 1;
-            self.stored_bytes += stored;
         }
         if self.stored_bytes >= before {
             // What is left is in hand, or says what was dropped.
@@ -1133,26 +1151,18 @@ impl Book {
             freed += bytes;
             chosen.insert(*number);
         }
-        let mut dropped = Vec::new();
-        for id in lanes {
-            let lane = self.lanes.get_mut(&id).expect("it has live items");
-            if let Some(front) = lane.live.front() {
-                self.live_heads.remove(&(front.number, id));
-            }
-            lane.live.retain(|live| {
-                let goes = chosen.contains(&live.number);
-                if goes {
-                    dropped.push((live.number, Arc::clone(&live.payload)));
-                }
-                !goes
-            });
-            if let Some(front) = lane.live.front() {
-                self.live_heads.insert((front.number, id));
-            }
-        }
-        self.live -= dropped.len() as u64;
-        self.live_bytes -= dropped.iter().map(|(_, payload)| payload.len() as u64).sum::<u64>();
-        dropped
+        lanes.into_iter().flat_map(|id| self.remove_live(id, &chosen)).map(|live| (live.number, live.payload)).collect()
+    }
+
+    /// Takes waiting items out of what is live in a lane.
+    fn remove_live(&mut self, id: LaneId, numbers: &HashSet<Number>) -> Vec<Live> {
+        let removed: Vec<Live> = self.edit_live(id, |live| {
+            let (removed, kept) = std::mem::take(live).into_iter().partition(|live| numbers.contains(&live.number));
+            *live = kept;
+            Vec::from_iter::<VecDeque<Live>>(removed)
+        });
+        removed.iter().for_each(|live| self.forget_live(&live.payload));
+        removed
     }
 
     /// Whether the database holds nothing that was acknowledged: what the ring says of that is needed no more.
@@ -1170,30 +1180,18 @@ impl Book {
     /// These live items turn out to be in the database that was adopted just now, as the last process had committed them:
     /// they are there, and not live.
     pub fn already_stored(&mut self, rows: &[Placed]) {
-        let numbers: HashMap<Number, Placed> = rows.iter().map(|row| (row.number, *row)).collect();
-        for (id, lane) in &mut self.lanes {
-            if let Some(front) = lane.live.front() {
-                self.live_heads.remove(&(front.number, *id));
-            }
-            lane.live.retain(|live| {
-                let stored = numbers.contains_key(&live.number);
-                if stored {
-                    self.live -= 1;
-                    self.live_bytes -= live.payload.len() as u64;
-                }
-                !stored
-            });
-            if let Some(front) = lane.live.front() {
-                self.live_heads.insert((front.number, *id));
-            }
+        let numbers: HashSet<Number> = rows.iter().map(|row| row.number).collect();
+        let lanes: Vec<LaneId> = self.live_heads.iter().map(|(_, id)| *id).collect();
+        for id in lanes {
+            self.remove_live(id, &numbers);
         }
-        for (number, row) in numbers {
-            let Some((id, held)) = self.hand.get_mut(&number) else { continue };
+        for row in rows {
+            let Some((id, held)) = self.hand.get_mut(&row.number) else { continue };
             let Held::Live(live) = held else { continue };
-            self.live -= 1;
-            self.live_bytes -= live.payload.len() as u64;
+            let payload = Arc::clone(&live.payload);
             // From now on it is the row's lane that it belongs to, and it is not unread there.
             (*id, *held) = (row.lane, Held::Back(row.bytes));
+            self.forget_live(&payload);
             if let Some(lane) = self.lanes.get_mut(&row.lane) {
                 lane.back_in_hand += 1;
                 lane.unread = lane.unread.saturating_sub(1);
@@ -1213,10 +1211,7 @@ impl Book {
 
     /// A row that the last process had settled was deleted before anything was read.
     pub fn deleted_at_start(&mut self, row: Placed) {
-        self.forget_row(row);
-        if let Some(lane) = self.lanes.get_mut(&row.lane) {
-            lane.unread = lane.unread.saturating_sub(1);
-        }
+        self.forget_unread(row);
     }
 
     /// The database was damaged, and a new one holds these lanes, with numbers up to `last`. What was in the old one is
@@ -1241,16 +1236,28 @@ impl Book {
     pub fn adopt(&mut self, stored: Vec<LaneRows>, last: Number) {
         self.next_number = self.next_number.max(last + 1);
         for LaneRows { id, key, rows, bytes } in stored {
-            self.next_lane = self.next_lane.max(id + 1);
-            let new = self.new_lane(key.clone());
-            let lane = self.lanes.entry(id).or_insert(new);
+            let lane = self.open_lane(id, &key);
             (lane.rows, lane.row_bytes) = (rows, bytes);
             (lane.unread, lane.unread_from) = (rows, 0);
-            self.by_key.entry(key).or_insert(id);
             self.stored += rows;
             self.stored_bytes += bytes;
         }
     }
+}
+
+/// How many of these stored items, of so many bytes each, fit into a message, at least one; and about how many bytes it
+/// then has.
+fn fitting(sizes: impl Iterator<Item = usize>, ratio: f32, most: usize) -> (usize, f32) {
+    let (mut count, mut bytes) = (0, 0.0);
+    for size in sizes {
+        let more = size as f32 * ratio;
+        if count > 0 && bytes + more > most as f32 {
+            break;
+        }
+        bytes += more;
+        count += 1;
+    }
+    (count, bytes)
 }
 
 #[cfg(test)]

@@ -146,3 +146,34 @@ fn correct(record: &mut ResultRecord, offset: Option<i64>) {
         record.clock = Clock::Corrected;
     }
 }
+
+/// Results for tests.
+#[cfg(test)]
+pub mod fixture {
+    use limpet_wire::result::{LatencyUs, Span, Verdict};
+
+    use super::{Captured, Clock, ResultRecord, Serial};
+
+    /// A result of run 7.
+    pub fn record(pipeline: &str, stream: &str, seq: u64, verdict: Verdict) -> ResultRecord {
+        ResultRecord {
+            serial: Some(Serial { run: 7, seq }),
+            gateway: "g".into(),
+            pipeline: pipeline.into(),
+            stream: stream.into(),
+            model: "m".into(),
+            version: "1.0.0".into(),
+            engine: "tract".into(),
+            variant: "v.onnx".into(),
+            captured: Captured::Utc(0),
+            clock: Clock::Synced,
+            window: Span { first: seq, last: seq },
+            filled: 0,
+            verdict,
+            trigger: false,
+            latency: LatencyUs::default(),
+            late: false,
+            tag: None,
+        }
+    }
+}

@@ -205,7 +205,7 @@ impl Keeper {
                 Work::Drop { lanes, policy, bytes } => {
                     let Some(database) = &self.database else { continue };
                     let outbox = &self.outbox;
-                    let victims = database.victims(&lanes, policy, bytes, |number| outbox.lock().book.may_drop(number));
+                    let victims = database.victims(&lanes, policy, bytes, |number| outbox.lock().book.is_free(number));
                     match victims {
                         Ok((victims, every)) => self.drop_rows(victims, every, Reason::Full),
                         Err(error) => self.failed(error, Vec::new()),
@@ -254,7 +254,7 @@ impl Keeper {
         let Some(known) = offset.filter(|_| crate::wall::is_right()) else { return };
         let age = u64::try_from(outbox.lock().book.max_age().as_nanos()).unwrap_or(u64::MAX);
         let utc = known.saturating_add_unsigned(Moment::now().0);
-        match database.old(age, utc, Offset(offset), |number| outbox.lock().book.may_drop(number)) {
+        match database.old(age, utc, Offset(offset), |number| outbox.lock().book.is_free(number)) {
             Ok(victims) if victims.is_empty() => {}
             Ok(victims) => {
                 self.drop_rows(victims, 1, Reason::Age);

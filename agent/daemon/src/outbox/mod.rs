@@ -283,18 +283,15 @@ impl Outbox {
         let stored = keeper.which_are_stored(found.items.iter().map(|item| item.number));
         let (mut state, now) = (self.lock(), Instant::now());
         let State { book, ring, absorbed, runs, .. } = &mut *state;
-        for FoundItem { payload, .. } in &found.done {
-            if let Ok(item::Label { lane, serial: Some(serial) }) = item::label(payload) {
-                runs.stored(&lane, serial);
-            }
-        }
+        let mut labeled = |payload: &[u8]| {
+            let label = item::label(payload).ok()?;
+            label.serial.into_iter().for_each(|serial| runs.stored(&label.lane, serial));
+            Some(label)
+        };
+        found.done.iter().for_each(|item| _ = labeled(&item.payload));
         for FoundItem { number, at, payload } in found.items {
-            let label = item::label(&payload);
-            if let Ok(item::Label { lane, serial: Some(serial) }) = &label {
-                runs.stored(lane, *serial);
-            }
-            match label {
-                Ok(label) if !stored.contains(&number) => {
+            match labeled(&payload) {
+                Some(label) if !stored.contains(&number) => {
                     let lane = book.lane(&label.lane);
                     book.take_up(lane, number, at, payload.into(), now);
                 }
@@ -470,16 +467,7 @@ impl Outbox {
     /// An outbox in a folder that commits nothing while a test lasts, and packs results of the pipeline `p` so.
     pub fn for_test(folder: &Path, packing: Packing, bell: &Arc<Notify>) -> Arc<Self> {
         let pipeline = PipelineRules { packing, policy: crate::config::DropPolicy::DropOldest };
-        let rules = Rules {
-            commit_interval: Duration::from_secs(3600),
-            each: false,
-            ring: 8 << 20,
-            max_bytes: 1 << 30,
-            max_age: Duration::from_secs(3600),
-            order: crate::config::OutboxOrder::LiveFirst,
-            drain_rate: 1 << 30,
-            pipelines: [("p".into(), pipeline)].into(),
-        };
+        let rules = Rules { pipelines: [("p".into(), pipeline)].into(), ..Rules::for_test() };
         let (notices, _) = tokio::sync::mpsc::unbounded_channel();
         let ids = Arc::new(EventIds::new("g".into()));
         Self::start(rules, folder.join(DATABASE), &folder.join(RING), ids, Arc::clone(bell), notices)

@@ -3,37 +3,19 @@
 use std::fs;
 
 use limpet_wire::binary::{self, Item};
-use limpet_wire::result::{Captured, Clock, LatencyUs, Span, Verdict};
+use limpet_wire::result::Verdict;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::book::Batch;
 use super::*;
-use crate::config::{DropPolicy, OutboxOrder};
+use crate::config::DropPolicy;
 
 const ROOM: Room = Room { in_flight: 0, places: 8, bytes: 100_000, hurry: false };
 /// Longer than any test waits.
 const LIMIT: Duration = Duration::from_secs(20);
 
 fn record(seq: u64) -> ResultRecord {
-    ResultRecord {
-        serial: Some(Serial { run: 7, seq }),
-        gateway: "g".into(),
-        pipeline: "p".into(),
-        stream: "s".into(),
-        model: "m".into(),
-        version: "1.0.0".into(),
-        engine: "tract".into(),
-        variant: "v.onnx".into(),
-        captured: Captured::Utc(0),
-        clock: Clock::Synced,
-        window: Span { first: seq, last: seq },
-        filled: 0,
-        verdict: Verdict::Regression { values: vec![0.5; 20] },
-        trigger: false,
-        latency: LatencyUs::default(),
-        late: false,
-        tag: None,
-    }
+    item::fixture::record("p", "s", seq, Verdict::Regression { values: vec![0.5; 20] })
 }
 
 /// A gateway's folders.
@@ -51,16 +33,7 @@ struct Running {
 impl Gateway {
     /// Nothing is committed unless it is asked for.
     fn new() -> Self {
-        let rules = Rules {
-            commit_interval: Duration::from_secs(3600),
-            each: false,
-            ring: 1 << 20,
-            max_bytes: 1 << 30,
-            max_age: Duration::from_secs(3600),
-            order: OutboxOrder::LiveFirst,
-            drain_rate: 1 << 30,
-            pipelines: HashMap::new(),
-        };
+        let rules = Rules { ring: 1 << 20, ..Rules::for_test() };
         Self { folder: tempfile::tempdir().unwrap(), rules }
     }
 

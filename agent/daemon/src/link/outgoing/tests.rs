@@ -1,8 +1,7 @@
 //! What leaves a link, in which order, and what becomes of it when the link ends.
 
 use super::*;
-use limpet_wire::id::Serial;
-use limpet_wire::result::{Captured, Clock, LatencyUs, Span, Verdict};
+use limpet_wire::result::Verdict;
 
 const PACKING: Packing = Packing { encoding: Encoding::Json, max: 1, delay: Duration::ZERO };
 const ROOM: Room = Room { in_flight: 0, places: 8, bytes: BATCH_BYTES, hurry: false };
@@ -12,25 +11,7 @@ fn record(stream: &str, seq: u64) -> Arc<ResultRecord> {
 }
 
 fn record_of(pipeline: &str, stream: &str, seq: u64) -> Arc<ResultRecord> {
-    Arc::new(ResultRecord {
-        serial: Some(Serial { run: 7, seq }),
-        gateway: "g".into(),
-        pipeline: pipeline.into(),
-        stream: stream.into(),
-        model: "m".into(),
-        version: "1.0.0".into(),
-        engine: "tract".into(),
-        variant: "v.onnx".into(),
-        captured: Captured::Utc(0),
-        clock: Clock::Synced,
-        window: Span { first: seq, last: seq },
-        filled: 0,
-        verdict: Verdict::Anomaly { score: 0.5, threshold: None },
-        trigger: false,
-        latency: LatencyUs::default(),
-        late: false,
-        tag: None,
-    })
+    Arc::new(item::fixture::record(pipeline, stream, seq, Verdict::Anomaly { score: 0.5, threshold: None }))
 }
 
 /// An uplink with its outbox.

@@ -10,16 +10,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const ROOM: Room = Room { in_flight: 0, places: 8, bytes: 2000, hurry: false };
 
 fn rules(order: OutboxOrder, each: bool, max_bytes: u64) -> Rules {
-    Rules {
-        commit_interval: INTERVAL,
-        each,
-        ring: 1 << 20,
-        max_bytes,
-        max_age: Duration::from_secs(3600),
-        order,
-        drain_rate: 1 << 30,
-        pipelines: HashMap::new(),
-    }
+    Rules { commit_interval: INTERVAL, ring: 1 << 20, order, each, max_bytes, ..Rules::for_test() }
 }
 
 fn key(lane: u8) -> LaneKey {
@@ -209,7 +200,7 @@ impl World {
         let (mut rows, mut records, mut freed) = (Vec::new(), Vec::new(), 0);
         for (number, (lane, payload)) in &self.database {
             let range = said(payload);
-            if freed < bytes && lanes.contains(lane) && self.book.may_drop(*number) && range.start() == range.end() {
+            if freed < bytes && lanes.contains(lane) && self.book.is_free(*number) && range.start() == range.end() {
                 let stored = payload.len() as u64 + ROW;
                 freed += stored;
                 rows.push(Placed { number: *number, lane: *lane, bytes: stored });

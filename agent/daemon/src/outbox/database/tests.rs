@@ -3,8 +3,7 @@
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::sync::Arc;
 
-use limpet_wire::id::Serial;
-use limpet_wire::result::{Captured, Clock, LatencyUs, ResultRecord, Span, Verdict};
+use limpet_wire::result::{Captured, Clock, ResultRecord, Verdict};
 
 use super::*;
 use crate::outbox::{EventIds, item};
@@ -14,25 +13,8 @@ fn key(stream: &str) -> LaneKey {
 }
 
 fn payload(stream: &str, seq: u64) -> Arc<[u8]> {
-    item::of_result(&ResultRecord {
-        serial: Some(Serial { run: 7, seq }),
-        gateway: "g".into(),
-        pipeline: "p".into(),
-        stream: stream.into(),
-        model: "m".into(),
-        version: "1.0.0".into(),
-        engine: "tract".into(),
-        variant: "v.onnx".into(),
-        captured: Captured::Boottime(5_000),
-        clock: Clock::Unsynced,
-        window: Span { first: seq, last: seq },
-        filled: 0,
-        verdict: Verdict::Regression { values: vec![0.5; 40] },
-        trigger: false,
-        latency: LatencyUs::default(),
-        late: false,
-        tag: None,
-    })
+    let record = item::fixture::record("p", stream, seq, Verdict::Regression { values: vec![0.5; 40] });
+    item::of_result(&ResultRecord { captured: Captured::Boottime(5_000), clock: Clock::Unsynced, ..record })
 }
 
 /// Lane 1 is stream `a`, lane 2 is `b`.
