@@ -150,7 +150,9 @@ fn a_broker_that_loses_every_tenth_message_delivers_all_the_same() {
     let broker = Broker::start();
     let depot = Depot::on(&broker);
     let sieve = Sieve::losing(broker.port(), 10);
-    let config = whole(&sieve.url(), &depot, "64MiB");
+    // What is lost may be the news itself: it is asked for every `refresh`.
+    let config = whole(&sieve.url(), &depot, "64MiB").replace("[depot]\n", "[depot]\nrefresh = \"10s\"\n");
+    assert!(config.contains("refresh"));
     let mut bench = serving(broker, &depot, Home::empty(), &config);
     depot.publish(&Package::laden("2.0.0", 0.01, LETTERS));
     event_of(&mut bench.client, "model-activated", "2.0.0");
