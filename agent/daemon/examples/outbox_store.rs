@@ -96,7 +96,7 @@ fn store(arguments: &Arguments) -> Result<String, String> {
     }
     let seconds = start.elapsed().as_secs_f64();
     let figures = outbox.figures();
-    outbox.close();
+    outbox.close(Instant::now() + Duration::from_secs(60));
     if figures.depth.stored != arguments.results || figures.dropped > 0 {
         return Err(format!("{} were offered: {figures:?}", arguments.results));
     }

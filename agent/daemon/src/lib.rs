@@ -23,6 +23,7 @@ mod join;
 mod library;
 mod link;
 mod logging;
+mod marks;
 pub mod outbox;
 mod pipeline;
 mod play;

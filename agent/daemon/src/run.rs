@@ -40,7 +40,7 @@ use crate::router::Router;
 use crate::serve::{Board, Loader, Places, Request, Requests, Settled, Tools};
 use crate::sink::{LinkSink, Outputs, Running};
 use crate::threads::Placement;
-use crate::{CliError, api, config, configured, crash, report, threads, wall};
+use crate::{CliError, api, config, configured, crash, marks, report, threads, wall};
 
 /// How long a stop may take: half for the windows that wait, half for the results.
 const STOP: Duration = Duration::from_secs(8);
@@ -62,6 +62,7 @@ const SILENT: Duration = Duration::from_secs(60);
 /// # Errors
 /// What is wrong with the configuration, the packages or the folders; never that a broker cannot be reached.
 pub fn run(path: &Path, file: Loaded) -> Result<(), CliError> {
+    marks::open();
     prepare_state(&file.config.gateway.state)?;
     let library = Library::new(&file.config).map_err(|error| CliError::configuration(vec![error.to_string()]))?;
     // A worker that panics leaves its streams deaf; a process that ends is started again.
@@ -454,7 +455,9 @@ async fn serve_by(
     let _ = tokio::time::timeout(Duration::from_secs(1), api).await;
     // What the broker did not acknowledge by now goes with the next start.
     let written = outbox.commit_all(Instant::now() + STOP / 4);
-    outbox.close();
+    if !outbox.close(Instant::now() + STOP / 8) {
+        tracing::error!("the disk does not answer; what was written last goes by the ring with the next start");
+    }
     let left = outbox.waiting();
     match (left, written) {
         (0, _) => {}

@@ -19,9 +19,9 @@ use super::{Config, FORMAT, resolve};
 /// What every variable of the configuration starts with.
 pub const PREFIX: &str = "LIMPET_";
 
-/// Variables with that prefix that are no configuration: what the tests of the project are told. Anything else with the
-/// prefix must be a key, or it is a typing error.
-const NO_CONFIGURATION: [&str; 7] = [
+/// Variables with that prefix that are no configuration: what the tests of the project are told, and where marks go
+/// ([`crate::marks`]). Anything else with the prefix must be a key, or it is a typing error.
+const NO_CONFIGURATION: [&str; 8] = [
     "LIMPET_SHARED",
     "LIMPET_ZOO",
     "LIMPET_BLESS",
@@ -30,6 +30,7 @@ const NO_CONFIGURATION: [&str; 7] = [
     "LIMPET_SEED",
     // What limpet-lab is told on a machine that publishes as well.
     "LIMPET_DEPOT_PASSPHRASE",
+    "LIMPET_MARKS",
 ];
 /// The same for all variables that start so: what the agent tells the child process that proves a package.
 const NO_CONFIGURATION_PREFIX: &str = "LIMPET_PROOF_";

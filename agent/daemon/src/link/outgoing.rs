@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use limpet_wire::dropped::Reason;
 use limpet_wire::result::ResultRecord;
 use limpet_wire::topic::Topics;
 use limpet_wire::{WireError, binary, content_type};
@@ -396,7 +397,7 @@ fn pack(outbox: &Outbox, batch: Batch, topics: &Topics, room: Room) -> Next {
     // What was stored before the clock was set, under this boot.
     let offset = Wall::now().offset();
     let mut parcel = Parcel::new(packing.map_or(Encoding::Json, |packing| packing.encoding));
-    let mut taken = 0;
+    let (mut taken, mut odd) = (0, Vec::new());
     for item in &items {
         let known = match item.boot {
             Boot::This => offset,
@@ -406,19 +407,28 @@ fn pack(outbox: &Outbox, batch: Batch, topics: &Topics, room: Room) -> Next {
         match parcel.push(&item.payload, known, room.bytes) {
             Ok(true) => {}
             Ok(false) => break,
-            Err(error) => tracing::error!(number = item.number, %error, "a stored item cannot be read and is lost"),
+            Err(error) => {
+                tracing::error!(number = item.number, %error, "a stored item cannot be read and is dropped");
+                odd.push(item);
+            }
         }
         taken += 1;
     }
     outbox.give_back_some(&mut custody, taken);
     let stored = items[..taken].iter().map(|item| item.payload.len()).sum();
-    let Some((payload, content_type, id)) = parcel.close() else {
-        outbox.give_up(&custody, &[]);
-        return Next::Again;
-    };
+    let parcel = parcel.close();
+    if !odd.is_empty() {
+        let numbers = odd.iter().map(|item| item.number).collect();
+        // The message, if there is one, stays one of the backlog.
+        let lost = Custody { lane: custody.lane, backlog: custody.backlog && parcel.is_none(), numbers };
+        custody.numbers.retain(|number| !lost.numbers.contains(number));
+        outbox.give_up(&lost, odd.iter().map(|item| &*item.payload), Reason::Damaged);
+    }
+    let Some((payload, content_type, id)) = parcel else { return Next::Again };
     if payload.len() > room.bytes && room.bytes < BATCH_BYTES {
         // It holds one item, and the broker takes no message as large.
-        outbox.give_up(&custody, &items[0].payload);
+        let item = items[..taken].iter().find(|item| custody.numbers.first() == Some(&item.number));
+        outbox.give_up(&custody, item.map(|item| &*item.payload), Reason::TooLarge);
         return Next::TooLarge { topic, bytes: payload.len() };
     }
     outbox.learn_ratio(custody.lane, payload.len(), stored);

@@ -49,8 +49,17 @@ pub const ROW: u64 = 32;
 const RATIO: f32 = 3.0;
 /// How often rows are looked at that may have waited too long.
 const LOOK_AT_AGE: Duration = Duration::from_secs(60);
-/// How long writing to the database is left alone after it failed.
+/// How long writing to the database is left alone after it failed: twice as long each time, up to [`RETRY_MOST`].
 const RETRY: Duration = Duration::from_secs(1);
+/// See [`RETRY`].
+const RETRY_MOST: Duration = Duration::from_secs(30);
+/// Stored bytes of one transaction, at least one row: a disk that is slow delays nothing else for long.
+const TRANSACTION: u64 = 4 << 20;
+/// The same, and how many rows are deleted, after a transaction failed: a disk that is full wears out by what is written to
+/// it in vain.
+const PROBE: u64 = 16 << 10;
+/// See [`PROBE`].
+const PROBE_GONE: usize = 64;
 /// How long dropping is left alone after it made no room.
 const DROP_AGAIN: Duration = Duration::from_secs(10);
 /// Dropping makes room for more than the one item that found none: this share of all.
@@ -350,6 +359,8 @@ pub struct Book {
     flush: bool,
     /// When writing may be tried again, and whether it failed last.
     retry: Option<Instant>,
+    /// How often it failed since it worked last.
+    failures: u32,
     /// The same of reading.
     read_retry: Option<Instant>,
     /// Whether the keeper wrote last.
@@ -391,6 +402,7 @@ impl Book {
             congested: false,
             flush: false,
             retry: None,
+            failures: 0,
             read_retry: None,
             wrote_last: false,
             parked: HashMap::new(),
@@ -524,6 +536,12 @@ impl Book {
     /// Everything is to be committed now.
     pub fn flush(&mut self) {
         self.flush = true;
+    }
+
+    /// The same, and what failed is tried again at once: there may be no other time.
+    pub fn flush_now(&mut self) {
+        self.flush = true;
+        self.retry = None;
     }
 
     /// How much there is.
@@ -849,8 +867,10 @@ impl Book {
         let gone_due = self.gone_since.map(|since| since + patience);
         let delete = self.gone.len() >= GONE || self.flush || gone_due.is_some_and(|due| due <= now);
         if !rows.is_empty() || delete && !self.gone.is_empty() {
-            let gone: Vec<Placed> = self.gone.drain().map(|(_, row)| row).collect();
-            self.gone_since = None;
+            let most = if self.failures > 0 { PROBE_GONE } else { usize::MAX };
+            let numbers: Vec<Number> = self.gone.keys().take(most).copied().collect();
+            let gone: Vec<Placed> = numbers.iter().filter_map(|number| self.gone.remove(number)).collect();
+            self.gone_since = self.gone_since.filter(|_| !self.gone.is_empty());
             self.deleting = gone.iter().map(|row| row.number).collect();
             return Some(Work::Write { rows, gone });
         }
@@ -939,22 +959,31 @@ impl Book {
         waiting.chain(held)
     }
 
-    /// Live items that wait since before `until`, or all, as rows. They are being committed from now on.
+    /// Live items that wait since before `until`, or all, as rows: the first of them, as many as one transaction holds. They
+    /// are being committed from now on.
     fn rows_to_commit(&mut self, until: Option<Instant>) -> Vec<Row> {
-        let mut rows = Vec::new();
-        for (lane, live) in self.every_live() {
-            if !live.committing && until.is_none_or(|until| live.since <= until) {
-                live.committing = true;
-                rows.push(Row { number: live.number, lane, at: live.at, payload: Arc::clone(&live.payload) });
-            }
-        }
-        rows.sort_unstable_by_key(|row| row.number);
-        rows
+        let most = if self.failures > 0 { PROBE } else { TRANSACTION };
+        let mut due: Vec<(LaneId, &mut Live)> = self
+            .every_live()
+            .filter(|(_, live)| !live.committing && until.is_none_or(|until| live.since <= until))
+            .collect();
+        due.sort_unstable_by_key(|(_, live)| live.number);
+        let mut bytes = 0;
+        let fits = |(_, live): &(LaneId, &mut Live)| {
+            let first = bytes == 0;
+            bytes += live.payload.len() as u64;
+            first || bytes <= most
+        };
+        let row = |(lane, live): (LaneId, &mut Live)| {
+            live.committing = true;
+            Row { number: live.number, lane, at: live.at, payload: Arc::clone(&live.payload) }
+        };
+        due.into_iter().take_while(fits).map(row).collect()
     }
 
     /// The rows are in the database, and those that were gone are not. Gives those that the ring need not hold any more.
     pub fn written(&mut self, rows: &[Row], gone: &[Placed], now: Instant) -> Vec<Number> {
-        self.retry = None;
+        (self.retry, self.failures) = (None, 0);
         for row in gone {
             self.deleting.remove(&row.number);
             self.forget_row(*row);
@@ -1033,7 +1062,8 @@ impl Book {
 
     /// The write failed: what was to be committed is live as before, and what was to be deleted still is to be.
     pub fn not_written(&mut self, gone: Vec<Placed>, now: Instant) {
-        self.retry = Some(now + RETRY);
+        self.retry = Some(now + (RETRY * (1 << self.failures.min(5))).min(RETRY_MOST));
+        self.failures += 1;
         self.flush = false;
         self.deleting.clear();
         self.gone.extend(gone.into_iter().map(|row| (row.number, row)));
@@ -1220,7 +1250,7 @@ impl Book {
         self.gone.clear();
         self.gone_since = None;
         self.reading = false;
-        self.retry = None;
+        (self.retry, self.failures) = (None, 0);
         self.back_heads.clear();
         self.back_bytes = 0;
         self.hand.retain(|_, (_, held)| matches!(held, Held::Live(_)));

@@ -4,7 +4,7 @@
 //! checkpoints only and does not keep that promise.) It is opened exclusively, so that the index of the log is in memory
 //! and not in a mapped file.
 //!
-//! - `item`: number, lane, boot, boot time at which it was stored, and the item itself ([`super::item`]). It has no
+//! - `item`: number, lane, boot, boot time at which it was stored, checksum, and the item itself ([`super::item`]). It has no
 //!   index beside its number: items are appended, and a commit touches as few pages as it has items for, however many
 //!   lanes there are. (With an index by lane, a commit of one result from each of a hundred streams wrote a hundred pages
 //!   more.) Who reads a lane scans, and what was delivered is not there any more.
@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 
 pub use salvage::Salvaged;
 
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Transaction, params};
 
 use super::book::{Boot, LaneId, LaneRows, Number, Placed, ROW, ReadRow, Row};
@@ -119,7 +120,7 @@ impl Database {
                  CREATE TABLE boot (id INTEGER PRIMARY KEY, kernel TEXT UNIQUE NOT NULL, offset INTEGER) STRICT;
                  CREATE TABLE run (id INTEGER PRIMARY KEY, pipeline TEXT, stream TEXT, run INTEGER NOT NULL, last INTEGER NOT NULL, dropped TEXT NOT NULL) STRICT;
                  CREATE UNIQUE INDEX run_of ON run (pipeline, stream, run);
-                 CREATE TABLE item (number INTEGER PRIMARY KEY, lane INTEGER NOT NULL, boot INTEGER NOT NULL, at INTEGER NOT NULL, payload BLOB NOT NULL) STRICT;
+                 CREATE TABLE item (number INTEGER PRIMARY KEY, lane INTEGER NOT NULL, boot INTEGER NOT NULL, at INTEGER NOT NULL, sum INTEGER NOT NULL, payload BLOB NOT NULL) STRICT;
                  PRAGMA application_id = {APPLICATION};
                  PRAGMA user_version = {VERSION};
                  COMMIT;"
@@ -187,7 +188,7 @@ impl Database {
                 key: lane_key(row.get(0)?, row.get(1)?),
                 run: run.cast_unsigned(),
                 last: number(last),
-                dropped,
+                dropped: Some(dropped),
             });
         }
         Ok(runs)
@@ -261,7 +262,7 @@ impl Database {
         }
         let mut statement = self
             .connection
-            .prepare_cached("SELECT number, lane, boot, payload FROM item WHERE number >= ?1 ORDER BY number")?;
+            .prepare_cached("SELECT number, lane, boot, payload, sum FROM item WHERE number >= ?1 ORDER BY number")?;
         let mut cursor = statement.query([signed(from)])?;
         let (mut found, mut taken, mut scanned) = (Vec::new(), 0, 0);
         while let Some(row) = cursor.next()? {
@@ -269,7 +270,7 @@ impl Database {
             let lane: LaneId = row.get(1)?;
             scanned += 1;
             if lanes.contains(&lane) {
-                let payload: &[u8] = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
+                let payload = sound(at, row.get_ref(3)?, row.get(4)?)?;
                 taken += payload.len() as u64;
                 let boot: i64 = row.get(2)?;
                 let boot = match offsets.get(&boot).copied().flatten() {
@@ -323,7 +324,7 @@ impl Database {
         let order = if newest { "DESC" } else { "ASC" };
         let mut statement = self
             .connection
-            .prepare_cached(&format!("SELECT number, lane, payload FROM item ORDER BY number {order}"))?;
+            .prepare_cached(&format!("SELECT number, lane, payload, sum FROM item ORDER BY number {order}"))?;
         let mut rows = statement.query([])?;
         let (mut found, mut freed) = (Vec::new(), 0);
         while freed < bytes
@@ -333,7 +334,7 @@ impl Database {
             if !lanes.contains(&lane) || !may(at) {
                 continue;
             }
-            let victim = victim(at, lane, row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?)?;
+            let victim = victim(at, lane, sound(at, row.get_ref(2)?, row.get(3)?)?)?;
             let goes = match &victim.what {
                 Held::Serial(_, serial) => every == 1 || !serial.seq.is_multiple_of(every),
                 // Those that stand for what is thinned out further, or for a part of what all goes.
@@ -360,7 +361,7 @@ impl Database {
         may: impl Fn(Number) -> bool,
     ) -> Result<Vec<Victim>, DatabaseError> {
         let mut statement = self.connection.prepare_cached(
-            "SELECT number, lane, at, item.boot, boot.offset, payload FROM item LEFT JOIN boot ON boot.id = item.boot ORDER BY number",
+            "SELECT number, lane, at, item.boot, boot.offset, payload, sum FROM item LEFT JOIN boot ON boot.id = item.boot ORDER BY number",
         )?;
         let mut rows = statement.query([])?;
         let mut found = Vec::new();
@@ -376,7 +377,7 @@ impl Database {
             }
             let at = number(row.get(0)?);
             if may(at) {
-                found.push(victim(at, row.get(1)?, row.get_ref(5)?.as_blob().map_err(rusqlite::Error::from)?)?);
+                found.push(victim(at, row.get(1)?, sound(at, row.get_ref(5)?, row.get(6)?)?)?);
             }
         }
         Ok(found)
@@ -412,6 +413,21 @@ impl Database {
     }
 }
 
+/// The checksum of an item: SQLite has none of its pages, and an item that a disk has changed is not to be told as a result.
+fn checksum(payload: &[u8]) -> i64 {
+    crc32fast::hash(payload).into()
+}
+
+/// The item of a row, if it is what was written.
+fn sound(number: Number, payload: ValueRef<'_>, sum: i64) -> Result<&[u8], DatabaseError> {
+    let payload = payload.as_blob().map_err(rusqlite::Error::from)?;
+    if checksum(payload) == sum {
+        Ok(payload)
+    } else {
+        Err(DatabaseError::Damaged(format!("item {number} is not what was written")))
+    }
+}
+
 fn victim(number: Number, lane: LaneId, payload: &[u8]) -> Result<Victim, DatabaseError> {
     let what = Held::of(payload).map_err(|error| DatabaseError::Damaged(format!("item {number}: {error}")))?;
     Ok(Victim { placed: Placed { number, lane, bytes: payload.len() as u64 + ROW }, what })
@@ -422,11 +438,12 @@ fn insert<'a>(
     rows: impl Iterator<Item = (&'a Row, i64)>,
     lane: &impl Fn(LaneId) -> Option<LaneKey>,
 ) -> Result<(), rusqlite::Error> {
-    let mut statement =
-        transaction.prepare_cached("INSERT INTO item (number, lane, boot, at, payload) VALUES (?1, ?2, ?3, ?4, ?5)")?;
+    let mut statement = transaction
+        .prepare_cached("INSERT INTO item (number, lane, boot, at, sum, payload) VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
     let mut more: HashMap<LaneId, (i64, i64)> = HashMap::new();
     for (row, boot) in rows {
-        statement.execute(params![signed(row.number), row.lane, boot, signed(row.at), &*row.payload])?;
+        let sum = checksum(&row.payload);
+        statement.execute(params![signed(row.number), row.lane, boot, signed(row.at), sum, &*row.payload])?;
         let sum = more.entry(row.lane).or_default();
         *sum = (sum.0 + 1, sum.1 + signed(row.payload.len() as u64 + ROW));
     }
@@ -467,8 +484,14 @@ fn remember(transaction: &Transaction<'_>, runs: &[Remembered]) -> Result<(), ru
         "INSERT INTO run (pipeline, stream, run, last, dropped) VALUES (?1, ?2, ?3, ?4, ?5)
          ON CONFLICT (pipeline, stream, run) DO UPDATE SET last = ?4, dropped = ?5",
     )?;
+    let mut goes_on =
+        transaction.prepare_cached("UPDATE run SET last = ?4 WHERE pipeline = ?1 AND stream = ?2 AND run = ?3")?;
     for Remembered { key, run, last, dropped } in runs {
         let LaneKey::Results(pipeline, stream) = key else { continue };
+        let Some(dropped) = dropped else {
+            goes_on.execute(params![&**pipeline, &**stream, run.cast_signed(), signed(*last)])?;
+            continue;
+        };
         let dropped = serde_json::to_string(dropped).expect("writing plain values into memory cannot fail");
         statement.execute(params![&**pipeline, &**stream, run.cast_signed(), signed(*last), dropped])?;
     }

@@ -11,11 +11,12 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::book::{LaneId, LaneRows, Number, Placed, Row, Work};
 use super::database::{Database, DatabaseError, Offset, Salvaged, Victim};
-use super::item::LaneKey;
+use super::item::{self, LaneKey};
 use super::ranges::{self, Held};
 use super::ring::Ring;
 use super::runs::{Remembered, Runs};
 use super::{EventIds, Notice, Outbox};
+use crate::marks;
 use crate::wall::Wall;
 
 /// Where numbers start if nobody knows which ones the database holds: above them all.
@@ -167,6 +168,11 @@ impl Keeper {
         loop {
             let mut state = self.outbox.lock();
             if state.closed {
+                drop(state);
+                let Self { database, outbox, .. } = self;
+                drop(database);
+                outbox.lock().ended = true;
+                outbox.settled.notify_all();
                 return;
             }
             if self.database.is_none() {
@@ -237,6 +243,10 @@ impl Keeper {
                 drop(state);
                 outbox.settled.notify_all();
                 outbox.bell.notify_one();
+                if marks::are_wanted() {
+                    let labels = rows.iter().filter_map(|row| item::label(&row.payload).ok());
+                    labels.for_each(|label| marks::stored(&label.lane, label.serial));
+                }
                 self.works();
             }
             Err(error) => {
@@ -329,6 +339,7 @@ impl Keeper {
             Ok((opened, notice)) => {
                 let mut state = self.outbox.lock();
                 state.book.restart_database(opened.lanes, opened.last);
+                state.runs.all_dirty();
                 state.runs.restore(opened.runs);
                 state.absorbed = state.ring.as_ref().map_or(0, Ring::current);
                 drop(state);

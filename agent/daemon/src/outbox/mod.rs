@@ -27,13 +27,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::{JoinHandle, Thread};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use limpet_runtime::Moment;
 use limpet_wire::dropped::Reason;
 use limpet_wire::id::Serial;
-use limpet_wire::message::OutboxFigures;
+use limpet_wire::message::{OutboxFigures, StreamDelivery};
 use limpet_wire::result::ResultRecord;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
@@ -46,6 +46,7 @@ use self::ring::{FoundItem, NoRoom, Ring};
 use self::runs::Runs;
 use crate::config::{Config, Durability};
 use crate::link::outgoing::{Packing, Room};
+use crate::marks;
 
 /// Name of the database under the state folder.
 const DATABASE: &str = "outbox.db";
@@ -139,12 +140,21 @@ pub struct Outbox {
     /// Rung when everything is committed, for those who wait for it.
     settled: Condvar,
     keeper: OnceLock<Thread>,
-    /// Until it has ended.
-    working: Mutex<Option<JoinHandle<()>>>,
+    /// What the last `delivery` message said, uncut.
+    told: Mutex<Option<Vec<StreamDelivery>>>,
     /// Rung when there may be something to send.
     bell: Arc<Notify>,
     ids: Arc<EventIds>,
     notices: UnboundedSender<Notice>,
+}
+
+/// What became of an item.
+#[derive(Debug, Clone, Copy)]
+struct Stored {
+    /// Whether the keeper is to be woken.
+    wake: bool,
+    /// Whether the ring has it.
+    ringed: bool,
 }
 
 #[derive(Debug)]
@@ -159,6 +169,8 @@ struct State {
     figures: Figures,
     /// Nothing is kept any more: the process is about to end.
     closed: bool,
+    /// The keeper has ended, and the database is closed.
+    ended: bool,
 }
 
 /// The rules that a configuration gives.
@@ -258,12 +270,13 @@ impl Outbox {
             absorbed: 0,
             figures: Figures::default(),
             closed: false,
+            ended: false,
         };
         let outbox = Arc::new(Self {
             state: Mutex::new(state),
             settled: Condvar::new(),
             keeper: OnceLock::new(),
-            working: Mutex::default(),
+            told: Mutex::default(),
             bell,
             ids,
             notices,
@@ -272,7 +285,6 @@ impl Outbox {
         outbox.recover(&mut keeper, found);
         let thread = std::thread::Builder::new().name("outbox".into()).spawn(move || keeper.run())?;
         _ = outbox.keeper.set(thread.thread().clone());
-        *outbox.working.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(outbox)
     }
 
@@ -318,7 +330,11 @@ impl Outbox {
 
     /// Stores a result that was selected for publication.
     pub fn offer_result(&self, record: &ResultRecord) {
-        self.offer(&LaneKey::of(record), item::of_result(record), record.serial);
+        let key = LaneKey::of(record);
+        marks::decided(&key, record.serial);
+        if self.offer(&key, item::of_result(record), record.serial) {
+            marks::stored(&key, record.serial);
+        }
     }
 
     /// Stores an event, as JSON.
@@ -326,7 +342,8 @@ impl Outbox {
         self.offer(&LaneKey::Events, json.into(), None);
     }
 
-    fn offer(&self, key: &LaneKey, payload: Payload, serial: Option<Serial>) {
+    /// Says whether it outlives the process from now on: if not, it does when the keeper has written it.
+    fn offer(&self, key: &LaneKey, payload: Payload, serial: Option<Serial>) -> bool {
         let mut state = self.lock();
         let mut wake = false;
         while !state.book.has_room(payload.len() as u64) {
@@ -335,13 +352,15 @@ impl Outbox {
                 break;
             }
         }
-        wake |= state.store(key, payload, false);
+        let stored = state.store(key, payload, false);
+        wake |= stored.wake;
         _ = serial.map(|serial| state.runs.stored(key, serial));
         drop(state);
         if wake {
             self.wake_keeper();
         }
         self.bell.notify_one();
+        stored.ringed
     }
 
     /// What to send next.
@@ -383,13 +402,15 @@ impl Outbox {
         self.wake_keeper();
     }
 
-    /// This one is given up, because no message can hold it; a range record says so.
-    pub fn give_up(&self, custody: &Custody, payload: &[u8]) {
+    /// These are given up, because no message can hold them; range records say so, as far as what they are can be read.
+    pub fn give_up<'a>(&self, custody: &Custody, payloads: impl IntoIterator<Item = &'a [u8]>, reason: Reason) {
         let mut state = self.lock();
         state.figures.dropped += custody.numbers.len() as u64;
-        if let Ok(item::Label { lane, serial: Some(serial) }) = item::label(payload) {
-            let range = Range { key: lane, run: serial.run, first: serial.seq, last: serial.seq, every: 1 };
-            state.record(&range, Reason::TooLarge, &self.ids);
+        for payload in payloads {
+            if let Ok(item::Label { lane, serial: Some(serial) }) = item::label(payload) {
+                let range = Range { key: lane, run: serial.run, first: serial.seq, last: serial.seq, every: 1 };
+                state.record(&range, reason, &self.ids);
+            }
         }
         // Only now: after a kill in between, it would be there, and the record too.
         state.settle(custody);
@@ -418,7 +439,15 @@ impl Outbox {
         let mut state = self.lock();
         let State { book, runs, .. } = &mut *state;
         let waiting = book.waiting_by_key();
-        runs.message(self.ids.gateway(), crate::wall::now_text(), |key| waiting.get(key).copied().unwrap_or(0))
+        let streams = runs.streams(|key| waiting.get(key).copied().unwrap_or(0));
+        drop(state);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.as_ref() == Some(&streams) {
+            return None;
+        }
+        let message = runs::message(self.ids.gateway(), crate::wall::now_text(), streams.clone());
+        *told = Some(streams);
+        Some(message)
     }
 
     /// Figures since the start.
@@ -437,6 +466,7 @@ impl Outbox {
     /// then; says whether all of it is on the disk.
     pub fn commit_all(&self, until: Instant) -> bool {
         let mut state = self.lock();
+        state.book.flush_now();
         loop {
             if state.book.depth().live == 0 && state.book.is_absorbed() {
                 return true;
@@ -452,13 +482,15 @@ impl Outbox {
         }
     }
 
-    /// Ends the keeper and closes the database. What is not committed then is in the ring alone.
-    pub fn close(&self) {
-        self.lock().closed = true;
+    /// Ends the keeper and closes the database; what is not committed then is in the ring alone. A disk that does not answer
+    /// until then is left to itself. Says whether the database is closed.
+    pub fn close(&self, until: Instant) -> bool {
+        let mut state = self.lock();
+        state.closed = true;
         self.wake_keeper();
-        let thread = self.working.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // A keeper that panicked has ended the process.
-        _ = thread.map(JoinHandle::join);
+        let left = until.saturating_duration_since(Instant::now());
+        let ended = self.settled.wait_timeout_while(state, left, |state| !state.ended);
+        ended.unwrap_or_else(PoisonError::into_inner).0.ended
     }
 }
 
@@ -476,30 +508,26 @@ impl Outbox {
 }
 
 impl State {
-    /// Stores an item, in the ring first. Says whether the keeper is to be woken.
-    fn store(&mut self, key: &LaneKey, payload: Payload, urgent: bool) -> bool {
+    /// Stores an item, in the ring first.
+    fn store(&mut self, key: &LaneKey, payload: Payload, urgent: bool) -> Stored {
         let (at, now) = (Moment::now().0, Instant::now());
         let (number, lane) = (self.book.number(), self.book.lane(key));
-        let mut wake = false;
+        let (mut ringed, mut refused) = (false, false);
         if let Some(ring) = &mut self.ring {
             let appended =
                 if urgent { ring.append_urgent(number, at, &payload) } else { ring.append(number, at, &payload) };
-            match appended {
-                Ok(()) => {}
-                // It goes to the database as soon as that takes it.
-                Err(why) => {
-                    wake = true;
-                    if let NoRoom::System(error) = why {
-                        tracing::debug!(%error, "the ring takes no item");
-                    }
-                }
+            (ringed, refused) = (appended.is_ok(), appended.is_err());
+            if let Err(NoRoom::System(error)) = appended {
+                tracing::debug!(%error, "the ring takes no item");
             }
         }
-        if wake {
+        if refused {
+            // It goes to the database as soon as that takes it.
             self.unringed.insert(number);
             self.book.flush();
         }
-        self.book.store(lane, number, at, payload, now) || wake
+        let wake = self.book.store(lane, number, at, payload, now) || refused;
+        Stored { wake, ringed }
     }
 
     /// Says whether the keeper is to be woken.
@@ -512,7 +540,19 @@ impl State {
 
     /// What is settled is not sent again after a kill.
     fn settle_in_ring(&mut self, numbers: &[Number]) {
-        if let Some(Err(error)) = self.ring.as_mut().map(|ring| ring.settle(numbers)) {
+        let Some(ring) = &mut self.ring else { return };
+        if ring.is_overfull() && ring.current() > self.absorbed {
+            // The database takes no deletion, and what was settled fills segment after segment. What of it is still to be
+            // deleted is said once more, all in one place, and those before are needed no more.
+            let mut gone: Vec<Number> = self.book.gone().into_iter().collect();
+            gone.sort_unstable();
+            match ring.settle_anew(&gone) {
+                Ok(current) => self.absorbed = current,
+                Err(error) => tracing::debug!(%error, "the ring cannot be made smaller"),
+            }
+            ring.trim(self.absorbed);
+        }
+        if let Err(error) = ring.settle(numbers) {
             tracing::debug!(%error, "the ring does not take that items are settled; after a kill they are sent again");
         }
     }

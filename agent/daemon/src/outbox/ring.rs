@@ -221,6 +221,23 @@ impl Ring {
         self.write()
     }
 
+    /// Whether there is more in it than it may hold, by what was settled.
+    pub fn is_overfull(&self) -> bool {
+        self.bytes > self.capacity + self.capacity / SEGMENTS
+    }
+
+    /// Writes to a new segment that all these items are done with, and gives its index: what segments before it say of items
+    /// that are done with is needed no more.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn settle_anew(&mut self, numbers: &[Number]) -> io::Result<u64> {
+        self.begin_segment()?;
+        let begun = self.current();
+        self.settle(numbers)?;
+        Ok(begun)
+    }
+
     /// An item is settled, or in the database.
     pub fn close(&mut self, number: Number) {
         if let Some(segment) = self.segment_of(number) {
@@ -461,6 +478,21 @@ mod tests {
         ring.close(3);
         ring.trim(u64::MAX);
         assert_eq!(segments(folder.path()), 1);
+    }
+
+    #[test]
+    fn what_is_settled_while_the_database_takes_no_deletion_does_not_fill_the_ring() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut ring, _) = open(folder.path());
+        // Rows of the database are delivered, one by one, and cannot be deleted from it.
+        let gone: Vec<Number> = (1..=5000).collect();
+        gone.iter().for_each(|number| ring.settle(&[*number]).unwrap());
+        assert!(ring.is_overfull());
+        let current = ring.settle_anew(&gone).unwrap();
+        ring.trim(current);
+        assert!(ring.bytes() < 8 * 1024 && segments(folder.path()) == 1, "{} bytes", ring.bytes());
+        drop(ring);
+        assert_eq!(open(folder.path()).1.settled, gone);
     }
 
     proptest! {

@@ -16,6 +16,8 @@ use super::ranges::Range;
 const OTHERS: usize = 8;
 /// Ranges of a run that are remembered, the newest.
 const RANGES: usize = 64;
+/// Runs of one stream that are remembered, the newest.
+const OF_A_STREAM: usize = 256;
 /// Longest message.
 const BYTES: usize = 64 * 1024;
 
@@ -25,8 +27,6 @@ pub struct Runs {
     by_key: BTreeMap<LaneKey, Vec<Run>>,
     /// Counts what happens, to tell old runs from new ones.
     clock: u64,
-    /// What the last message said.
-    told: Option<Vec<StreamDelivery>>,
 }
 
 /// A run as the database remembers it.
@@ -38,8 +38,8 @@ pub struct Remembered {
     pub run: u64,
     /// The last number that was stored.
     pub last: u64,
-    /// What was dropped.
-    pub dropped: Vec<DroppedRange>,
+    /// What was dropped; none if that is what it was when the database was told last.
+    pub dropped: Option<Vec<DroppedRange>>,
 }
 
 /// A run.
@@ -50,8 +50,10 @@ struct Run {
     dropped: Vec<DroppedRange>,
     /// When something happened to it last.
     touched: u64,
-    /// Whether the database knows less of it.
+    /// Whether the database knows less of it…
     dirty: bool,
+    /// …and of what was dropped.
+    dirty_dropped: bool,
 }
 
 impl Runs {
@@ -60,7 +62,8 @@ impl Runs {
         for Remembered { key, run, last, dropped } in runs {
             let found = self.of(&key, run);
             (found.last, found.dirty) = (last.max(found.last), false);
-            let new: Vec<_> = dropped.into_iter().filter(|range| !found.dropped.contains(range)).collect();
+            let new: Vec<_> = dropped.into_iter().flatten().filter(|range| !found.dropped.contains(range)).collect();
+            found.dirty_dropped = !found.dropped.is_empty();
             found.dropped.extend(new);
         }
     }
@@ -72,7 +75,7 @@ impl Runs {
         }
         let runs = self.by_key.get_mut(key).expect("it is there now");
         let at = runs.iter().rposition(|known| known.run == run).unwrap_or_else(|| {
-            runs.push(Run { run, last: 0, dropped: Vec::new(), touched: 0, dirty: true });
+            runs.push(Run { run, last: 0, dropped: Vec::new(), touched: 0, dirty: true, dirty_dropped: true });
             runs.len() - 1
         });
         let found = &mut runs[at];
@@ -95,6 +98,7 @@ impl Runs {
         run.dropped.push(DroppedRange { first: *first, last: *last, every: *every, reason });
         let over = run.dropped.len().saturating_sub(RANGES);
         run.dropped.drain(..over);
+        run.dirty_dropped = true;
     }
 
     /// Runs of these lanes that the database knows less of; it is told of them now.
@@ -103,8 +107,8 @@ impl Runs {
         for (key, runs) in self.by_key.iter_mut().filter(|(key, _)| keys.contains(key)) {
             for found in runs.iter_mut().filter(|run| run.dirty) {
                 found.dirty = false;
-                let (run, last, dropped) = (found.run, found.last, found.dropped.clone());
-                dirty.push(Remembered { key: key.clone(), run, last, dropped });
+                let dropped = std::mem::take(&mut found.dirty_dropped).then(|| found.dropped.clone());
+                dirty.push(Remembered { key: key.clone(), run: found.run, last: found.last, dropped });
             }
         }
         dirty
@@ -112,9 +116,18 @@ impl Runs {
 
     /// It could not be told.
     pub fn still_dirty(&mut self, runs: &[Remembered]) {
-        for Remembered { key, run, .. } in runs {
+        for Remembered { key, run, dropped, .. } in runs {
             let found = self.by_key.get_mut(key).and_then(|runs| runs.iter_mut().find(|known| known.run == *run));
-            _ = found.map(|found| found.dirty = true);
+            let Some(found) = found else { continue };
+            found.dirty = true;
+            found.dirty_dropped |= dropped.is_some();
+        }
+    }
+
+    /// There is a new database, which remembers nothing.
+    pub fn all_dirty(&mut self) {
+        for run in self.by_key.values_mut().flatten() {
+            (run.dirty, run.dirty_dropped) = (true, true);
         }
     }
 
@@ -131,13 +144,15 @@ impl Runs {
         for (key, runs) in &mut self.by_key {
             let waits = waiting(key) > 0;
             runs.retain(|run| waits || !run.dropped.is_empty() || run.touched >= since);
+            // A stream that comes and goes while the link is dead has a new one each time.
+            let over = runs.len().saturating_sub(OF_A_STREAM);
+            runs.drain(..over);
         }
         self.by_key.retain(|_, runs| !runs.is_empty());
     }
 
-    /// The message, at most [`BYTES`] long: the streams to which something happened last. None if it says what the last
-    /// one said.
-    pub fn message(&mut self, gateway: &str, at: Option<String>, waiting: impl Fn(&LaneKey) -> u64) -> Option<Vec<u8>> {
+    /// All streams of results, those first to which something happened last. `waiting` says how much of a stream waits.
+    pub fn streams(&mut self, waiting: impl Fn(&LaneKey) -> u64) -> Vec<StreamDelivery> {
         self.prune(&waiting);
         let mut streams: Vec<(u64, StreamDelivery)> = Vec::new();
         for (key, runs) in &self.by_key {
@@ -149,22 +164,32 @@ impl Runs {
             streams.push((touched, StreamDelivery { pipeline, stream, waiting: waiting(key), runs }));
         }
         streams.sort_by_key(|(touched, _)| std::cmp::Reverse(*touched));
-        let mut message = Delivery {
-            gateway: gateway.to_owned(),
-            at,
-            streams: streams.into_iter().map(|(_, s)| s).collect(),
-            omitted: 0,
-        };
-        loop {
-            let json = message.to_json();
-            if json.len() <= BYTES || message.streams.len() <= 1 {
-                let news = self.told.as_ref() != Some(&message.streams);
-                self.told = Some(message.streams);
-                return news.then_some(json);
+        streams.into_iter().map(|(_, stream)| stream).collect()
+    }
+}
+
+/// The `delivery` message of these streams, at most [`BYTES`] long: the first streams, as many as fit; of one that alone is
+/// too long, its newest runs.
+pub fn message(gateway: &str, at: Option<String>, streams: Vec<StreamDelivery>) -> Vec<u8> {
+    let mut message = Delivery { gateway: gateway.to_owned(), at, streams, omitted: 0 };
+    loop {
+        let json = message.to_json();
+        if json.len() <= BYTES {
+            return json;
+        }
+        let share = |of: usize| (of * BYTES / json.len()).clamp(1, of - 1);
+        match message.streams.as_mut_slice() {
+            [one] if one.runs.len() > 1 => {
+                let over = one.runs.len() - share(one.runs.len());
+                one.runs.drain(..over);
             }
-            let keep = (message.streams.len() * BYTES / json.len()).clamp(1, message.streams.len() - 1);
-            message.omitted += (message.streams.len() - keep) as u64;
-            message.streams.truncate(keep);
+            // A run has so few ranges that names would have to be longer than any topic.
+            [] | [_] => return json,
+            more => {
+                let keep = share(more.len());
+                message.omitted += (more.len() - keep) as u64;
+                message.streams.truncate(keep);
+            }
         }
     }
 }
@@ -178,7 +203,7 @@ mod tests {
     }
 
     fn message(runs: &mut Runs, waiting: u64) -> Delivery {
-        serde_json::from_slice(&runs.message("g", None, |_| waiting).expect("it is news")).unwrap()
+        serde_json::from_slice(&super::message("g", None, runs.streams(|_| waiting))).unwrap()
     }
 
     #[test]
@@ -212,12 +237,28 @@ mod tests {
         for stream in 0..2000 {
             runs.stored(&key(&format!("stream-with-a-long-name-{stream}")), Serial { run: 1, seq: 1 });
         }
-        let json = runs.message("g", None, |_| 1).unwrap();
-        assert_eq!(runs.message("g", None, |_| 1), None, "no news");
+        let json = super::message("g", None, runs.streams(|_| 1));
         assert!(json.len() <= BYTES && json.len() > BYTES / 2, "{}", json.len());
         let told: Delivery = serde_json::from_slice(&json).unwrap();
         assert_eq!(told.streams.len() as u64 + told.omitted, 2000);
         assert_eq!(told.streams[0].stream, "stream-with-a-long-name-1999");
+    }
+
+    #[test]
+    fn of_a_stream_that_alone_is_too_long_the_newest_runs_are_told() {
+        let mut runs = Runs::default();
+        for run in 1..=1000 {
+            runs.stored(&key("s"), Serial { run, seq: 1 });
+            for seq in (1..=40).step_by(2) {
+                runs.dropped(&Range { key: key("s"), run, first: seq, last: seq, every: 1 }, Reason::TooLarge);
+            }
+        }
+        let streams = runs.streams(|_| 1);
+        assert_eq!(streams[0].runs.len(), OF_A_STREAM);
+        let json = super::message("g", None, streams);
+        assert!(json.len() <= BYTES && json.len() > BYTES / 2, "{}", json.len());
+        let told: Delivery = serde_json::from_slice(&json).unwrap();
+        assert_eq!(told.streams[0].runs.last().map(|run| run.run), Some(1000));
     }
 
     #[test]
@@ -228,6 +269,11 @@ mod tests {
         let dirty = runs.take_dirty(&all);
         assert_eq!((dirty.len(), runs.take_dirty(&all).len()), (1, 0));
         runs.still_dirty(&dirty);
-        assert_eq!(runs.take_dirty(&all).len(), 1);
+        assert_eq!(runs.take_dirty(&all), dirty);
+        // What was dropped is written only when there is more of it.
+        runs.stored(&key("s"), Serial { run: 7, seq: 2 });
+        assert_eq!(runs.take_dirty(&all)[0].dropped, None);
+        runs.dropped(&Range { key: key("s"), run: 7, first: 1, last: 1, every: 1 }, Reason::Full);
+        assert_eq!(runs.take_dirty(&all)[0].dropped.as_ref().map(Vec::len), Some(1));
     }
 }

@@ -61,7 +61,7 @@ impl Gateway {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.outbox.close();
+        self.outbox.close(Instant::now() + LIMIT);
     }
 }
 

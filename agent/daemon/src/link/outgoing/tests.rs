@@ -41,7 +41,7 @@ impl Uplink {
 
 impl Drop for Uplink {
     fn drop(&mut self) {
-        self.outbox.close();
+        self.outbox.close(Instant::now() + Duration::from_secs(60));
     }
 }
 
@@ -255,4 +255,16 @@ fn the_latest_decision_replaces_the_one_before_and_goes_out_once_a_second() {
     outgoing.offer_latest(&record("s", 3));
     let Next::Wait(Some(due)) = outgoing.next(Instant::now(), ROOM) else { panic!("not yet") };
     assert!(matches!(outgoing.next(due, ROOM), Next::Send(_)));
+}
+
+#[test]
+fn a_stored_item_that_cannot_be_read_is_dropped_and_holds_nothing_up() {
+    let outgoing = outgoing();
+    // No postcard and no JSON: it is of another version, or of nobody.
+    outgoing.outbox.offer_event(vec![0x77; 20]);
+    assert!(matches!(outgoing.next(Instant::now(), ROOM), Next::Again));
+    let figures = outgoing.outbox.figures();
+    assert_eq!((figures.dropped, figures.delivered, outgoing.waiting()), (1, 0, 0));
+    outgoing.offer_result(record("s", 1));
+    assert_eq!(numbers(&send(&outgoing, ROOM).unwrap()), [1]);
 }

@@ -551,3 +551,35 @@ fn where_nothing_takes_it_room_is_made_of_the_pipeline_that_holds_most() {
     assert_eq!(dropped.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [2], "a 32nd, the oldest of p");
     assert!(world.book.has_room(100));
 }
+
+#[test]
+fn a_disk_that_says_no_is_asked_less_and_less_often_and_for_little() {
+    let now = Instant::now();
+    let mut book = Book::new(rules(OutboxOrder::LiveFirst, false, 1 << 30), Vec::new(), 0, 1);
+    let lane = book.lane(&key(0));
+    for number in 1..=1000 {
+        let number = book.number().max(number);
+        book.store(lane, number, 0, payload(number, number), now);
+    }
+    let (mut at, mut waits, mut asked) = (now + INTERVAL, Vec::new(), Vec::new());
+    for _ in 0..8 {
+        let Work::Write { rows, gone } = book.work(at) else { panic!("there is something to write") };
+        asked.push(rows.len());
+        book.not_written(gone, at);
+        let Work::Rest(Some(next)) = book.work(at) else { panic!("it is left alone") };
+        waits.push(next.duration_since(at).as_secs());
+        at = next;
+    }
+    assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30, 30]);
+    assert_eq!(asked[0], 1000);
+    assert!(asked[1..].iter().all(|rows| *rows == PROBE as usize / 100), "{asked:?}");
+    // Once it works again, all of it goes.
+    let Work::Write { rows, gone } = book.work(at) else { panic!("there is something to write") };
+    book.written(&rows, &gone, at);
+    // Something is read in between.
+    let rest = (0..4).find_map(|_| match book.work(at) {
+        Work::Write { rows, .. } => Some(rows.len()),
+        _ => None,
+    });
+    assert_eq!(rest, Some(1000 - PROBE as usize / 100));
+}

@@ -13,7 +13,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use super::super::book::{LaneId, Number, Row};
 use super::super::item::{self, LaneKey};
 use super::super::ranges::Range;
-use super::{Database, DatabaseError, insert, number, signed};
+use super::{Database, DatabaseError, checksum, insert, number, signed};
 
 /// A boot of which nothing is known.
 const NO_BOOT: i64 = 0;
@@ -42,11 +42,15 @@ impl Database {
         let mut from = 0;
         loop {
             let (found, end) = readable(&old, from);
-            if let Some((last, _)) = found.last() {
+            if let Some((last, ..)) = found.last() {
                 from = last.number + 1;
             }
             let mut kept = Vec::with_capacity(found.len());
-            for (row, boot) in found {
+            for (row, boot, sound) in found {
+                if !sound {
+                    witness.damaged();
+                    continue;
+                }
                 // Its page was read, so another version wrote it.
                 let Ok(label) = item::label(&row.payload) else { continue };
                 witness.see(row.lane, label);
@@ -187,12 +191,13 @@ enum End {
     Damage,
 }
 
-/// Rows from a number on, as far as they can be read.
-fn readable(old: &Connection, from: Number) -> (Vec<(Row, i64)>, End) {
+/// Rows from a number on, as far as they can be read, with their boot and whether they are what was written.
+fn readable(old: &Connection, from: Number) -> (Vec<(Row, i64, bool)>, End) {
     let mut found = Vec::new();
     let mut pass = || -> Result<End, rusqlite::Error> {
-        let mut statement =
-            old.prepare_cached("SELECT number, lane, boot, at, payload FROM item WHERE number >= ?1 ORDER BY number")?;
+        let mut statement = old.prepare_cached(
+            "SELECT number, lane, boot, at, payload, sum FROM item WHERE number >= ?1 ORDER BY number",
+        )?;
         let mut rows = statement.query([signed(from)])?;
         while let Some(row) = rows.next()? {
             let at: i64 = row.get(3)?;
@@ -201,6 +206,7 @@ fn readable(old: &Connection, from: Number) -> (Vec<(Row, i64)>, End) {
             found.push((
                 Row { number: number(row.get(0)?), lane: row.get(1)?, at: at.unsigned_abs(), payload: payload.into() },
                 boot,
+                row.get::<_, i64>(5)? == checksum(payload),
             ));
             if found.len() >= ROWS {
                 return Ok(End::More);
@@ -217,10 +223,10 @@ fn next_readable(old: &Connection, from: Number) -> Option<Number> {
     // All that is read of a row, or it would be found here and not be readable there.
     let first = |from: Number| -> Result<Option<Number>, rusqlite::Error> {
         let mut statement = old.prepare_cached(
-            "SELECT number, lane, boot, at, payload FROM item WHERE number >= ?1 ORDER BY number LIMIT 1",
+            "SELECT number, lane, boot, at, payload, sum FROM item WHERE number >= ?1 ORDER BY number LIMIT 1",
         )?;
         let row = statement.query_row([signed(from)], |row| {
-            let _: (LaneId, i64, i64) = (row.get(1)?, row.get(2)?, row.get(3)?);
+            let _: (LaneId, i64, i64, i64) = (row.get(1)?, row.get(2)?, row.get(3)?, row.get(5)?);
             row.get_ref(4)?.as_blob()?;
             row.get::<_, i64>(0)
         });
@@ -230,19 +236,17 @@ fn next_readable(old: &Connection, from: Number) -> Option<Number> {
     let mut good = loop {
         let at = from.checked_add(step).filter(|at| i64::try_from(*at).is_ok())?;
         match first(at) {
-            Ok(Some(found)) => break found,
-            Ok(None) => return None,
+            Ok(_) => break at,
             Err(_) => (bad, step) = (at, step.checked_mul(2)?),
         }
     };
-    // Between the last that could not be read and the first that could.
+    // Between the last that could not be read and the first that could; there may be rows even if none come after that.
     while good - bad > 1 {
         let middle = bad + (good - bad) / 2;
         match first(middle) {
-            Ok(Some(found)) if found < good => good = found,
-            Ok(_) => good = good.min(middle),
+            Ok(_) => good = middle,
             Err(_) => bad = middle,
         }
     }
-    Some(good)
+    first(good).ok().flatten()
 }

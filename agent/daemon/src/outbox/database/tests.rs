@@ -209,3 +209,24 @@ fn a_newer_database_is_not_touched() {
     drop(database);
     assert!(matches!(Database::open(&disk.path()), Err(DatabaseError::Newer(99))));
 }
+
+#[test]
+fn an_item_that_the_disk_has_changed_is_no_result_any_more() {
+    let disk = Disk::with_rows(40);
+    let mut bytes = fs::read(disk.path()).unwrap();
+    // Its stream's name: SQLite has no checksum, and the item would still be a result.
+    let (_, held) = (disk.open(), &row(20, 1, 20).payload);
+    let at = bytes.windows(held.len()).position(|window| window == &held[..]).expect("it is in a page");
+    let changed = at + held.len() - 3;
+    bytes[changed] ^= 1;
+    fs::write(disk.path(), &bytes).unwrap();
+    let (mut database, ..) = disk.open();
+    let read = database.read(0, &[1].into(), u64::MAX);
+    assert!(matches!(&read, Err(DatabaseError::Damaged(why)) if why.contains("item 20")), "{read:?}");
+    drop(database);
+    let aside = Database::set_aside(&disk.path(), "test").unwrap();
+    let (mut new, ..) = disk.open();
+    let salvaged = new.salvage(&aside, |_| true).unwrap();
+    let lost: Vec<_> = salvaged.lost.iter().map(|range| (range.first, range.last)).collect();
+    assert_eq!((salvaged.rows, lost), (39, vec![(20, 20)]));
+}
