@@ -3,8 +3,11 @@
 //! Ids alone prove a loss or a repeat: numbers of a run follow each other. Three things say why a number is not there.
 //! A range record says that a policy dropped it. The retained `delivery` message of the gateway says up to which number
 //! each run was stored and how much of its stream waits. Whatever is neither here, nor dropped, nor waiting, is lost.
+//!
+//! Who joins later can judge only what was stored from then on: of what came before, new results and a backlog may have
+//! gone out in any order. The `delivery` message that the broker kept says where that begins.
 
-mod ledger;
+pub mod ledger;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -127,7 +130,7 @@ async fn listen(args: &AuditArgs) -> anyhow::Result<Ledger> {
                 let content_type =
                     publish.properties.as_ref().and_then(|p| p.content_type.as_deref()).unwrap_or_default();
                 let topic = String::from_utf8_lossy(&publish.topic);
-                if ledger.take(&topic, content_type, &publish.payload) {
+                if ledger.take(&topic, content_type, &publish.payload, publish.retain) {
                     last = Instant::now();
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use limpet_wire::binary::{self, Item};
 use limpet_wire::content_type;
@@ -14,6 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::bench::text::{table, thousands};
 
+/// A gateway whose link is up tells what is new within this time.
+const TELLS_WITHIN: Duration = Duration::from_secs(12);
+/// Pieces that a range may have at most: what a gateway drops in one go are some thousand results.
+const PIECES: u64 = 1 << 20;
 /// Lost ranges that are shown of a stream; all of them are counted.
 const SHOWN: usize = 20;
 
@@ -22,6 +26,8 @@ const SHOWN: usize = 20;
 pub struct Ledger {
     from_start: bool,
     streams: BTreeMap<Name, Stream>,
+    /// When the broker gave what it had kept of a gateway.
+    joined: BTreeMap<String, Instant>,
     unreadable: u64,
     interruptions: u64,
     /// When the first result came, and the last.
@@ -53,6 +59,10 @@ struct Run {
     dropped: Vec<DroppedRange>,
     /// The last number that was stored, if the gateway told.
     stored: Option<u64>,
+    /// Numbers up to this one had been stored when this program came: nobody here can say what became of them.
+    before: u64,
+    /// How often the gateway told of it.
+    told: u64,
     /// How many runs of the stream were known when it was first heard of.
     order: usize,
 }
@@ -89,11 +99,11 @@ impl Ledger {
         self.streams.values().map(|stream| stream.waiting).sum()
     }
 
-    /// Takes a message. Says whether it was one of results.
-    pub fn take(&mut self, topic: &str, content_type: &str, payload: &[u8]) -> bool {
+    /// Takes a message; `kept` if the broker had it from before. Says whether it was one of results.
+    pub fn take(&mut self, topic: &str, content_type: &str, payload: &[u8], kept: bool) -> bool {
         if topic.ends_with("/delivery") && !topic.contains("/result/") {
             match serde_json::from_slice::<Delivery>(payload) {
-                Ok(delivery) => self.told(delivery),
+                Ok(delivery) => self.told(delivery, kept),
                 Err(_) => self.unreadable += 1,
             }
             return false;
@@ -155,25 +165,44 @@ impl Ledger {
 
     fn dropped(&mut self, dropped: Dropped) {
         let Dropped { gateway, of: Some(of), run, first, last, every, reason, .. } = dropped else { return };
-        let stream = self.stream(&gateway, &of.pipeline, &of.stream);
-        stream.run(run).drop_range(DroppedRange { first, last, every, reason });
+        let range = DroppedRange { first, last, every, reason };
+        if !is_plausible(&range) {
+            self.unreadable += 1;
+            return;
+        }
+        self.stream(&gateway, &of.pipeline, &of.stream).run(run).drop_range(range);
     }
 
     /// A gateway says what it has stored. Of streams that it does not name nothing waits.
-    fn told(&mut self, delivery: Delivery) {
+    fn told(&mut self, delivery: Delivery, kept: bool) {
+        let now = Instant::now();
+        if kept {
+            self.joined.entry(delivery.gateway.clone()).or_insert(now);
+        }
+        // What the broker kept is some seconds old: the next one says better what had been stored when this program came.
+        let joining = self.joined.get(&delivery.gateway).is_some_and(|at| now.duration_since(*at) < TELLS_WITHIN);
         let of_gateway = self.streams.iter_mut().filter(|(name, _)| name.gateway == delivery.gateway);
         if delivery.omitted == 0 {
             of_gateway.for_each(|(_, stream)| stream.waiting = 0);
         }
+        let mut odd = 0;
         for told in delivery.streams {
             let stream = self.stream(&delivery.gateway, &told.pipeline, &told.stream);
             stream.waiting = told.waiting;
             for run in told.runs {
                 let found = stream.run(run.run);
+                // Only so often: a broker that lost this subscription gives what it kept again.
+                if joining && (kept && found.told == 0 || found.told == 1 && found.before > 0) {
+                    found.before = run.last;
+                }
+                found.told += 1;
                 found.stored = Some(run.last.max(found.stored.unwrap_or(0)));
-                run.dropped.into_iter().for_each(|range| found.drop_range(range));
+                let (plausible, not): (Vec<_>, Vec<_>) = run.dropped.into_iter().partition(is_plausible);
+                plausible.into_iter().for_each(|range| found.drop_range(range));
+                odd += not.len() as u64;
             }
         }
+        self.unreadable += odd;
     }
 
     /// What is to be said of it.
@@ -227,13 +256,20 @@ impl Stream {
     }
 }
 
+/// Whether a gateway can have meant that. Anybody may publish on a topic; each piece of what was thinned out takes memory.
+fn is_plausible(range: &DroppedRange) -> bool {
+    range.first >= 1
+        && range.first <= range.last
+        && (range.every <= 1 || (range.last - range.first) / range.every < PIECES)
+}
+
 /// How many numbers there are in a range.
-fn length(range: &RangeInclusive<u64>) -> u64 {
+pub fn length(range: &RangeInclusive<u64>) -> u64 {
     range.end() - range.start() + 1
 }
 
 /// The numbers that were dropped, as ranges: those between the ones that were kept.
-fn pieces(range: &DroppedRange) -> Vec<RangeInclusive<u64>> {
+pub fn pieces(range: &DroppedRange) -> Vec<RangeInclusive<u64>> {
     if range.every <= 1 {
         return (range.first <= range.last).then_some(range.first..=range.last).into_iter().collect();
     }
@@ -260,7 +296,7 @@ impl Run {
     /// the stream has begun, so nothing more comes of this one but what waits.
     fn missing(&self, from_start: bool, over: bool) -> Vec<RangeInclusive<u64>> {
         let seen = (self.seen.first().map(|range| *range.start()), self.seen.last().map(|range| *range.end()));
-        let first = if from_start { Some(1) } else { seen.0 };
+        let first = if from_start { Some(1) } else { seen.0.map(|first| first.max(self.before + 1)) };
         // What was stored after the gateway told last, it will tell of with its next message, unless the run is over.
         let last = if over { self.stored.max(seen.1) } else { self.stored.or(seen.1) };
         let (Some(first), Some(last)) = (first, last) else { return Vec::new() };
@@ -373,7 +409,7 @@ mod tests {
     fn results(ledger: &mut Ledger, numbers: impl IntoIterator<Item = u64>) {
         for seq in numbers {
             let line = format!(r#"{{"v":1,"type":"result","id":"g/p/s/0000000000000007-{seq}","gateway":"g"}}"#);
-            assert!(ledger.take("limpet/1/g/result/p/s", content_type::JSON, line.as_bytes()));
+            assert!(ledger.take("limpet/1/g/result/p/s", content_type::JSON, line.as_bytes(), false));
         }
     }
 
@@ -413,12 +449,12 @@ mod tests {
         let mut ledger = Ledger::new(true);
         results(&mut ledger, [1, 2, 10, 20]);
         for range in [dropped(3, 9, 1), dropped(11, 19, 10), dropped(5, 9, 1)] {
-            ledger.take("limpet/1/g/result/p/s", content_type::JSON, &range.to_json());
+            ledger.take("limpet/1/g/result/p/s", content_type::JSON, &range.to_json(), false);
         }
         assert_eq!(row(&ledger), (4, 0, 0, 16, 0));
         let mut postcard = Vec::new();
         binary::write_dropped(&dropped(21, 25, 1), &mut postcard);
-        ledger.take("limpet/1/g/result/p/s", content_type::POSTCARD, &postcard);
+        ledger.take("limpet/1/g/result/p/s", content_type::POSTCARD, &postcard, false);
         assert_eq!(row(&ledger), (4, 0, 0, 21, 0));
     }
 
@@ -426,16 +462,16 @@ mod tests {
     fn what_waits_at_the_gateway_is_not_lost_and_what_does_not_is() {
         let mut ledger = Ledger::new(true);
         results(&mut ledger, [1, 2, 3, 9]);
-        ledger.take("limpet/1/g/delivery", content_type::JSON, &delivery(6, 10, Vec::new()));
+        ledger.take("limpet/1/g/delivery", content_type::JSON, &delivery(6, 10, Vec::new()), false);
         assert_eq!((row(&ledger), ledger.waiting()), ((4, 0, 6, 0, 0), 6));
         // The gateway says that nothing waits, up to number 10.
-        ledger.take("limpet/1/g/delivery", content_type::JSON, &delivery(0, 10, Vec::new()));
+        ledger.take("limpet/1/g/delivery", content_type::JSON, &delivery(0, 10, Vec::new()), false);
         assert_eq!(row(&ledger), (4, 0, 0, 0, 6));
         // What comes after it told is not judged yet.
         results(&mut ledger, [4, 5, 6, 7, 8, 10, 15]);
         assert_eq!(row(&ledger), (11, 0, 0, 0, 0));
         let range = DroppedRange { first: 11, last: 14, every: 1, reason: Reason::Age };
-        ledger.take("limpet/1/g/delivery", content_type::JSON, &delivery(0, 15, vec![range]));
+        ledger.take("limpet/1/g/delivery", content_type::JSON, &delivery(0, 15, vec![range]), false);
         assert_eq!(row(&ledger), (11, 0, 0, 4, 0));
     }
 
@@ -443,11 +479,34 @@ mod tests {
     fn a_run_that_is_over_is_judged_to_its_last_number() {
         let mut ledger = Ledger::new(true);
         results(&mut ledger, [1, 2, 5]);
-        ledger.take("limpet/1/g/delivery", content_type::JSON, &delivery(0, 2, Vec::new()));
+        ledger.take("limpet/1/g/delivery", content_type::JSON, &delivery(0, 2, Vec::new()), false);
         assert!(ledger.report().is_complete(), "the gateway has not told of 3 and 4 yet");
         let line = br#"{"type":"result","id":"g/p/s/0000000000000008-1"}"#;
-        ledger.take("limpet/1/g/result/p/s", content_type::JSON, line);
+        ledger.take("limpet/1/g/result/p/s", content_type::JSON, line, false);
         assert_eq!(row(&ledger), (4, 0, 0, 0, 2), "another run has begun");
+    }
+
+    #[test]
+    fn of_what_was_stored_before_it_came_nothing_is_judged() {
+        let mut ledger = Ledger::new(false);
+        ledger.take("limpet/1/g/delivery", content_type::JSON, &delivery(50, 100, Vec::new()), true);
+        // New ones go before the backlog, and 101 and 102 went before this program came.
+        results(&mut ledger, [103, 20, 21]);
+        ledger.take("limpet/1/g/delivery", content_type::JSON, &delivery(20, 103, Vec::new()), false);
+        results(&mut ledger, [104, 105]);
+        ledger.take("limpet/1/g/delivery", content_type::JSON, &delivery(0, 106, Vec::new()), false);
+        assert_eq!(row(&ledger), (5, 0, 0, 0, 1), "106 alone is missing");
+    }
+
+    #[test]
+    fn a_range_that_nobody_can_mean_is_unreadable_and_takes_no_memory() {
+        let mut ledger = Ledger::new(true);
+        results(&mut ledger, [1]);
+        for (first, last, every) in [(1, u64::MAX, 2), (5, 4, 1), (0, 7, 1)] {
+            ledger.take("t/result/p/s", content_type::JSON, &dropped(first, last, every).to_json(), false);
+        }
+        let report = ledger.report();
+        assert_eq!((report.unreadable, report.is_complete()), (3, false));
     }
 
     #[test]
@@ -459,7 +518,7 @@ mod tests {
     fn batches_are_taken_apart_and_what_is_no_result_is_counted() {
         let mut ledger = Ledger::new(false);
         let lines = "{\"type\":\"result\",\"id\":\"g/p/s/0000000000000007-1\"}\n{\"type\":\"news\"}\nnoise\n";
-        ledger.take("limpet/1/g/result/p/s", content_type::NDJSON, lines.as_bytes());
+        ledger.take("limpet/1/g/result/p/s", content_type::NDJSON, lines.as_bytes(), false);
         assert_eq!((row(&ledger), ledger.unreadable), ((1, 0, 0, 0, 0), 2));
     }
 }
