@@ -234,7 +234,7 @@ pub struct Broker {
     pub proxy: Option<ProxyUrl>,
     /// MQTT keep-alive, whole seconds.
     pub keep_alive: Interval,
-    /// Version of MQTT: 5.
+    /// Version of MQTT: 5, or 4 for 3.1.1.
     pub mqtt: u8,
 }
 

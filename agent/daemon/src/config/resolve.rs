@@ -243,10 +243,7 @@ impl Check<'_> {
 
     fn broker(&mut self, at: &At, name: &str, gateway: &str, file: file::Broker) -> Option<Broker> {
         let mqtt = file.mqtt.unwrap_or(5);
-        self.require(at, "mqtt", mqtt == 5, || match mqtt {
-            4 => "MQTT 3.1.1 is not in this version yet; use a broker that speaks MQTT 5 and leave the key out".into(),
-            other => format!("found {other}, expected 5"),
-        });
+        self.require(at, "mqtt", matches!(mqtt, 4 | 5), || format!("found {mqtt}, expected 5, or 4 for MQTT 3.1.1"));
         let keep_alive = file.keep_alive.unwrap_or(Interval(Duration::from_secs(12)));
         let whole =
             keep_alive.0.subsec_nanos() == 0 && (KEEP_ALIVE_MIN..=KEEP_ALIVE_MAX).contains(&keep_alive.0.as_secs());

@@ -4,13 +4,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::Received;
+use super::client::Client;
 use limpet_depot::ask::{Action, Missing, Pump};
 use limpet_wire::depot::Name;
-use rumqttc::v5::AsyncClient;
-use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{Filter, RetainForwardRule};
-
-use super::Received;
 
 /// What a link does for the depot.
 pub struct Depot {
@@ -40,19 +37,12 @@ impl Depot {
     }
 
     /// Does what is to be done now. `asked` takes the filters of each SUBSCRIBE that was handed over.
-    pub(super) fn act(&self, client: &AsyncClient, asked: &mut VecDeque<Vec<String>>) {
+    pub(super) fn act(&self, client: &Client, asked: &mut VecDeque<Vec<String>>) {
         for action in self.pump.next_actions(Instant::now()) {
             match action {
                 Action::Subscribe(names) => {
                     let topics: Vec<String> = names.iter().map(|name| self.topic(name)).collect();
-                    let filters = topics.iter().map(|path| Filter {
-                        path: path.clone(),
-                        qos: QoS::AtLeastOnce,
-                        nolocal: false,
-                        preserve_retain: false,
-                        retain_forward_rule: RetainForwardRule::OnEverySubscribe,
-                    });
-                    match client.try_subscribe_many(filters) {
+                    match client.subscribe(topics.iter().map(|topic| (topic.as_str(), true))) {
                         Ok(()) => asked.push_back(topics),
                         // What is not asked for now is asked for again.
                         Err(error) => tracing::debug!(%error, "the MQTT client took no subscription to the depot"),
@@ -60,7 +50,7 @@ impl Depot {
                 }
                 Action::Unsubscribe(names) => {
                     for name in names {
-                        if let Err(error) = client.try_unsubscribe(self.topic(&name)) {
+                        if let Err(error) = client.unsubscribe(self.topic(&name)) {
                             tracing::debug!(%error, "the MQTT client did not end a subscription to the depot");
                         }
                     }

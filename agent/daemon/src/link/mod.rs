@@ -12,6 +12,7 @@
 //!   in flight, so the client's own queue is never full.
 
 pub mod backoff;
+pub mod client;
 pub mod depot;
 pub mod outgoing;
 pub mod tls;
@@ -26,17 +27,11 @@ use std::time::{Duration, Instant};
 
 use limpet_wire::message::{Message, Presence, Status};
 use limpet_wire::topic::Topics;
-use rumqttc::Outgoing as Sent;
-use rumqttc::v5::mqttbytes::v5::{
-    ConnectReturnCode, DisconnectReasonCode, Filter, LastWill, LastWillProperties, Packet, PubAckReason,
-    PublishProperties, RetainForwardRule, SubscribeReasonCode,
-};
-use rumqttc::v5::mqttbytes::{Error as Malformed, QoS};
-use rumqttc::v5::{AsyncClient, ConnectionError, Event, MqttOptions, StateError};
-use rumqttc::{NetworkOptions, Proxy, ProxyAuth, ProxyType, TlsConfiguration, Transport};
+use rumqttc::{Proxy, ProxyAuth, ProxyType, TlsConfiguration, Transport};
 use tokio::sync::watch;
 
 use self::backoff::Backoff;
+use self::client::{Cause, Client, Happened, Lost, Options, Properties, Protocol, Verdict};
 use self::outgoing::{BATCH_BYTES, Next, Outgoing, Ready, Room};
 use crate::config::{Broker, BrokerUrl, ProxyUrl, Scheme};
 use crate::outbox::book::Custody;
@@ -199,7 +194,7 @@ async fn connection(
         Ok(options) => options,
         Err(why) => return End::Lost { why: Why::lasting(why), connected: false },
     };
-    let (client, mut events) = AsyncClient::new(options, CLIENT_QUEUE);
+    let (client, mut events) = client::new(options, CLIENT_QUEUE);
     let flight = Rc::new(RefCell::new(Flight::default()));
     let mut sender: Option<tokio::task::JoinHandle<()>> = None;
     // Filters of each SUBSCRIBE, in the order in which they were handed over; then by packet id.
@@ -244,10 +239,7 @@ async fn connection(
         };
         last_event = Instant::now();
         match event {
-            Ok(Event::Incoming(Packet::ConnAck(ack))) => {
-                let properties = ack.properties.as_ref();
-                let places = properties.and_then(|p| p.receive_max).unwrap_or(u16::MAX);
-                let largest = properties.and_then(|p| p.max_packet_size).unwrap_or(u32::MAX) as usize;
+            Ok(Happened::Connected { places, largest }) => {
                 // One place stays free, because the client reads no request, not even a fleeting one, when all are taken.
                 let room = RoomRule {
                     places: usize::from(places.saturating_sub(1).clamp(1, IN_FLIGHT)),
@@ -271,47 +263,45 @@ async fn connection(
                     stop.clone(),
                 )));
             }
-            Ok(Event::Incoming(Packet::Publish(publish))) => match std::str::from_utf8(&publish.topic) {
+            Ok(Happened::Arrived { topic, payload, retained }) => match std::str::from_utf8(&topic) {
                 Ok(topic) => {
-                    let message = Received { topic, payload: publish.payload.clone(), retained: publish.retain };
+                    let message = Received { topic, payload, retained };
                     if !role.depot.as_ref().is_some_and(|depot| depot.takes(&message)) {
                         receive(message);
                     }
                 }
                 Err(_) => tracing::debug!(broker = %role.name, "a message on a topic that is not UTF-8 was ignored"),
             },
-            Ok(Event::Incoming(Packet::SubAck(ack))) => {
-                let filters = asking.remove(&ack.pkid).unwrap_or_default();
-                for (reason, filter) in ack.return_codes.iter().zip(&filters) {
-                    match reason {
-                        SubscribeReasonCode::Success(_) => tracing::debug!(broker = %role.name, filter, "subscribed"),
-                        reason => {
-                            let reason = format!("{reason:?}");
-                            if !role.depot.as_ref().is_some_and(|depot| depot.refused(filter, &reason)) {
-                                reporter.subscription_refused(&role.name, filter, &reason);
-                            }
-                        }
+            Ok(Happened::Subscribed { packet, refused }) => {
+                let filters = asking.remove(&packet).unwrap_or_default();
+                for (reason, filter) in refused.into_iter().zip(&filters) {
+                    let Some(reason) = reason else {
+                        tracing::debug!(broker = %role.name, filter, "subscribed");
+                        continue;
+                    };
+                    if !role.depot.as_ref().is_some_and(|depot| depot.refused(filter, &reason)) {
+                        reporter.subscription_refused(&role.name, filter, &reason);
                     }
                 }
             }
-            Ok(Event::Incoming(Packet::PubAck(ack))) => {
-                let message = flight.borrow_mut().numbered.remove(&ack.pkid);
+            Ok(Happened::Acknowledged { packet, verdict }) => {
+                let message = flight.borrow_mut().numbered.remove(&packet);
                 if let Some(message) = message {
-                    match ack.reason {
-                        PubAckReason::Success | PubAckReason::NoMatchingSubscribers => {
-                            let heard = ack.reason == PubAckReason::Success;
+                    match verdict {
+                        Verdict::Taken | Verdict::Unheard => {
+                            let heard = verdict == Verdict::Taken;
                             role.outgoing.settle(&message.topic, message.kept.as_ref(), heard);
                         }
-                        reason => {
+                        Verdict::Refused(reason) => {
                             if role.outgoing.refuse(&message.topic, message.kept) {
-                                reporter.publish_refused(&role.name, &message.topic, &format!("{reason:?}"));
+                                reporter.publish_refused(&role.name, &message.topic, &reason);
                             }
                         }
                     }
                 }
                 role.outgoing.bell.notify_one();
             }
-            Ok(Event::Outgoing(Sent::Publish(id))) => {
+            Ok(Happened::SentPublish(id)) => {
                 let mut flight = flight.borrow_mut();
                 if flight.handed.len() >= HANDED {
                     role.outgoing.bell.notify_one();
@@ -322,17 +312,17 @@ async fn connection(
                     flight.numbered.insert(id, message);
                 }
             }
-            Ok(Event::Outgoing(Sent::Subscribe(id))) => {
+            Ok(Happened::SentSubscribe(id)) => {
                 if let Some(filters) = asked.pop_front() {
                     asking.insert(id, filters);
                 }
             }
             // It is on its way: the client flushes before it tells.
-            Ok(Event::Outgoing(Sent::Disconnect)) => break End::Stopped,
-            Ok(_) => {}
-            Err(error) => {
+            Ok(Happened::SentDisconnect) => break End::Stopped,
+            Ok(Happened::Other) => {}
+            Err(lost) => {
                 let connected = sender.is_some();
-                break End::Lost { why: explain(&error, &role.broker, url, connected), connected };
+                break End::Lost { why: explain(&lost, &role.broker, url, connected), connected };
             }
         }
     };
@@ -357,7 +347,7 @@ struct RoomRule {
 async fn send(
     name: Arc<str>,
     reporter: Arc<Reporter>,
-    client: AsyncClient,
+    client: Client,
     outgoing: Arc<Outgoing>,
     flight: Rc<RefCell<Flight>>,
     rule: RoomRule,
@@ -422,7 +412,7 @@ async fn send(
         }
     }
     // The client's queue has room for it by construction; if it were full, the connection would be closed without a word.
-    let _ = client.try_disconnect();
+    let _ = client.disconnect();
 }
 
 async fn sleep_until(at: Option<Instant>) {
@@ -433,17 +423,12 @@ async fn sleep_until(at: Option<Instant>) {
 }
 
 /// Hands one message to the client, or gives it back.
-fn hand_over(client: &AsyncClient, flight: &RefCell<Flight>, mut ready: Ready) -> Result<(), Box<Ready>> {
-    let qos = if ready.at_least_once { QoS::AtLeastOnce } else { QoS::AtMostOnce };
-    let properties = PublishProperties {
-        content_type: Some(ready.content_type.to_owned()),
-        message_expiry_interval: ready.expiry_s,
-        user_properties: ready.id.take().map(|id| ("id".to_owned(), id)).into_iter().collect(),
-        ..PublishProperties::default()
-    };
+fn hand_over(client: &Client, flight: &RefCell<Flight>, mut ready: Ready) -> Result<(), Box<Ready>> {
+    let properties =
+        Properties { content_type: Some(ready.content_type.to_owned()), expiry_s: ready.expiry_s, id: ready.id.take() };
     // What comes back is written again from what was kept.
     let payload = std::mem::take(&mut ready.payload);
-    match client.try_publish_with_properties(ready.topic.clone(), qos, ready.retain, payload, properties) {
+    match client.publish(&ready.topic, ready.at_least_once, ready.retain, payload, properties) {
         Ok(()) => {
             let flying = Flying { topic: ready.topic, acknowledged: ready.at_least_once, kept: ready.kept };
             flight.borrow_mut().handed.push_back(flying);
@@ -456,7 +441,7 @@ fn hand_over(client: &AsyncClient, flight: &RefCell<Flight>, mut ready: Ready) -
     }
 }
 
-fn announce(client: &AsyncClient, flight: &RefCell<Flight>, topics: &Topics, state: Presence, session: &str) {
+fn announce(client: &Client, flight: &RefCell<Flight>, topics: &Topics, state: Presence, session: &str) {
     let ready = Ready {
         topic: topics.status(),
         payload: status(state, session),
@@ -476,19 +461,10 @@ fn status(state: Presence, session: &str) -> Vec<u8> {
 }
 
 /// Asks for the filters, and gives them in the order of the packets.
-fn subscribe(client: &AsyncClient, filters: &[(String, bool)]) -> VecDeque<Vec<String>> {
+fn subscribe(client: &Client, filters: &[(String, bool)]) -> VecDeque<Vec<String>> {
     let packet = |some: &[(String, bool)]| {
-        let wanted = some.iter().map(|(path, retained)| Filter {
-            path: path.clone(),
-            // Samples are wanted now or not at all, but a command or a chunk must come.
-            qos: QoS::AtLeastOnce,
-            nolocal: false,
-            // A sensor that publishes with retain sends fresh samples all the same; only what the broker kept from
-            // before is not fresh, and that is not asked for.
-            preserve_retain: false,
-            retain_forward_rule: if *retained { RetainForwardRule::OnEverySubscribe } else { RetainForwardRule::Never },
-        });
-        if let Err(error) = client.try_subscribe_many(wanted) {
+        let wanted = some.iter().map(|(path, retained)| (path.as_str(), *retained));
+        if let Err(error) = client.subscribe(wanted) {
             tracing::error!(%error, "the MQTT client took no subscription");
         }
         some.iter().map(|(path, _)| path.clone()).collect()
@@ -496,51 +472,44 @@ fn subscribe(client: &AsyncClient, filters: &[(String, bool)]) -> VecDeque<Vec<S
     filters.chunks(FILTERS).map(packet).collect()
 }
 
-fn options(role: &Role, url: &BrokerUrl, session: &str) -> Result<MqttOptions, String> {
+fn options(role: &Role, url: &BrokerUrl, session: &str) -> Result<Options, String> {
     let broker = &role.broker;
-    // Over WebSocket the client takes the whole address in the place of the host.
-    let host = if url.scheme.is_web() { url.to_string() } else { url.host.clone() };
-    let mut options = MqttOptions::new(broker.client_id.clone(), host, url.port);
-    options.set_transport(match url.scheme {
+    let transport = match url.scheme {
         Scheme::Mqtt => Transport::Tcp,
         Scheme::Mqtts => Transport::Tls(TlsConfiguration::Rustls(tls::client(broker)?)),
         Scheme::Ws => Transport::Ws,
         Scheme::Wss => Transport::Wss(TlsConfiguration::Rustls(tls::client(broker)?)),
+    };
+    let proxy = broker.proxy.as_ref().map(|ProxyUrl { host, port }| Proxy {
+        ty: ProxyType::Http,
+        auth: ProxyAuth::None,
+        addr: host.clone(),
+        port: *port,
     });
-    if let Some(ProxyUrl { host, port }) = &broker.proxy {
-        let (ty, auth, addr) = (ProxyType::Http, ProxyAuth::None, host.clone());
-        options.set_proxy(Proxy { ty, auth, addr, port: *port });
-    }
-    options.set_clean_start(true);
-    options.set_session_expiry_interval(Some(0));
-    options.set_keep_alive(broker.keep_alive.0);
-    options.set_max_packet_size(Some(PACKET_BYTES));
-    options.set_outgoing_inflight_upper_limit(IN_FLIGHT + 1);
-    let mut network = NetworkOptions::new();
-    network.set_tcp_nodelay(true);
-    options.set_network_options(network);
-    if let Some(username) = &broker.username {
-        let password = broker.password().map_err(|error| {
-            let path = broker.password_file.as_deref().unwrap_or(Path::new(""));
-            format!("password_file {} cannot be read: {error}", path.display())
-        })?;
-        options.set_credentials(username.clone(), password.unwrap_or_default());
-    }
-    if let Some(topics) = &role.status {
-        let properties = LastWillProperties {
-            delay_interval: None,
-            payload_format_indicator: None,
-            message_expiry_interval: None,
-            content_type: Some(limpet_wire::content_type::JSON.to_owned()),
-            response_topic: None,
-            correlation_data: None,
-            user_properties: Vec::new(),
-        };
-        let payload = status(Presence::Offline, session);
-        let will = LastWill::new(topics.status(), payload, QoS::AtLeastOnce, true, Some(properties));
-        options.set_last_will(will);
-    }
-    Ok(options)
+    let credentials = match &broker.username {
+        None => None,
+        Some(username) => {
+            let password = broker.password().map_err(|error| {
+                let path = broker.password_file.as_deref().unwrap_or(Path::new(""));
+                format!("password_file {} cannot be read: {error}", path.display())
+            })?;
+            Some((username.clone(), password.unwrap_or_default()))
+        }
+    };
+    Ok(Options {
+        protocol: if broker.mqtt == 4 { Protocol::V4 } else { Protocol::V5 },
+        client_id: broker.client_id.clone(),
+        // Over WebSocket the client takes the whole address in the place of the host.
+        host: if url.scheme.is_web() { url.to_string() } else { url.host.clone() },
+        port: url.port,
+        transport,
+        proxy,
+        credentials,
+        keep_alive: broker.keep_alive.0,
+        packet_bytes: PACKET_BYTES,
+        in_flight: IN_FLIGHT + 1,
+        will: role.status.as_ref().map(|topics| (topics.status(), status(Presence::Offline, session))),
+    })
 }
 
 /// Why a connection ended or was not made, and what to do.
@@ -564,80 +533,55 @@ impl Why {
     }
 }
 
-fn explain(error: &ConnectionError, broker: &Broker, url: &BrokerUrl, connected: bool) -> Why {
-    // An alert that comes with the first packets is not among the sources of this error.
-    let of_tls = match error {
-        ConnectionError::MqttState(StateError::Deserialization(error)) => tls::explain(error, broker, url),
-        error => tls::explain(error, broker, url),
-    };
-    if let Some(why) = of_tls {
+fn explain(lost: &Lost, broker: &Broker, url: &BrokerUrl, connected: bool) -> Why {
+    let Lost { cause, error } = lost;
+    if let Some(why) = tls::explain(error.as_ref(), broker, url) {
         return Why::lasting(why);
     }
-    let cut = matches!(
-        error,
-        ConnectionError::MqttState(StateError::ConnectionAborted | StateError::Deserialization(Malformed::Io(_)))
-    );
-    if cut && !connected && !url.scheme.is_secure() {
-        let text = "the broker closed the connection before it said anything; does it want TLS (mqtts://, wss://)?";
-        return Why::passing(text);
-    }
-    match error {
-        ConnectionError::ConnectionRefused(code) => refused(*code, broker),
-        ConnectionError::MqttState(StateError::ConnFail { reason }) => refused(*reason, broker),
-        ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => match reason_code {
-            DisconnectReasonCode::SessionTakenOver => Why::lasting(format!(
-                "another client connected with the client id '{}'; give each gateway an id of its own",
+    match cause {
+        Cause::Closed if !connected && !url.scheme.is_secure() => Why::passing(
+            "the broker closed the connection before it said anything; does it want TLS (mqtts://, wss://)?",
+        ),
+        Cause::Closed => Why::passing("the broker closed the connection"),
+        Cause::NotAuthorized(code) => {
+            let user = match &broker.username {
+                Some(user) => format!("user '{user}'"),
+                None => "a client without username".into(),
+            };
+            Why::lasting(format!(
+                "the broker refuses {user} with client id '{}' ({code}); check username and password_file",
                 broker.client_id
-            )),
-            code => Why::passing(format!("the broker ended the connection: {code:?}")),
-        },
-        ConnectionError::MqttState(StateError::AwaitPingResp) => {
-            Why::passing("the broker does not answer pings any more")
+            ))
         }
-        ConnectionError::MqttState(StateError::ConnectionAborted) => Why::passing("the broker closed the connection"),
-        ConnectionError::Tls(rumqttc::TlsError::Io(error)) => Why::passing(format!(
+        Cause::Protocol => {
+            let (has, other) = if broker.mqtt == 4 { ("3.1.1", "mqtt = 5") } else { ("5", "mqtt = 4") };
+            Why::lasting(format!("the broker does not speak MQTT {has}; try {other}"))
+        }
+        Cause::Refused(code) => Why::passing(format!("the broker refuses the connection: {code}")),
+        Cause::TakenOver => Why::lasting(format!(
+            "another client connected with the client id '{}'; give each gateway an id of its own",
+            broker.client_id
+        )),
+        Cause::Ended(code) => Why::passing(format!("the broker ended the connection: {code}")),
+        Cause::Silent => Why::passing("the broker does not answer pings any more"),
+        Cause::Tls => Why::passing(format!(
             "the broker ended the connection in the middle of TLS ({error}); does it speak TLS at {url}? Give its port for TLS, or a scheme without it"
         )),
-        ConnectionError::MqttState(StateError::IncomingPacketTooLarge { pkt_size, max }) => Why::lasting(format!(
-            "a message of {pkt_size} bytes came in, {max} are taken at most; make the sender split it"
+        Cause::TooLarge { bytes } => Why::lasting(format!(
+            "a message of {bytes} bytes came in, {PACKET_BYTES} are taken at most; make the sender split it"
         )),
-        ConnectionError::Timeout(_) => {
+        Cause::Timeout => {
             Why::passing("no answer within 5 s; is the address right, and does a firewall let it through?")
         }
-        ConnectionError::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            Why::passing("connection refused; does a broker listen there?")
-        }
-        ConnectionError::Proxy(error) => {
+        Cause::NobodyThere => Why::passing("connection refused; does a broker listen there?"),
+        Cause::Proxy => {
             let proxy = broker.proxy.as_ref().map_or_else(String::new, ToString::to_string);
             Why::lasting(format!(
                 "the proxy {proxy} does not let it through: {error}; is it right, and does it allow CONNECT to {url}?"
             ))
         }
-        ConnectionError::Websocket(error) => {
-            Why::lasting(format!("no WebSocket at {url}: {error}; are port and path right?"))
-        }
-        ConnectionError::Io(error)
-        | ConnectionError::MqttState(StateError::Io(error) | StateError::Deserialization(Malformed::Io(error))) => {
-            Why::passing(error.to_string())
-        }
-        other => Why::passing(other.to_string()),
-    }
-}
-
-fn refused(code: ConnectReturnCode, broker: &Broker) -> Why {
-    let user = match &broker.username {
-        Some(user) => format!("user '{user}'"),
-        None => "a client without username".into(),
-    };
-    match code {
-        ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized => Why::lasting(format!(
-            "the broker refuses {user} with client id '{}' ({code:?}); check username and password_file",
-            broker.client_id
-        )),
-        ConnectReturnCode::UnsupportedProtocolVersion => {
-            Why::lasting("the broker does not speak MQTT 5, which this version needs")
-        }
-        code => Why::passing(format!("the broker refuses the connection: {code:?}")),
+        Cause::WebSocket => Why::lasting(format!("no WebSocket at {url}: {error}; are port and path right?")),
+        Cause::Other => Why::passing(error.to_string()),
     }
 }
 
