@@ -1,6 +1,6 @@
 //! An MQTT client that waits for what it is told to wait for.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -47,6 +47,12 @@ impl Message {
         }
     }
 
+    /// The id in it, if it is an event.
+    fn event_id(&self) -> Option<String> {
+        let event: Value = serde_json::from_slice(&self.payload).ok().filter(|_| self.topic.ends_with("/event"))?;
+        event["id"].as_str().map(str::to_owned)
+    }
+
     /// The payload as one JSON object.
     ///
     /// # Panics
@@ -87,6 +93,8 @@ pub struct Client {
     messages: VecDeque<Message>,
     /// Acknowledgements that nobody has waited for yet.
     acknowledged: HashMap<u16, PubAckReason>,
+    /// Ids of the events that came.
+    events: HashSet<String>,
 }
 
 impl Client {
@@ -134,7 +142,8 @@ impl Client {
                 }
             }
         });
-        let mut client = Self { mqtt, notes, messages: VecDeque::new(), acknowledged: HashMap::new() };
+        let mut client =
+            Self { mqtt, notes, messages: VecDeque::new(), acknowledged: HashMap::new(), events: HashSet::new() };
         client.until("the connection", |note| matches!(note, Note::Connected).then_some(()))?;
         Ok(client)
     }
@@ -159,6 +168,12 @@ impl Client {
                 Err(RecvTimeoutError::Timeout) => return Err(format!("{what}: it did not come within {limit:?}")),
                 Err(RecvTimeoutError::Disconnected) => return Err(format!("{what}: the connection is gone")),
             };
+            // An agent that was killed tells what was not acknowledged once more.
+            if let Note::Message(message) = &note
+                && message.event_id().is_some_and(|id| !self.events.insert(id))
+            {
+                continue;
+            }
             let found = wanted(&note);
             match note {
                 Note::Message(message) => self.messages.push_back(message),

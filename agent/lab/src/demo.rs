@@ -5,7 +5,7 @@
 //! the broker and are shown as they come ([`screen`], or [`lines`] where nobody watches a terminal). At the end each
 //! phase is judged ([`judge`]): the exit code is 0 only if the agent saw what the motor had.
 
-mod agent;
+pub mod agent;
 mod judge;
 mod lines;
 mod schedule;

@@ -1,6 +1,7 @@
 //! `limpet-lab`: the binary beside the agent, for everything that a gateway does not need.
 //!
-//! It shows the main job (`demo`), packs models (`pack`), publishes them (`depot`), reads postcard results (`decode`), proves that none is lost (`audit`), puts load on an agent
+//! It shows the main job (`demo`), packs models (`pack`), publishes them (`depot`), reads postcard results (`decode`), proves that none is lost (`audit`), breaks everything around an
+//! agent (`chaos`), puts load on an agent
 //! through a broker (`load`) or its local socket (`ask`) and measures the answers, tells how long the machine itself
 //! stood still meanwhile (`stalls`), measures models alone (`bench`), and is a small broker itself (`broker`). Where it
 //! needs the agent it starts the real `limpet` as a child; no code of the daemon is linked here.
@@ -19,6 +20,7 @@ mod ask;
 mod audit;
 mod bench;
 mod broker;
+mod chaos;
 mod decode;
 mod demo;
 mod depot;
@@ -48,6 +50,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Listens to results and tells what is repeated, dropped or lost
     Audit(audit::AuditArgs),
+    /// Breaks everything around a running agent in a scratch folder, and counts what arrived
+    Chaos(chaos::ChaosArgs),
     /// Turns postcard results on standard input into JSON lines
     Decode,
     /// Publishes through a broker and measures the answers
@@ -98,6 +102,7 @@ fn main() -> ExitCode {
         Command::Depot(args) => depot::run(args),
         Command::Bench(args) => bench::run(&args),
         Command::Audit(args) => audit::run(&args),
+        Command::Chaos(args) => chaos::run(&args),
         Command::Decode => decode::run().map(|()| ExitCode::SUCCESS),
         Command::Load(args) => load::run(args).map(|()| ExitCode::SUCCESS),
         Command::Ask(args) => ask::run(&args).map(|()| ExitCode::SUCCESS),

@@ -159,7 +159,9 @@ fn the_broker_is_restarted() {
         let status = bench.client.wait_on(&uplink("status")).json();
         assert_eq!(status["state"], "online", "a broker without memory is told again");
         bench.score("a", [0.9, 0.0, 0.0]);
-        assert_eq!(serial(&bench.result("a")), (run, 2 + round), "the counter goes on");
+        // The last one comes again if its acknowledgement went down with the broker.
+        let heard = std::iter::repeat_with(|| serial(&bench.result("a"))).find(|heard| *heard != (run, 1 + round));
+        assert_eq!(heard, Some((run, 2 + round)), "the counter goes on");
     }
 }
 

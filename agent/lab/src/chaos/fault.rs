@@ -1,0 +1,172 @@
+//! What can go wrong, and in which order it does.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// What can go wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fault {
+    /// The agent gets SIGKILL and is started again.
+    Kill,
+    /// The broker gets SIGKILL and is started again; it knows of no session then.
+    BrokerRestart,
+    /// The broker is stopped (SIGSTOP) for two and a half keep-alive periods.
+    BrokerStall,
+    /// Connections are reset, some times in a row.
+    Cut,
+    /// Connections stay open, and nothing comes through any more.
+    HalfOpen,
+    /// 20 kB a second, and a quarter of a second for each packet.
+    SlowLink,
+    /// The broker acknowledges results with "quota exceeded".
+    Refusal,
+    /// Acknowledgements do not come through, and then the agent is killed.
+    Unacknowledged,
+    /// The disk is full while the link is dead.
+    DiskFull,
+    /// A page of the outbox's database is overwritten while the agent does not run.
+    DamagedPage,
+    /// The system's clock is an hour ahead for a while.
+    ClockStep,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Kill,
+        Self::BrokerRestart,
+        Self::BrokerStall,
+        Self::Cut,
+        Self::HalfOpen,
+        Self::SlowLink,
+        Self::Refusal,
+        Self::Unacknowledged,
+        Self::DiskFull,
+        Self::DamagedPage,
+        Self::ClockStep,
+    ];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::BrokerRestart => "broker-restart",
+            Self::BrokerStall => "broker-stall",
+            Self::Cut => "cut",
+            Self::HalfOpen => "half-open",
+            Self::SlowLink => "slow-link",
+            Self::Refusal => "refusal",
+            Self::Unacknowledged => "unacknowledged",
+            Self::DiskFull => "disk-full",
+            Self::DamagedPage => "damaged-page",
+            Self::ClockStep => "clock-step",
+        }
+    }
+
+    /// How often it is drawn, against the others. What takes long comes less often.
+    fn weight(self) -> usize {
+        match self {
+            Self::Kill => 8,
+            Self::Cut | Self::Unacknowledged | Self::BrokerRestart => 3,
+            _ => 1,
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// So many of a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// The fault.
+    pub fault: Fault,
+    /// How often.
+    pub times: usize,
+}
+
+impl FromStr for Wanted {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, times) = text.split_once('=').unwrap_or((text, "1"));
+        let fault = Fault::ALL.into_iter().find(|fault| fault.name() == name).ok_or_else(|| {
+            format!("'{name}' is no fault; expected one of {}", Fault::ALL.map(Fault::name).join(", "))
+        })?;
+        let times =
+            times.parse().map_err(|_| format!("'{times}' is no number of times; expected such as {name}=10"))?;
+        Ok(Self { fault, times })
+    }
+}
+
+/// The faults to come.
+pub struct Deck {
+    random: fastrand::Rng,
+    /// The next ones, the last first.
+    cards: Vec<Fault>,
+    /// What is drawn from when those are through; nothing if exactly those were wanted.
+    bag: Vec<Fault>,
+}
+
+impl Deck {
+    /// Exactly these faults in an order that the seed gives; if there are none, each of those that `can` be had, and then
+    /// without end.
+    pub fn new(seed: u64, wanted: &[Wanted], can: impl Fn(Fault) -> bool) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let (mut cards, mut bag) = (Vec::new(), Vec::new());
+        if wanted.is_empty() {
+            cards.extend(Fault::ALL.into_iter().filter(|fault| can(*fault)));
+            bag.extend(cards.iter().flat_map(|fault| std::iter::repeat_n(*fault, fault.weight())));
+        } else {
+            cards.extend(wanted.iter().flat_map(|wanted| std::iter::repeat_n(wanted.fault, wanted.times)));
+        }
+        random.shuffle(&mut cards);
+        Self { random, cards, bag }
+    }
+
+    /// The next one.
+    pub fn draw(&mut self) -> Option<Fault> {
+        self.cards.pop().or_else(|| self.random.choice(&self.bag).copied())
+    }
+
+    /// How long all is well until then.
+    pub fn pause(&mut self) -> Duration {
+        Duration::from_millis(self.random.u64(20..600))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_gives_the_same_faults_again_and_every_kind_once() {
+        let draw = |seed| {
+            let mut deck = Deck::new(seed, &[], |fault| fault != Fault::ClockStep);
+            (0..100).map(|_| deck.draw().unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(draw(7), draw(7));
+        assert_ne!(draw(7), draw(8));
+        let first = &draw(7)[..10];
+        assert!(Fault::ALL.iter().all(|fault| first.contains(fault) == (*fault != Fault::ClockStep)));
+    }
+
+    #[test]
+    fn what_was_asked_for_comes_exactly_so_often() {
+        let wanted = ["kill=50", "broker-restart=5", "cut"].map(|text| text.parse::<Wanted>().unwrap());
+        let mut deck = Deck::new(1, &wanted, |_| true);
+        let drawn: Vec<Fault> = std::iter::from_fn(|| deck.draw()).collect();
+        assert_eq!(drawn.len(), 56);
+        assert_eq!(drawn.iter().filter(|fault| **fault == Fault::Kill).count(), 50);
+        for wrong in ["kil=3", "kill=x", ""] {
+            assert!(wrong.parse::<Wanted>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! `limpet-lab chaos` as a user runs it, for as long as a test may take.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use limpet_tests::program::{self, Running};
+use limpet_tests::seed;
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// Faults are some seconds each, whatever the machine.
+const LONGEST: Duration = Duration::from_secs(600);
+
+/// Runs it with these faults, and gives its report.
+#[track_caller]
+fn chaos(faults: &str) -> Value {
+    let seed = seed().to_string();
+    let mut running = Running::start("limpet-lab", &["chaos", "--json", "--seed", &seed, "--faults", faults], &[]);
+    let until = Instant::now() + LONGEST;
+    while running.runs() {
+        if Instant::now() > until {
+            // In order, so that no agent stays behind.
+            running.signal(Signal::TERM);
+            panic!("it did not end in time: {:?}", running.end().stdout);
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    let outcome = running.end();
+    let report = serde_json::from_str::<Value>(&outcome.stdout);
+    let report = report.unwrap_or_else(|error| panic!("{error}: {}{}", outcome.stdout, outcome.stderr));
+    assert_eq!(outcome.code, Some(0), "{report:#}");
+    report
+}
+
+/// Asserts that everything was delivered that was stored, and that all faults struck.
+#[track_caller]
+fn assert_nothing_lost(report: &Value, faults: &[(&str, u64)]) {
+    for column in ["lost", "skipped", "unknown", "unreadable"] {
+        assert_eq!(report[column], 0, "{column}: {report:#}");
+    }
+    let struck = report["faults"].as_array().expect("faults struck");
+    for (fault, times) in faults {
+        let found = struck.iter().find(|struck| struck["fault"] == *fault);
+        assert_eq!(found.map(|struck| &struck["times"]), Some(&Value::from(*times)), "{fault}: {report:#}");
+    }
+    let number = |column: &str| report[column].as_u64().expect("it is a number");
+    let dropped: u64 = report["dropped"].as_object().expect("by reason").values().filter_map(Value::as_u64).sum();
+    assert!(number("stored") > 100 && number("delivered") + dropped >= number("stored"), "{report:#}");
+    assert!(number("unstored") <= number("starts") - 1, "at most one a kill: {report:#}");
+}
+
+#[test]
+fn a_tenth_of_the_soak_loses_nothing() {
+    let report = chaos("kill=50,broker-restart=5,broker-stall=2");
+    assert_nothing_lost(&report, &[("kill", 50), ("broker-restart", 5), ("broker-stall", 2)]);
+    assert_eq!(report["starts"], 51);
+}
+
+#[test]
+fn every_other_kind_of_fault_loses_nothing() {
+    const KINDS: [&str; 7] =
+        ["cut", "half-open", "slow-link", "refusal", "unacknowledged", "damaged-page", "disk-full"];
+    // A disk that fills up needs mounts of its own, which not every machine lets a test have.
+    let tried = std::process::Command::new("unshare").args(["--user", "--map-root-user", "--mount", "true"]).output();
+    let can = tried.is_ok_and(|tried| tried.status.success());
+    let kinds = if can { &KINDS[..] } else { &KINDS[..6] };
+    if !can {
+        println!("skipped: disk-full needs unshare with mounts of its own");
+    }
+    let report = chaos(&kinds.join(","));
+    assert_nothing_lost(&report, &kinds.iter().map(|kind| (*kind, 1)).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_cannot_be_done_is_said_before_anything_is_broken() {
+    for (arguments, words) in [
+        (&["--faults", "kil=3"][..], &["'kil' is no fault", "broker-restart"][..]),
+        (&["--faults", "kill=often"], &["'often' is no number"]),
+        (&["--minutes", "0"], &["--minutes: expected more than 0"]),
+        (&["--rate", "1"], &["--rate: expected 20 to 5000"]),
+        (&["--faults", "clock-step"], &["clock-step cannot be had here", "--clock-steps"]),
+    ] {
+        program::run("limpet-lab", &[&["chaos"], arguments].concat()).expect_code(64).expect_complaint(words);
+    }
+    let missing = program::run("limpet-lab", &["chaos", "--limpet", "/nowhere/limpet"]);
+    missing.expect_code(69).expect_complaint(&["/nowhere/limpet: no such file"]);
+    let full = tempfile::tempdir().expect("a folder");
+    std::fs::write(full.path().join("mine"), "").expect("it can be written");
+    let kept = program::run("limpet-lab", &["chaos", "--faults", "kill", "--keep-dir", program::text_of(full.path())]);
+    kept.expect_code(1).expect_complaint(&["is not empty"]);
+}
