@@ -70,6 +70,7 @@ fn store(arguments: &Arguments) -> Result<String, String> {
         max_age: Duration::from_secs(30 * 24 * 3600),
         order: OutboxOrder::LiveFirst,
         drain_rate: 16 << 20,
+        history: 0,
         pipelines: [("motor".into(), pipeline)].into(),
     };
     let (notices, _noticed) = tokio::sync::mpsc::unbounded_channel();

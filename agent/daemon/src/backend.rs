@@ -21,6 +21,7 @@ use crate::config::{self, Config};
 use crate::fit::Waiting;
 use crate::link::outgoing::Outgoing;
 use crate::outbox::Outbox;
+use crate::outbox::history::Wanted;
 use crate::pipeline::input::WindowInput;
 use crate::pipeline::model::Stored;
 use crate::pipeline::plan::{PipelinePlan, Plan};
@@ -97,6 +98,15 @@ fn waits(waiting: &Waiting, pipeline: &config::Pipeline) -> PipelineStatus {
 }
 
 impl Backend for LocalBackend {
+    fn results(&self, pipeline: &str, wanted: &Wanted) -> Result<Vec<Vec<u8>>, Vec<String>> {
+        let mut names = self.config.pipelines.iter().map(|pipeline| &*pipeline.name);
+        if names.clone().any(|name| name == pipeline) {
+            Ok(self.outbox.results(pipeline, wanted))
+        } else {
+            Err(names.by_ref().map(str::to_owned).collect())
+        }
+    }
+
     fn reload(&self) {
         (self.reload)();
     }

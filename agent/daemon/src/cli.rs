@@ -30,6 +30,8 @@ pub enum Command {
     Try(TryArgs),
     /// Show what the running agent is doing: budget, pipelines, models
     Status(StatusArgs),
+    /// Show the last results of a pipeline, delivered or not
+    Results(ResultsArgs),
     /// Bring models from a depot by hand
     #[command(subcommand)]
     Depot(DepotCommand),
@@ -172,6 +174,31 @@ pub struct StatusArgs {
     /// Print the report as one JSON object a line
     #[arg(long, conflicts_with = "streams")]
     pub json: bool,
+}
+
+/// Which results to show.
+#[derive(Debug, Args)]
+pub struct ResultsArgs {
+    /// The pipeline
+    pub pipeline: String,
+    /// Only those of this time until now, such as 1h or 90s
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<config::Interval>,
+    /// Only those of this stream
+    #[arg(long, value_name = "NAME")]
+    pub stream: Option<String>,
+    /// Only the last N of them
+    #[arg(long, value_name = "N")]
+    pub last: Option<NonZeroUsize>,
+    /// Print one result object a line
+    #[arg(long)]
+    pub json: bool,
+    /// The configuration, which says where the socket is
+    #[arg(long, value_name = "FILE", default_value = "/etc/limpet/limpet.toml")]
+    pub config: PathBuf,
+    /// The agent's socket [default: limpet.sock in the configuration's gateway.run]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
 }
 
 /// `START-END:LABEL`, times in seconds.

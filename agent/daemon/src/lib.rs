@@ -123,6 +123,7 @@ pub fn main() -> ExitCode {
             play::play(args)
         }
         Command::Status(args) => api::client::status(args),
+        Command::Results(args) => api::results::results(args),
         Command::Depot(DepotCommand::Import(args)) => by_hand::import(args),
         Command::Store(StoreCommand::Check(args)) => by_hand::check_store(args),
     };

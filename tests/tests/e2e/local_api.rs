@@ -111,3 +111,29 @@ fn a_second_agent_on_the_same_run_directory_is_refused_and_the_first_goes_on() {
     assert_eq!(bench.result("a")["label"], "low");
     assert!(bench.agent.runs());
 }
+
+#[test]
+fn the_last_results_stay_to_be_looked_at_after_they_were_delivered() {
+    let mut bench = Bench::levels("", "");
+    for (stream, low) in [("a", 0.9), ("b", 0.8), ("a", 0.1)] {
+        bench.score(stream, [low, 0.5, 0.0]);
+        bench.result(stream);
+    }
+    let path = bench.agent.home().path().join("limpet.toml");
+    let config = program::text_of(&path);
+    let ask = |more: &[&str]| program::run("limpet", &[&["results", "levels", "--config", config], more].concat());
+    let shown = ask(&[]).expect_code(0).stdout;
+    let lines: Vec<&str> = shown.lines().collect();
+    assert_eq!(lines.len(), 4, "{shown}");
+    assert!(lines[0].starts_with("captured") && lines[1].contains("low") && lines[3].contains("middle"), "{shown}");
+    let json = ask(&["--json", "--stream", "a", "--last", "1", "--since", "1h"]).expect_code(0).stdout;
+    let result: Value = serde_json::from_str(&json).expect("one result object");
+    assert_eq!(
+        (&result["type"], &result["stream"], &result["label"]),
+        (&"result".into(), &"a".into(), &"middle".into())
+    );
+    let none = ask(&["--stream", "c"]).expect_code(0).stdout;
+    assert!(none.contains("has published nothing since the agent started"), "{none}");
+    let other = program::run("limpet", &["results", "level", "--config", config]);
+    other.expect_code(69).expect_complaint(&["there is no pipeline 'level'; there are: levels"]);
+}

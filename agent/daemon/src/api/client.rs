@@ -26,7 +26,7 @@ use crate::{CliError, config, console};
 /// The run directory of a configuration that names none.
 const RUN: &str = "/run/limpet";
 /// How long the agent may take to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 /// Most bytes of an answer.
 const LARGEST: usize = 64 << 20;
 
@@ -35,23 +35,28 @@ const LARGEST: usize = 64 << 20;
 /// # Errors
 /// [`CliError::Unavailable`] if no agent answers: why, and what to do.
 pub fn status(args: &StatusArgs) -> Result<(), CliError> {
-    let (path, doubt) = socket_path(args);
+    let (path, doubt) = socket_path(&args.config, args.socket.as_deref());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio does not start")?;
-    runtime.block_on(watch(args, &path)).map_err(|error| match (error, doubt) {
+    runtime.block_on(watch(args, &path)).map_err(|error| doubted(error, doubt))
+}
+
+/// Says with an error that where the agent was asked is a guess, if it is one.
+pub fn doubted(error: CliError, doubt: Option<String>) -> CliError {
+    match (error, doubt) {
         (CliError::Unavailable(why), Some(doubt)) => {
             CliError::Unavailable(format!("{why}\n(this path is a guess, give --socket PATH for another: {doubt})"))
         }
         (error, _) => error,
-    })
+    }
 }
 
 /// Where the agent is asked, and why that is a guess if it is one: an operator need not have the right to read the
 /// configuration.
-fn socket_path(args: &StatusArgs) -> (PathBuf, Option<String>) {
-    if let Some(path) = &args.socket {
-        return (path.clone(), None);
+pub fn socket_path(config: &Path, given: Option<&Path>) -> (PathBuf, Option<String>) {
+    if let Some(path) = given {
+        return (path.to_owned(), None);
     }
-    match config::read(&args.config) {
+    match config::read(config) {
         Ok(loaded) => (socket::path(&loaded.config.gateway.run), None),
         Err(CliError::Configuration(problems)) => (socket::path(Path::new(RUN)), Some(problems.join("; "))),
         Err(other) => (socket::path(Path::new(RUN)), Some(format!("{other:?}"))),
@@ -215,7 +220,7 @@ pub fn reload(run: &Path) -> Result<bool, CliError> {
 }
 
 /// Sends a request without a body.
-async fn send(socket: &Path, method: Method, path: &str, patience: Duration) -> Result<Bytes, Unanswered> {
+pub async fn send(socket: &Path, method: Method, path: &str, patience: Duration) -> Result<Bytes, Unanswered> {
     let asked = timeout(patience, async {
         let stream = UnixStream::connect(socket).await.map_err(|error| Unanswered::Connect(socket.into(), error))?;
         let broken = |why: String| Unanswered::Broken(socket.into(), why);

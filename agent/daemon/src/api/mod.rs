@@ -1,7 +1,7 @@
 //! The local API: HTTP over a UNIX socket in the run directory, for whoever works at the gateway itself.
 //!
 //! `GET /v1/status` gives what the agent is doing as one JSON object ([`report`]), which `limpet status` prints as
-//! tables ([`client`], `table`). `/v2` is the JSON part of the Open Inference Protocol ([`infer`]): anybody in the
+//! tables ([`client`], `table`). `GET /v1/results/PIPELINE` gives its last results, for `limpet results` ([`results`]). `/v2` is the JSON part of the Open Inference Protocol ([`infer`]): anybody in the
 //! socket's group may ask a model, as analytic work. Access is a matter of the file: mode 0660, group `limpet`
 //! ([`socket`]).
 //!
@@ -14,6 +14,7 @@ pub mod client;
 pub mod infer;
 mod refusal;
 pub mod report;
+pub mod results;
 pub mod server;
 pub mod socket;
 mod table;
@@ -23,6 +24,8 @@ mod tests;
 
 use infer::{InferError, InferRequest, InferResponse, ModelMetadata};
 use report::StatusReport;
+
+use crate::outbox::history::Wanted;
 
 /// An inference on its way. Dropped when nobody waits for the answer any more, such as a client that went away.
 pub type Inference = Pin<Box<dyn Future<Output = Result<InferResponse, InferError>> + Send>>;
@@ -43,4 +46,10 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Looks for packages that changed, at paths and in the store.
     fn reload(&self);
+
+    /// The last results of a pipeline, each as one JSON object, the oldest first; or the names of those that there are.
+    ///
+    /// # Errors
+    /// If there is no such pipeline.
+    fn results(&self, pipeline: &str, wanted: &Wanted) -> Result<Vec<Vec<u8>>, Vec<String>>;
 }

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody as _};
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -33,6 +33,7 @@ use super::Backend;
 use super::infer::{self, InferError, ModelMetadata};
 use super::refusal::Refusal;
 use super::socket::Socket;
+use crate::outbox::history::Wanted;
 
 /// JSON of more bytes than this is not read or written on the thread of all input and output.
 const SMALL: usize = 64 << 10;
@@ -197,6 +198,7 @@ fn router(api: Arc<Api>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/reload", post(reload))
+        .route("/v1/results/{pipeline}", get(results))
         .route("/v2", get(server_metadata))
         .route("/v2/", get(server_metadata))
         .route("/v2/health/live", get(live))
@@ -204,7 +206,7 @@ fn router(api: Arc<Api>) -> Router {
         .route("/v2/models/{name}", get(model_metadata))
         .route("/v2/models/{name}/infer", post(infer))
         .fallback(async || {
-            Refusal::new(StatusCode::NOT_FOUND, "no such path; there are /v1/status, /v1/reload, /v2, /v2/health/live, /v2/health/ready, /v2/models/NAME and /v2/models/NAME/infer")
+            Refusal::new(StatusCode::NOT_FOUND, "no such path; there are /v1/status, /v1/reload, /v1/results/PIPELINE, /v2, /v2/health/live, /v2/health/ready, /v2/models/NAME and /v2/models/NAME/infer")
         })
         .method_not_allowed_fallback(async || {
             Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method: POST for infer and reload, GET for all others")
@@ -230,6 +232,36 @@ async fn status(State(api): State<Arc<Api>>) -> Result<Response, Refusal> {
 async fn reload(State(api): State<Arc<Api>>) -> Response {
     api.backend.reload();
     json_response(StatusCode::ACCEPTED, json!({ "reloading": true }).to_string().into_bytes())
+}
+
+/// What is asked of results.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ResultsQuery {
+    since_s: Option<u64>,
+    stream: Option<String>,
+    last: Option<usize>,
+}
+
+async fn results(
+    State(api): State<Arc<Api>>,
+    name: Result<Path<String>, PathRejection>,
+    query: Result<Query<ResultsQuery>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let Path(name) = name.map_err(|error| Refusal::new(StatusCode::NOT_FOUND, error.body_text()))?;
+    let Query(ResultsQuery { since_s, stream, last }) = query.map_err(|error| Refusal::bad(error.body_text()))?;
+    let wanted = Wanted { since: since_s.map(Duration::from_secs), stream, last };
+    // A hundred thousand results are more than a message may wait for the thread of all input and output.
+    let found = tokio::task::spawn_blocking(move || {
+        let found = api.backend.results(&name, &wanted);
+        found.map(|results| results.join(&b'\n')).map_err(|names| {
+            let names = names.join(", ");
+            Refusal::new(StatusCode::NOT_FOUND, format!("there is no pipeline '{name}'; there are: {names}"))
+        })
+    });
+    let found = found.await.map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))??;
+    let lines = HeaderValue::from_static(limpet_wire::content_type::NDJSON);
+    Ok((StatusCode::OK, [(header::CONTENT_TYPE, lines)], found).into_response())
 }
 
 async fn server_metadata() -> Response {

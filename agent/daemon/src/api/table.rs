@@ -223,7 +223,7 @@ fn sentence(what: &str, why: Option<&str>) -> String {
 }
 
 /// Columns under titles.
-struct Table {
+pub(super) struct Table {
     /// Columns at the beginning that name a row.
     keys: usize,
     /// Titles, and whether the column is aligned to the right.
@@ -232,7 +232,7 @@ struct Table {
 }
 
 impl Table {
-    fn new(keys: usize, left: &[&'static str], right: &[&'static str]) -> Self {
+    pub(super) fn new(keys: usize, left: &[&'static str], right: &[&'static str]) -> Self {
         let mut table = Self { keys, columns: Vec::new(), rows: Vec::new() };
         table.left(left);
         table.right(right);
@@ -247,8 +247,12 @@ impl Table {
         self.columns.extend(titles.iter().map(|title| (*title, true)));
     }
 
+    pub(super) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
+    }
+
     /// Nothing if there are no rows.
-    fn text(mut self, width: usize) -> String {
+    pub(super) fn text(mut self, width: usize) -> String {
         if self.rows.is_empty() {
             return String::new();
         }

@@ -119,6 +119,7 @@ pub struct Outbox {
     pub policy: Option<DropPolicy>,
     pub order: Option<OutboxOrder>,
     pub drain_rate: Option<Size>,
+    pub history: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -57,7 +57,10 @@ pub(super) const TABLES: [(&str, &[&str]); 9] = [
     ("budget", &["cpu", "memory"]),
     ("runtime", &["affinity", "fifo_priority", "lock_memory", "hang_limit"]),
     ("pressure", &["temperature_c", "cpu", "frequency", "sustain", "recover", "root"]),
-    ("outbox", &["commit_interval", "durability", "max_bytes", "max_age", "ring", "policy", "order", "drain_rate"]),
+    (
+        "outbox",
+        &["commit_interval", "durability", "max_bytes", "max_age", "ring", "policy", "order", "drain_rate", "history"],
+    ),
     ("depot", &["root", "channel", "keep", "rate", "disk", "jitter", "refresh", "trial", "ca_file"]),
     ("log", &["format", "level"]),
 ];

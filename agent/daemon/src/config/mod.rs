@@ -349,6 +349,8 @@ pub struct Outbox {
     pub order: OutboxOrder,
     /// Most bytes of the backlog a second.
     pub drain_rate: Size,
+    /// Results of each pipeline that stay in memory for whoever asks at the gateway.
+    pub history: u32,
 }
 
 impl Default for Outbox {
@@ -362,6 +364,7 @@ impl Default for Outbox {
             policy: DropPolicy::DropOldest,
             order: OutboxOrder::LiveFirst,
             drain_rate: Size(16 << 20),
+            history: 1000,
         }
     }
 }

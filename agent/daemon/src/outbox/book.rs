@@ -82,6 +82,8 @@ pub struct Rules {
     pub order: OutboxOrder,
     /// Bytes a second of the backlog, as sent.
     pub drain_rate: u64,
+    /// Results of each pipeline that are kept for whoever asks.
+    pub history: usize,
     /// What holds for the results of each pipeline.
     pub pipelines: HashMap<Arc<str>, PipelineRules>,
 }
@@ -98,6 +100,7 @@ impl Rules {
             max_age: Duration::from_secs(3600),
             order: OutboxOrder::LiveFirst,
             drain_rate: 1 << 30,
+            history: 10,
             pipelines: HashMap::new(),
         }
     }

@@ -16,6 +16,7 @@
 
 pub mod book;
 mod database;
+pub mod history;
 pub mod item;
 mod keeper;
 pub mod ranges;
@@ -39,6 +40,7 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 
 use self::book::{Book, Custody, Depth, LaneId, Number, Payload, PipelineRules, Rules, Take};
+use self::history::{History, Wanted};
 use self::item::LaneKey;
 use self::keeper::{Keeper, Opened};
 use self::ranges::{Held, Range};
@@ -139,6 +141,7 @@ pub struct Outbox {
     state: Mutex<State>,
     /// Rung when everything is committed, for those who wait for it.
     settled: Condvar,
+    history: Mutex<History>,
     keeper: OnceLock<Thread>,
     /// What the last `delivery` message said, uncut.
     told: Mutex<Option<Vec<StreamDelivery>>>,
@@ -189,6 +192,7 @@ fn rules(config: &Config) -> Rules {
         max_age: outbox.max_age.0,
         order: outbox.order,
         drain_rate: outbox.drain_rate.0,
+        history: outbox.history as usize,
         pipelines: config.pipelines.iter().map(pipeline).collect::<HashMap<_, _>>(),
     }
 }
@@ -223,6 +227,7 @@ impl Outbox {
         bell: Arc<Notify>,
         notices: UnboundedSender<Notice>,
     ) -> io::Result<Arc<Self>> {
+        let history = rules.history;
         let (ring, found) = match Ring::open(ring, rules.ring) {
             Ok((ring, found)) => (Some(ring), found),
             Err(error) => {
@@ -275,6 +280,7 @@ impl Outbox {
         let outbox = Arc::new(Self {
             state: Mutex::new(state),
             settled: Condvar::new(),
+            history: Mutex::new(History::new(history)),
             keeper: OnceLock::new(),
             told: Mutex::default(),
             bell,
@@ -332,7 +338,11 @@ impl Outbox {
     pub fn offer_result(&self, record: &ResultRecord) {
         let key = LaneKey::of(record);
         marks::decided(&key, record.serial);
-        if self.offer(&key, item::of_result(record), record.serial) {
+        let payload = item::of_result(record);
+        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        history.keep(record, Arc::clone(&payload), Moment::now());
+        drop(history);
+        if self.offer(&key, payload, record.serial) {
             marks::stored(&key, record.serial);
         }
     }
@@ -448,6 +458,19 @@ impl Outbox {
         let message = runs::message(self.ids.gateway(), crate::wall::now_text(), streams.clone());
         *told = Some(streams);
         Some(message)
+    }
+
+    /// The last results of a pipeline, each as one JSON object, the oldest first.
+    pub fn results(&self, pipeline: &str, wanted: &Wanted) -> Vec<Vec<u8>> {
+        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = history.of(pipeline, wanted, Moment::now());
+        drop(history);
+        let offset = crate::wall::Wall::now().offset();
+        let json = |payload: Payload| {
+            let mut json = Vec::with_capacity(512);
+            item::write(&payload, crate::config::Encoding::Json, offset, &mut json).ok().map(|_| json)
+        };
+        found.into_iter().filter_map(json).collect()
     }
 
     /// Figures since the start.

@@ -14,6 +14,8 @@ const RING_MAX: u64 = 1 << 30;
 const BYTES_MIN: u64 = 1 << 20;
 const AGE_MIN: Duration = Duration::from_secs(60);
 const DRAIN_MIN: u64 = 1 << 10;
+/// Some hundred bytes each.
+const HISTORY_MAX: u32 = 100_000;
 /// Beyond this next to nothing is kept.
 const THIN_MAX: u64 = 1000;
 
@@ -41,6 +43,10 @@ impl Check<'_> {
         self.require(&at, "drain_rate", drain_rate.0 >= DRAIN_MIN, || {
             format!("found {drain_rate}, expected at least {} a second", Size(DRAIN_MIN))
         });
+        let history = file.history.unwrap_or(default.history);
+        self.require(&at, "history", history <= HISTORY_MAX, || {
+            format!("found {history}, expected at most {HISTORY_MAX} results of each pipeline; they are in memory")
+        });
         Outbox {
             commit_interval,
             durability: file.durability.unwrap_or(Durability::Interval),
@@ -50,6 +56,7 @@ impl Check<'_> {
             policy: self.drop_policy(&at, "policy", file.policy, default.policy),
             order: file.order.unwrap_or(OutboxOrder::LiveFirst),
             drain_rate,
+            history,
         }
     }
 
