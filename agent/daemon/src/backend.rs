@@ -1,6 +1,7 @@
 //! What the local API asks, answered by the running agent.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -18,8 +19,10 @@ use crate::api::report::{
 };
 use crate::api::{Backend, Inference};
 use crate::config::{self, Config};
+use crate::doctor::{self, Diagnosis, Patient, Probed};
 use crate::fit::Waiting;
 use crate::link::outgoing::Outgoing;
+use crate::link::probe::Prober;
 use crate::outbox::Outbox;
 use crate::outbox::history::Wanted;
 use crate::pipeline::input::WindowInput;
@@ -51,6 +54,8 @@ pub struct LocalBackend {
     pub outbox: Arc<Outbox>,
     /// What the machine suffers from.
     pub suffering: Arc<Mutex<Option<String>>>,
+    /// What probes the uplink.
+    pub prober: Arc<Prober>,
     /// What looks for packages that changed.
     pub reload: Box<dyn Fn() + Send + Sync>,
     /// When the agent started.
@@ -98,6 +103,31 @@ fn waits(waiting: &Waiting, pipeline: &config::Pipeline) -> PipelineStatus {
 }
 
 impl Backend for LocalBackend {
+    fn diagnose(&self) -> Pin<Box<dyn Future<Output = Diagnosis> + Send>> {
+        let (config, status) = (self.config.clone(), self.status());
+        let (links, prober) = (Arc::clone(&self.links), Arc::clone(&self.prober));
+        Box::pin(async move {
+            let mut probed = Vec::new();
+            for (name, link) in links.iter() {
+                let away = || Probed::Away(link.why().unwrap_or_else(|| "it is being connected to".to_owned()));
+                let found = match link.is_connected() {
+                    false => away(),
+                    true if **name == *config.uplink.broker => {
+                        Probed::Uplink(prober.topic().to_owned(), prober.probe(doctor::PROBE).await)
+                    }
+                    true => Probed::Reached,
+                };
+                probed.push((name.to_string(), found));
+            }
+            let examined = tokio::task::spawn_blocking(move || {
+                let findings = doctor::examine(&Patient { config: &config, status: Some(&status), probed });
+                Diagnosis { gateway: status.gateway.clone(), running: true, findings }
+            });
+            // A check that panicked has ended the process.
+            examined.await.unwrap_or_else(|_| Diagnosis { gateway: String::new(), running: true, findings: Vec::new() })
+        })
+    }
+
     fn results(&self, pipeline: &str, wanted: &Wanted) -> Result<Vec<Vec<u8>>, Vec<String>> {
         let mut names = self.config.pipelines.iter().map(|pipeline| &*pipeline.name);
         if names.clone().any(|name| name == pipeline) {
@@ -182,6 +212,7 @@ impl Backend for LocalBackend {
                 .map(|(broker, link)| LinkStatus {
                     broker: broker.to_string(),
                     state: if link.is_connected() { LinkState::Up } else { LinkState::Down },
+                    why: link.why(),
                 })
                 .collect(),
             outbox: self.outbox.figures().into(),

@@ -12,7 +12,7 @@ use crate::cli::CheckArgs;
 use crate::config::{self, Durability, Loaded};
 use crate::fit::Fitted;
 use crate::library::Library;
-use crate::link::tls;
+use crate::link::{expiry, tls};
 use crate::serve::{Fault, NotProved, open};
 use crate::{CliError, configured, console, fit, threads};
 
@@ -33,6 +33,11 @@ pub fn check(args: &CheckArgs) -> Result<(), CliError> {
     for (name, broker) in &loaded.config.brokers {
         if broker.url.iter().any(|url| url.scheme.is_secure()) {
             tls::client(broker).map_err(|why| CliError::configuration(vec![format!("broker.{name}: {why}")]))?;
+        }
+        for expiry in expiry::of(broker).into_iter().flatten() {
+            if let Some((found, todo)) = expiry.warning(jiff::Timestamp::now()) {
+                console::print(format!("# broker.{name}: {found}; {todo}\n").as_bytes())?;
+            }
         }
     }
     if loaded.config.outbox.durability == Durability::Each {

@@ -32,6 +32,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Show the last results of a pipeline, delivered or not
     Results(ResultsArgs),
+    /// Find what is wrong with this gateway, and say what to do; exit code 1 if anything is
+    Doctor(DoctorArgs),
     /// Bring models from a depot by hand
     #[command(subcommand)]
     Depot(DepotCommand),
@@ -173,6 +175,20 @@ pub struct StatusArgs {
     pub streams: bool,
     /// Print the report as one JSON object a line
     #[arg(long, conflicts_with = "streams")]
+    pub json: bool,
+}
+
+/// What to examine.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// The configuration
+    #[arg(long, value_name = "FILE", default_value = "/etc/limpet/limpet.toml")]
+    pub config: PathBuf,
+    /// The agent's socket [default: limpet.sock in the configuration's gateway.run]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Print what was found as one JSON object
+    #[arg(long)]
     pub json: bool,
 }
 

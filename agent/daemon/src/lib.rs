@@ -13,12 +13,15 @@ mod by_hand;
 mod check;
 mod cli;
 mod codec;
+mod commands;
 mod config;
 mod configured;
 mod console;
 mod crash;
 mod delivery;
+mod doctor;
 mod fit;
+pub mod fuzzing;
 mod join;
 mod library;
 mod link;
@@ -124,6 +127,7 @@ pub fn main() -> ExitCode {
         }
         Command::Status(args) => api::client::status(args),
         Command::Results(args) => api::results::results(args),
+        Command::Doctor(args) => doctor::doctor(args),
         Command::Depot(DepotCommand::Import(args)) => by_hand::import(args),
         Command::Store(StoreCommand::Check(args)) => by_hand::check_store(args),
     };

@@ -164,6 +164,12 @@ impl Reporter {
         self.event("too-large", &message, &[("broker", broker), ("topic", topic)]);
     }
 
+    /// A certificate ends soon, or has ended.
+    pub fn certificate(&self, broker: &str, message: &str) {
+        tracing::warn!(broker, "{message}");
+        self.event("certificate-expires", message, &[("broker", broker)]);
+    }
+
     /// Whether `why` needs a person and was not said of this broker since the last connection to it.
     fn is_newly_barred(&self, broker: &str, why: &Why) -> bool {
         why.needs_a_person && {

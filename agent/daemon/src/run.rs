@@ -23,6 +23,7 @@ use tokio::task::LocalSet;
 
 use crate::api::socket::Socket;
 use crate::backend::LocalBackend;
+use crate::commands::{self, Commands};
 use crate::config::{Config, Loaded};
 use crate::configured::{Begun, Watch};
 use crate::crash::{Crashes, Markers};
@@ -30,7 +31,8 @@ use crate::delivery::{self, Nudge};
 use crate::fit::{self, Fitted, Waiting};
 use crate::library::Library;
 use crate::link::outgoing::{Body, Fleeting, Outgoing};
-use crate::link::{self, Role, Stop};
+use crate::link::probe::Prober;
+use crate::link::{self, Role, Stop, expiry};
 use crate::outbox::{EventIds, Outbox};
 use crate::pipeline::plan::{PipelinePlan, Plan};
 use crate::pipeline::worker::{Policy, Worker};
@@ -56,6 +58,9 @@ const TELEMETRY: Duration = Duration::from_secs(60);
 const SWEEP: Duration = Duration::from_secs(10);
 /// After how long without any message a source is called silent.
 const SILENT: Duration = Duration::from_secs(60);
+
+/// How often the ends of certificates are looked at.
+const EXPIRIES: Duration = Duration::from_secs(24 * 3600);
 
 /// Runs until SIGTERM or SIGINT. `file` is what stands at `path`.
 ///
@@ -311,6 +316,7 @@ async fn serve_by(
         None => (None, None),
     };
     let look = reload(requests.clone(), delivery.clone(), imports);
+    let prober = Arc::new(Prober::new(topics.probe()));
     let suffering = Arc::new(Mutex::new(None));
     let backend = Arc::new(LocalBackend {
         config: config.clone(),
@@ -322,9 +328,16 @@ async fn serve_by(
         links: Arc::clone(&links),
         outbox: Arc::clone(&outbox),
         suffering: Arc::clone(&suffering),
+        prober: Arc::clone(&prober),
         reload: Box::new(look.clone()),
         started,
     });
+    let (orders, ordered) = mpsc::unbounded_channel();
+    let enabled = config.uplink.commands.clone();
+    let mut commands = (!enabled.is_empty()).then(|| Commands::new(&topics, enabled, orders));
+    let secrets = secrets(config);
+    let (asked_of, to) = (Arc::clone(&backend) as Arc<dyn api::Backend>, Arc::clone(&uplink));
+    tokio::task::spawn_local(commands::answer(ordered, asked_of, to, config.gateway.id.to_string(), secrets));
     let (close, closed) = tokio::sync::oneshot::channel::<()>();
     let api = tokio::task::spawn_local(api::server::serve(socket, backend, async move { _ = closed.await }));
 
@@ -338,6 +351,8 @@ async fn serve_by(
             filters: filters(config, name),
             status: (*name == config.uplink.broker).then(|| topics.clone()),
             depot: depot.take_if(|_| *name == config.uplink.broker),
+            prober: (*name == config.uplink.broker).then(|| Arc::clone(&prober)),
+            commands: commands.take_if(|_| *name == config.uplink.broker),
             outgoing: Arc::clone(&links[&**name]),
         };
         let (router, name) = (Rc::clone(&router), name.shared());
@@ -360,6 +375,8 @@ async fn serve_by(
     let probe = Arc::new(Mutex::new(Probe::new(&config.pressure.root)));
     let (felt, mut feelings) = mpsc::channel(1);
     let mut pressure = Pressure::new(limits);
+    // At the start, and once a day.
+    let mut certificates = tokio::time::interval(EXPIRIES);
     let mut sweep = tokio::time::interval(SWEEP);
     let mut silence = std::pin::pin!(tokio::time::sleep(SILENT));
     let mut silence_over = false;
@@ -398,7 +415,7 @@ async fn serve_by(
             Some(notice) = noticed.recv() => reporter.outbox(&notice),
             Some(system) = read.recv() => {
                 let body = Body::Json(figures(config, &plan, &outbox, system, started).to_json());
-                uplink.offer_fleeting(Fleeting { topic: topics.telemetry(), body, at_least_once: false, expiry_s: None });
+                uplink.offer_fleeting(Fleeting { topic: topics.telemetry(), body, at_least_once: false, expiry_s: None, correlation: None });
             }
             _ = feel.tick() => {
                 let (probe, felt) = (Arc::clone(&probe), felt.clone());
@@ -414,6 +431,15 @@ async fn serve_by(
                     reporter.pressure(pressed, &change.message);
                     *suffering.lock().unwrap_or_else(PoisonError::into_inner) = pressed.then_some(change.message);
                     pool.workers().iter().for_each(|worker| worker.change(move |worker, _| worker.press(pressed)));
+                }
+            }
+            _ = certificates.tick() => {
+                for (name, broker) in &config.brokers {
+                    for expiry in expiry::of(broker).into_iter().flatten() {
+                        if let Some((found, todo)) = expiry.warning(jiff::Timestamp::now()) {
+                            reporter.certificate(name, &format!("broker.{name}: {found}; {todo}"));
+                        }
+                    }
                 }
             }
             _ = sweep.tick() => {
@@ -486,6 +512,12 @@ fn reload(
         let _ = requests.send(Request::Reload);
         let _ = delivery.as_ref().map(|nudges| nudges.send(Nudge::Look));
     }
+}
+
+/// The passwords of all brokers, as they are now.
+fn secrets(config: &Config) -> impl Fn() -> Vec<String> + use<> {
+    let brokers: Vec<config::Broker> = config.brokers.values().cloned().collect();
+    move || brokers.iter().filter_map(|broker| broker.password().ok().flatten()).collect()
 }
 
 /// What waits, with its part of the configuration.

@@ -102,6 +102,7 @@ impl Sink for LinkSink {
                 body: Body::Record(Arc::clone(&record), pipeline.packing.encoding),
                 at_least_once: local.at_least_once,
                 expiry_s: Some(left as u32),
+                correlation: None,
             });
         }
         if published {

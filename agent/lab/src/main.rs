@@ -1,6 +1,6 @@
 //! `limpet-lab`: the binary beside the agent, for everything that a gateway does not need.
 //!
-//! It shows the main job (`demo`), packs models (`pack`), publishes them (`depot`), reads postcard results (`decode`), proves that none is lost (`audit`), breaks everything around an
+//! It shows the main job (`demo`), packs models (`pack`), publishes them (`depot`), reads postcard results (`decode`), proves that none is lost (`audit`), asks gateways (`remote`), breaks everything around an
 //! agent (`chaos`), puts load on an agent
 //! through a broker (`load`) or its local socket (`ask`) and measures the answers, tells how long the machine itself
 //! stood still meanwhile (`stalls`), measures models alone (`bench`), and is a small broker itself (`broker`). Where it
@@ -29,6 +29,7 @@ mod load;
 mod motor;
 mod mqtt;
 mod pack;
+mod remote;
 mod stalls;
 
 #[derive(Parser)]
@@ -50,6 +51,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Listens to results and tells what is repeated, dropped or lost
     Audit(audit::AuditArgs),
+    /// Asks a gateway by way of its broker: its status, the last lines of its log, what its doctor finds
+    Remote(remote::RemoteArgs),
     /// Breaks everything around a running agent in a scratch folder, and counts what arrived
     Chaos(chaos::ChaosArgs),
     /// Turns postcard results on standard input into JSON lines
@@ -102,6 +105,7 @@ fn main() -> ExitCode {
         Command::Depot(args) => depot::run(args),
         Command::Bench(args) => bench::run(&args),
         Command::Audit(args) => audit::run(&args),
+        Command::Remote(args) => remote::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Chaos(args) => chaos::run(&args),
         Command::Decode => decode::run().map(|()| ExitCode::SUCCESS),
         Command::Load(args) => load::run(args).map(|()| ExitCode::SUCCESS),

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod binary;
+pub mod command;
 pub mod depot;
 pub mod dropped;
 pub mod id;

@@ -45,6 +45,21 @@ impl Topics {
         format!("{}/delivery", self.base)
     }
 
+    /// What the topics of commands start with; their last level is the command.
+    pub fn commands(&self) -> String {
+        format!("{}/cmd/", self.base)
+    }
+
+    /// What the topics of answers to commands start with.
+    pub fn replies(&self) -> String {
+        format!("{}/reply/", self.base)
+    }
+
+    /// What comes back to the gateway when its doctor asks whether anything does.
+    pub fn probe(&self) -> String {
+        format!("{}/probe", self.base)
+    }
+
     /// What happened.
     pub fn event(&self) -> String {
         format!("{}/event", self.base)

@@ -6,11 +6,14 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use jiff::Timestamp;
+use limpet_agent::outbox::ring::Ring;
 use limpet_depot::publish::forge::Forge;
 use limpet_depot::publish::{Home, KeyRing, PublishError, Publisher, ReleaseChange, Role, Set, init};
 use limpet_depot::remote::Folder;
 use limpet_depot::{Package, chunk};
+use limpet_wire::binary;
 use limpet_wire::depot::{Name, Parts};
+use limpet_wire::dropped::{Dropped, Origin, Reason};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -46,6 +49,33 @@ fn write(package: &Path, out: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let names = [Some(Name::Roots), Some(Name::Timestamp), Some(metadata), target, Some(Name::Chunk(index.package))];
     for (number, name) in names.into_iter().flatten().enumerate() {
         seed("index", &format!("name-{number}"), name.to_string().as_bytes())?;
+    }
+
+    seed("command", "status", b"status\nlimpet/1/g/reply/me\n{\"session\":\"5e55\"}")?;
+    seed("command", "logs", b"logs\nlimpet/1/g/reply/me\n{\"session\":\"5e55\",\"lines\":7}")?;
+    let of = Some(Origin { pipeline: "p".to_owned(), stream: "s".to_owned() });
+    let (id, gateway, reason) = ("g/event/0000000000000001-1".to_owned(), "g".to_owned(), Reason::Full);
+    let mut dropped = Vec::new();
+    binary::write_dropped(&Dropped { id, gateway, of, run: 7, first: 1, last: 9, every: 1, reason }, &mut dropped);
+    seed("stored", "dropped", &dropped)?;
+    seed("stored", "event", br#"{"v":1,"type":"event","id":"g/event/0000000000000001-1","kind":"x","message":"y"}"#)?;
+    let rings = out.join("ring");
+    let (mut ring, _) = Ring::open(&rings, 1 << 20)?;
+    (1..=3).for_each(|number| _ = ring.append(number, 7, &dropped));
+    ring.settle(&[1, 3])?;
+    for segment in std::fs::read_dir(&rings)? {
+        seed("segment", "segment", &std::fs::read(segment?.path())?)?;
+    }
+    std::fs::remove_dir_all(&rings)?;
+    for (codec, payload) in [
+        (0, &[1; 26][..]),
+        (1, &[0; 8]),
+        (2, br#"{"x":[1,2],"a":[{"v":3}],"t":"2026-11-27T10:00:00Z"}"#),
+        (3, b"[[1,2],[3,4]]"),
+        (4, b"1,2\n3,4"),
+        (5, b"\x89PNG\r\n\x1a\n"),
+    ] {
+        seed("samples", &format!("codec-{codec}"), &[&[codec], payload].concat())?;
     }
 
     // The shortest say as much as the longest, and change faster.

@@ -11,12 +11,14 @@ mod delivery;
 mod demo;
 mod depot;
 mod hang;
+
 mod link;
 mod local_api;
 mod outbox;
 mod pack;
 mod play;
 mod proof;
+mod remote;
 mod results;
 mod status;
 mod swap;

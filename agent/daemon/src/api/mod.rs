@@ -25,6 +25,7 @@ mod tests;
 use infer::{InferError, InferRequest, InferResponse, ModelMetadata};
 use report::StatusReport;
 
+use crate::doctor::Diagnosis;
 use crate::outbox::history::Wanted;
 
 /// An inference on its way. Dropped when nobody waits for the answer any more, such as a client that went away.
@@ -46,6 +47,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Looks for packages that changed, at paths and in the store.
     fn reload(&self);
+
+    /// Examines the agent and what it needs, as `limpet doctor` prints it.
+    fn diagnose(&self) -> Pin<Box<dyn Future<Output = Diagnosis> + Send>>;
 
     /// The last results of a pipeline, each as one JSON object, the oldest first; or the names of those that there are.
     ///

@@ -157,6 +157,9 @@ pub struct LinkStatus {
     pub broker: String,
     /// Whether it is connected.
     pub state: LinkState,
+    /// Why it is not, if that is known.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub why: Option<String>,
 }
 
 /// State of a link.

@@ -198,6 +198,7 @@ fn router(api: Arc<Api>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/reload", post(reload))
+        .route("/v1/diagnosis", get(diagnosis))
         .route("/v1/results/{pipeline}", get(results))
         .route("/v2", get(server_metadata))
         .route("/v2/", get(server_metadata))
@@ -206,7 +207,7 @@ fn router(api: Arc<Api>) -> Router {
         .route("/v2/models/{name}", get(model_metadata))
         .route("/v2/models/{name}/infer", post(infer))
         .fallback(async || {
-            Refusal::new(StatusCode::NOT_FOUND, "no such path; there are /v1/status, /v1/reload, /v1/results/PIPELINE, /v2, /v2/health/live, /v2/health/ready, /v2/models/NAME and /v2/models/NAME/infer")
+            Refusal::new(StatusCode::NOT_FOUND, "no such path; there are /v1/status, /v1/reload, /v1/diagnosis, /v1/results/PIPELINE, /v2, /v2/health/live, /v2/health/ready, /v2/models/NAME and /v2/models/NAME/infer")
         })
         .method_not_allowed_fallback(async || {
             Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method: POST for infer and reload, GET for all others")
@@ -232,6 +233,10 @@ async fn status(State(api): State<Arc<Api>>) -> Result<Response, Refusal> {
 async fn reload(State(api): State<Arc<Api>>) -> Response {
     api.backend.reload();
     json_response(StatusCode::ACCEPTED, json!({ "reloading": true }).to_string().into_bytes())
+}
+
+async fn diagnosis(State(api): State<Arc<Api>>) -> Response {
+    json_response(StatusCode::OK, api.backend.diagnose().await.to_json())
 }
 
 /// What is asked of results.

@@ -142,8 +142,8 @@ pub fn report() -> StatusReport {
             ..OutboxFigures::default()
         },
         links: vec![
-            LinkStatus { broker: "local".into(), state: LinkState::Up },
-            LinkStatus { broker: "uplink".into(), state: LinkState::Down },
+            LinkStatus { broker: "local".into(), state: LinkState::Up, why: None },
+            LinkStatus { broker: "uplink".into(), state: LinkState::Down, why: None },
         ],
     }
 }
@@ -183,6 +183,10 @@ impl Drop for TellDrop {
 }
 
 impl Backend for Named {
+    fn diagnose(&self) -> Pin<Box<dyn Future<Output = Diagnosis> + Send>> {
+        Box::pin(async { Diagnosis { gateway: "g".into(), running: true, findings: Vec::new() } })
+    }
+
     fn reload(&self) {}
 
     fn results(&self, pipeline: &str, _wanted: &Wanted) -> Result<Vec<Vec<u8>>, Vec<String>> {

@@ -21,13 +21,14 @@ mod url;
 mod tests;
 
 use std::borrow::Borrow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use limpet_wire::command::Verb;
 use serde::{Deserialize, Serialize, Serializer};
 
 pub use codec::Codec;
@@ -106,7 +107,7 @@ pub fn for_recording(package: &Path, channels: usize, rate_hz: f64) -> Config {
             run: PathBuf::new(),
         },
         brokers: BTreeMap::new(),
-        uplink: Uplink { broker: Name("none".into()), prefix: String::new(), commands: Vec::new() },
+        uplink: Uplink { broker: Name("none".into()), prefix: String::new(), commands: BTreeSet::new() },
         budget: Budget { cpu: 1.0, memory: Size(u64::MAX) },
         runtime: Runtime::default(),
         pressure: Pressure::default(),
@@ -260,7 +261,7 @@ pub struct Uplink {
     /// First levels of all topics, without a slash at the end.
     pub prefix: String,
     /// Commands that are enabled. None exists in this version.
-    pub commands: Vec<String>,
+    pub commands: BTreeSet<Verb>,
 }
 
 /// Limits for all models together.

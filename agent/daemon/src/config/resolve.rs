@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use limpet_wire::command::Verb;
 use limpet_wire::name::check_name;
 
 use super::codec::{Codec, Column, Csv, HeaderField, Json, Raw};
@@ -361,13 +362,18 @@ impl Check<'_> {
         if let Some(problem) = problem {
             self.problem(&at, "prefix", problem);
         }
-        self.require(&at, "commands", file.commands.is_empty(), || {
-            format!(
-                "found '{}', and commands are not in this version yet; leave the list empty",
-                file.commands.join("', '")
-            )
+        let mut commands = BTreeSet::new();
+        for name in &file.commands {
+            match name.parse::<Verb>() {
+                Ok(verb) => _ = commands.insert(verb),
+                Err(why) => self.problem(&at, "commands", why),
+            }
+        }
+        let old = broker.as_ref().and_then(|name| brokers.found.get(name)).is_some_and(|broker| broker.mqtt == 4);
+        self.require(&at, "commands", !old || file.commands.is_empty(), || {
+            "the uplink speaks MQTT 3.1.1, which has no place for an answer; use MQTT 5, or leave the list empty".into()
         });
-        Some(Uplink { broker: broker?, prefix, commands: file.commands })
+        Some(Uplink { broker: broker?, prefix, commands })
     }
 
     fn budget(&mut self, file: &file::Budget) -> Budget {

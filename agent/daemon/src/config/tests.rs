@@ -238,7 +238,13 @@ fn all_problems_are_reported_at_once() {
 #[test]
 fn what_this_version_cannot_do_is_said_clearly() {
     assert!(bad(&after("url", "mqtt = 3")).contains("found 3, expected 5, or 4 for MQTT 3.1.1"));
-    assert!(bad(&format!("{SMALL}[uplink]\ncommands = [\"logs\"]\n")).contains("commands are not in this version yet"));
+    let reboot = bad(&format!("{SMALL}[uplink]\ncommands = [\"logs\", \"reboot\"]\n"));
+    assert!(
+        reboot.contains("uplink.commands: 'reboot' is no command; expected one of status, logs, diagnose"),
+        "{reboot}"
+    );
+    let old = bad(&format!("{}[uplink]\ncommands = [\"logs\"]\n", after("url", "mqtt = 4")));
+    assert!(old.contains("uplink.commands: the uplink speaks MQTT 3.1.1"), "{old}");
 }
 
 const DEPOT: &str = "[depot]\nroot = \"root.json\"\n";

@@ -63,6 +63,13 @@ pub struct BrokerUrl {
     pub path: String,
 }
 
+impl BrokerUrl {
+    /// Whether it never leaves this machine.
+    pub fn is_loopback(&self) -> bool {
+        self.host == "localhost" || self.host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    }
+}
+
 impl FromStr for BrokerUrl {
     type Err = String;
 

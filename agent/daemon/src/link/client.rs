@@ -56,6 +56,28 @@ pub struct Properties {
     pub id: Option<String>,
     /// Seconds after which nobody wants it any more.
     pub expiry_s: Option<u32>,
+    /// What it is the answer to.
+    pub correlation: Option<Bytes>,
+}
+
+/// Which messages that the broker had kept are wanted of a subscription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// None: what is not fresh is not wanted.
+    Unwanted,
+    /// All, each time.
+    Wanted,
+    /// None; and those that are published to be kept say so, even when they come at once.
+    Told,
+}
+
+/// Where an answer to a message goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    /// The topic.
+    pub topic: String,
+    /// What the answer carries to say what it answers; empty if there is nothing.
+    pub correlation: Bytes,
 }
 
 /// Hands requests to the library.
@@ -92,6 +114,8 @@ pub enum Happened {
         payload: Bytes,
         /// Whether the broker had kept it.
         retained: bool,
+        /// Where an answer goes, if one is wanted.
+        reply: Option<Reply>,
     },
     /// The broker has answered a SUBSCRIBE: for each filter nothing, or why it is refused.
     Subscribed {
@@ -264,6 +288,7 @@ impl Client {
                 let properties = five::PublishProperties {
                     content_type: properties.content_type,
                     message_expiry_interval: properties.expiry_s,
+                    correlation_data: properties.correlation,
                     user_properties: properties.id.map(|id| ("id".to_owned(), id)).into_iter().collect(),
                     ..five::PublishProperties::default()
                 };
@@ -273,29 +298,29 @@ impl Client {
         }
     }
 
-    /// Asks for filters at QoS 1, each with whether what the broker has kept is wanted. MQTT 3.1.1 sends that in any case,
-    /// and says so of each message.
+    /// Asks for filters at QoS 1, each with what of the broker's kept messages is wanted. MQTT 3.1.1 sends them in any case,
+    /// and says so of each.
     ///
     /// # Errors
     /// If the library takes no more requests.
-    pub fn subscribe<'a>(&self, filters: impl IntoIterator<Item = (&'a str, bool)>) -> Result<(), String> {
+    pub fn subscribe<'a>(&self, filters: impl IntoIterator<Item = (&'a str, Kept)>) -> Result<(), String> {
         match self {
             Self::V4(client) => {
-                let filter = |(path, _): (&str, bool)| v4::SubscribeFilter::new(path.to_owned(), v4::QoS::AtLeastOnce);
+                let filter = |(path, _): (&str, Kept)| v4::SubscribeFilter::new(path.to_owned(), v4::QoS::AtLeastOnce);
                 client.try_subscribe_many(filters.into_iter().map(filter)).map_err(|error| error.to_string())
             }
             Self::V5(client) => {
-                let filter = |(path, retained): (&str, bool)| five::Filter {
+                let filter = |(path, kept): (&str, Kept)| five::Filter {
                     path: path.to_owned(),
                     // Samples are wanted now or not at all, but a command or a chunk must come.
                     qos: five_bytes::QoS::AtLeastOnce,
                     nolocal: false,
                     // A sensor that publishes with retain sends fresh samples all the same; only what the broker kept from
                     // before is not fresh, and that is not asked for.
-                    preserve_retain: false,
-                    retain_forward_rule: match retained {
-                        true => five::RetainForwardRule::OnEverySubscribe,
-                        false => five::RetainForwardRule::Never,
+                    preserve_retain: kept == Kept::Told,
+                    retain_forward_rule: match kept {
+                        Kept::Wanted => five::RetainForwardRule::OnEverySubscribe,
+                        Kept::Unwanted | Kept::Told => five::RetainForwardRule::Never,
                     },
                 };
                 client.try_subscribe_many(filters.into_iter().map(filter)).map_err(|error| error.to_string())
@@ -352,7 +377,7 @@ fn from_v4(event: v4::Event) -> Happened {
     match event {
         v4::Event::Incoming(v4::Packet::ConnAck(_)) => Happened::Connected { places: u16::MAX, largest: usize::MAX },
         v4::Event::Incoming(v4::Packet::Publish(v4::Publish { topic, payload, retain, .. })) => {
-            Happened::Arrived { topic: topic.into(), payload, retained: retain }
+            Happened::Arrived { topic: topic.into(), payload, retained: retain, reply: None }
         }
         v4::Event::Incoming(v4::Packet::SubAck(ack)) => Happened::Subscribed {
             packet: ack.pkid,
@@ -379,8 +404,12 @@ fn from_v5(event: v5::Event) -> Happened {
                 largest: properties.and_then(|p| p.max_packet_size).map_or(usize::MAX, |bytes| bytes as usize),
             }
         }
-        v5::Event::Incoming(five::Packet::Publish(five::Publish { topic, payload, retain, .. })) => {
-            Happened::Arrived { topic, payload, retained: retain }
+        v5::Event::Incoming(five::Packet::Publish(five::Publish { topic, payload, retain, properties, .. })) => {
+            let reply = properties.and_then(|properties| {
+                let correlation = properties.correlation_data.unwrap_or_default();
+                Some(Reply { topic: properties.response_topic?, correlation })
+            });
+            Happened::Arrived { topic, payload, retained: retain, reply }
         }
         v5::Event::Incoming(five::Packet::SubAck(ack)) => Happened::Subscribed {
             packet: ack.pkid,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Received;
-use super::client::Client;
+use super::client::{Client, Kept};
 use limpet_depot::ask::{Action, Missing, Pump};
 use limpet_wire::depot::Name;
 
@@ -42,7 +42,7 @@ impl Depot {
             match action {
                 Action::Subscribe(names) => {
                     let topics: Vec<String> = names.iter().map(|name| self.topic(name)).collect();
-                    match client.subscribe(topics.iter().map(|topic| (topic.as_str(), true))) {
+                    match client.subscribe(topics.iter().map(|topic| (topic.as_str(), Kept::Wanted))) {
                         Ok(()) => asked.push_back(topics),
                         // What is not asked for now is asked for again.
                         Err(error) => tracing::debug!(%error, "the MQTT client took no subscription to the depot"),

@@ -14,7 +14,10 @@
 pub mod backoff;
 pub mod client;
 pub mod depot;
+pub mod direct;
+pub mod expiry;
 pub mod outgoing;
+pub mod probe;
 pub mod tls;
 
 use std::cell::RefCell;
@@ -31,8 +34,10 @@ use rumqttc::{Proxy, ProxyAuth, ProxyType, TlsConfiguration, Transport};
 use tokio::sync::watch;
 
 use self::backoff::Backoff;
-use self::client::{Cause, Client, Happened, Lost, Options, Properties, Protocol, Verdict};
+use self::client::{Cause, Client, Happened, Kept, Lost, Options, Properties, Protocol, Reply, Verdict};
 use self::outgoing::{BATCH_BYTES, Next, Outgoing, Ready, Room};
+use self::probe::Prober;
+use crate::commands::Commands;
 use crate::config::{Broker, BrokerUrl, ProxyUrl, Scheme};
 use crate::outbox::book::Custody;
 use crate::report::Reporter;
@@ -64,6 +69,8 @@ pub struct Received<'a> {
     pub payload: bytes::Bytes,
     /// Whether the broker had kept it.
     pub retained: bool,
+    /// Where an answer goes, if one is wanted.
+    pub reply: Option<Reply>,
 }
 
 /// What a link is for.
@@ -78,6 +85,10 @@ pub struct Role {
     pub status: Option<Topics>,
     /// The depot behind it, if it is the uplink and there is one.
     pub depot: Option<depot::Depot>,
+    /// What probes it, if it is the uplink.
+    pub prober: Option<Arc<Prober>>,
+    /// What takes commands, if it is the uplink and any are enabled.
+    pub commands: Option<Commands>,
     /// What waits to be sent.
     pub outgoing: Arc<Outgoing>,
 }
@@ -97,6 +108,7 @@ pub async fn run(role: Role, reporter: Arc<Reporter>, receive: impl Fn(Received<
             End::Stopped => return,
             End::Lost { why, connected } => {
                 reporter.link_lost(&role.name, url, &why, connected);
+                role.outgoing.lost(&why.text);
                 let held = if connected { started.elapsed() } else { Duration::ZERO };
                 short_lived = if connected && held < SHORT_LIVED { short_lived + 1 } else { 0 };
                 if short_lived == RIVALS {
@@ -128,6 +140,14 @@ pub enum Stop {
 async fn depot_wakes(depot: Option<&depot::Depot>) {
     match depot {
         Some(depot) => depot.wake().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Until somebody wants to know whether messages come and go.
+async fn probe_wanted(prober: Option<&Prober>) {
+    match prober {
+        Some(prober) => prober.wanted().await,
         None => std::future::pending().await,
     }
 }
@@ -190,7 +210,8 @@ async fn connection(
     stop: &watch::Receiver<Stop>,
 ) -> End {
     let session = format!("{:016x}", random());
-    let options = match options(role, url, &session) {
+    let will = role.status.as_ref().map(|topics| (topics.status(), status(Presence::Offline, &session)));
+    let options = match options(&role.broker, url, will) {
         Ok(options) => options,
         Err(why) => return End::Lost { why: Why::lasting(why), connected: false },
     };
@@ -223,6 +244,12 @@ async fn connection(
                     () = depot_wakes(role.depot.as_ref()), if sender.is_some() => {
                         role.depot.iter().for_each(|depot| depot.act(&client, &mut asked));
                     }
+                    () = probe_wanted(role.prober.as_deref()), if sender.is_some() => {
+                        for prober in role.prober.iter().filter(|prober| prober.begin(&client, &mut asked)) {
+                            let topic = prober.topic().to_owned();
+                            flight.borrow_mut().handed.push_back(Flying { topic, acknowledged: true, kept: None });
+                        }
+                    }
                     () = &mut guard => {
                         if last_event.elapsed() >= longest {
                             let why = Why::passing(format!("nothing moved for {} s; the line is dead or the broker hangs", longest.as_secs()));
@@ -249,6 +276,13 @@ async fn connection(
                     announce(&client, &flight, topics, Presence::Online, &session);
                 }
                 asked = subscribe(&client, &role.filters);
+                if let Some(commands) = &role.commands {
+                    let filters = commands.filters();
+                    if let Err(error) = client.subscribe(filters.iter().map(|path| (path.as_str(), Kept::Told))) {
+                        tracing::error!(%error, "the MQTT client took no subscription to commands");
+                    }
+                    asked.push_back(filters);
+                }
                 role.depot.iter().for_each(depot::Depot::connected);
                 reporter.link_made(&role.name, url);
                 role.outgoing.connected();
@@ -263,10 +297,13 @@ async fn connection(
                     stop.clone(),
                 )));
             }
-            Ok(Happened::Arrived { topic, payload, retained }) => match std::str::from_utf8(&topic) {
+            Ok(Happened::Arrived { topic, payload, retained, reply }) => match std::str::from_utf8(&topic) {
                 Ok(topic) => {
-                    let message = Received { topic, payload, retained };
-                    if !role.depot.as_ref().is_some_and(|depot| depot.takes(&message)) {
+                    let message = Received { topic, payload, retained, reply };
+                    let taken = role.depot.as_ref().is_some_and(|depot| depot.takes(&message))
+                        || role.commands.as_ref().is_some_and(|commands| commands.takes(&message, &session))
+                        || role.prober.as_ref().is_some_and(|prober| prober.takes(&message, &client));
+                    if !taken {
                         receive(message);
                     }
                 }
@@ -275,6 +312,9 @@ async fn connection(
             Ok(Happened::Subscribed { packet, refused }) => {
                 let filters = asking.remove(&packet).unwrap_or_default();
                 for (reason, filter) in refused.into_iter().zip(&filters) {
+                    if role.prober.as_ref().is_some_and(|prober| prober.subscribed(filter, reason.as_deref())) {
+                        continue;
+                    }
                     let Some(reason) = reason else {
                         tracing::debug!(broker = %role.name, filter, "subscribed");
                         continue;
@@ -286,6 +326,8 @@ async fn connection(
             }
             Ok(Happened::Acknowledged { packet, verdict }) => {
                 let message = flight.borrow_mut().numbered.remove(&packet);
+                let message = message
+                    .filter(|m| !role.prober.as_ref().is_some_and(|prober| prober.acknowledged(&m.topic, &verdict)));
                 if let Some(message) = message {
                     match verdict {
                         Verdict::Taken | Verdict::Unheard => {
@@ -424,8 +466,12 @@ async fn sleep_until(at: Option<Instant>) {
 
 /// Hands one message to the client, or gives it back.
 fn hand_over(client: &Client, flight: &RefCell<Flight>, mut ready: Ready) -> Result<(), Box<Ready>> {
-    let properties =
-        Properties { content_type: Some(ready.content_type.to_owned()), expiry_s: ready.expiry_s, id: ready.id.take() };
+    let properties = Properties {
+        content_type: Some(ready.content_type.to_owned()),
+        expiry_s: ready.expiry_s,
+        id: ready.id.take(),
+        correlation: ready.correlation.take(),
+    };
     // What comes back is written again from what was kept.
     let payload = std::mem::take(&mut ready.payload);
     match client.publish(&ready.topic, ready.at_least_once, ready.retain, payload, properties) {
@@ -450,6 +496,7 @@ fn announce(client: &Client, flight: &RefCell<Flight>, topics: &Topics, state: P
         at_least_once: true,
         retain: true,
         expiry_s: None,
+        correlation: None,
         kept: None,
     };
     // The client has room: this is its first message, or its last after the others were sent.
@@ -463,7 +510,8 @@ fn status(state: Presence, session: &str) -> Vec<u8> {
 /// Asks for the filters, and gives them in the order of the packets.
 fn subscribe(client: &Client, filters: &[(String, bool)]) -> VecDeque<Vec<String>> {
     let packet = |some: &[(String, bool)]| {
-        let wanted = some.iter().map(|(path, retained)| (path.as_str(), *retained));
+        let wanted =
+            some.iter().map(|(path, retained)| (path.as_str(), if *retained { Kept::Wanted } else { Kept::Unwanted }));
         if let Err(error) = client.subscribe(wanted) {
             tracing::error!(%error, "the MQTT client took no subscription");
         }
@@ -472,8 +520,11 @@ fn subscribe(client: &Client, filters: &[(String, bool)]) -> VecDeque<Vec<String
     filters.chunks(FILTERS).map(packet).collect()
 }
 
-fn options(role: &Role, url: &BrokerUrl, session: &str) -> Result<Options, String> {
-    let broker = &role.broker;
+/// How to connect.
+///
+/// # Errors
+/// A sentence, if a file that it takes cannot be used.
+fn options(broker: &Broker, url: &BrokerUrl, will: Option<(String, Vec<u8>)>) -> Result<Options, String> {
     let transport = match url.scheme {
         Scheme::Mqtt => Transport::Tcp,
         Scheme::Mqtts => Transport::Tls(TlsConfiguration::Rustls(tls::client(broker)?)),
@@ -508,7 +559,7 @@ fn options(role: &Role, url: &BrokerUrl, session: &str) -> Result<Options, Strin
         keep_alive: broker.keep_alive.0,
         packet_bytes: PACKET_BYTES,
         in_flight: IN_FLIGHT + 1,
-        will: role.status.as_ref().map(|topics| (topics.status(), status(Presence::Offline, session))),
+        will,
     })
 }
 

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use limpet_wire::dropped::Reason;
 use limpet_wire::result::ResultRecord;
 use limpet_wire::topic::Topics;
@@ -60,6 +61,8 @@ pub struct Fleeting {
     pub at_least_once: bool,
     /// After how many seconds the broker need not deliver it any more.
     pub expiry_s: Option<u32>,
+    /// What it is the answer to.
+    pub correlation: Option<Bytes>,
 }
 
 /// What a message says.
@@ -88,6 +91,8 @@ pub struct Ready {
     pub retain: bool,
     /// Message expiry in seconds.
     pub expiry_s: Option<u32>,
+    /// What it is the answer to.
+    pub correlation: Option<Bytes>,
     /// What is settled when the broker acknowledges it.
     pub kept: Option<Custody>,
 }
@@ -135,6 +140,8 @@ struct State {
     retained: BTreeMap<String, (Vec<u8>, bool)>,
     /// Fleeting messages that found no link or no place.
     unsent: u64,
+    /// Why there is no link, as far as that was said.
+    why: Option<String>,
 }
 
 #[derive(Debug)]
@@ -217,13 +224,23 @@ impl Outgoing {
     /// The link is up: everything retained goes out again, since the broker may have forgotten it.
     pub fn connected(&self) {
         let mut state = self.lock();
-        state.connected = true;
+        (state.connected, state.why) = (true, None);
         state.parked.clear();
         state.latest.values_mut().for_each(|latest| latest.dirty = true);
         state.retained.values_mut().for_each(|(_, dirty)| *dirty = true);
         drop(state);
         self.outbox.iter().for_each(|outbox| outbox.connected());
         self.bell.notify_one();
+    }
+
+    /// There is no link, and this is why.
+    pub fn lost(&self, why: &str) {
+        self.lock().why = Some(why.to_owned());
+    }
+
+    /// Why there is no link, if that is known.
+    pub fn why(&self) -> Option<String> {
+        self.lock().why.clone()
     }
 
     /// The link is down: fleeting messages are lost, and what was handed out comes back to where it stood.
@@ -309,7 +326,14 @@ impl Outgoing {
         let first = state.fleeting.iter().position(|message| !full || !message.at_least_once);
         if let Some(message) = first.and_then(|at| state.fleeting.remove(at)) {
             drop(state);
-            return Next::Send(Box::new(fleeting(message)));
+            let ready = fleeting(message);
+            let bytes = ready.payload.len();
+            if bytes > room.bytes && room.bytes < BATCH_BYTES {
+                // The broker would end the connection over it.
+                self.lock().unsent += 1;
+                return Next::TooLarge { topic: ready.topic, bytes };
+            }
+            return Next::Send(Box::new(ready));
         }
         let mut wake: Option<Instant> = None;
         let mut earlier = |at: Instant| wake = Some(wake.map_or(at, |w| w.min(at)));
@@ -440,6 +464,7 @@ fn pack(outbox: &Outbox, batch: Batch, topics: &Topics, room: Room) -> Next {
         at_least_once: true,
         retain: false,
         expiry_s: None,
+        correlation: None,
         kept: Some(custody),
     }))
 }
@@ -521,6 +546,7 @@ fn retained(topic: String, payload: Vec<u8>) -> Ready {
         at_least_once: true,
         retain: true,
         expiry_s: None,
+        correlation: None,
         kept: None,
     }
 }
@@ -553,6 +579,7 @@ fn fleeting(message: Fleeting) -> Ready {
         at_least_once: message.at_least_once,
         retain: false,
         expiry_s: message.expiry_s,
+        correlation: message.correlation,
         kept: None,
     }
 }

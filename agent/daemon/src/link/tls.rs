@@ -60,7 +60,11 @@ fn roots(broker: &Broker) -> Result<RootCertStore, String> {
     Ok(roots)
 }
 
-fn certificates(key: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+/// The certificates in a file of PEM.
+///
+/// # Errors
+/// A sentence that names the file and what to do.
+pub fn certificates(key: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let shown = path.display();
     let read = fs::read(path).map_err(|error| format!("{key} {shown} cannot be read: {error}"))?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read).collect();

@@ -20,7 +20,7 @@ pub mod history;
 pub mod item;
 mod keeper;
 pub mod ranges;
-mod ring;
+pub mod ring;
 mod runs;
 
 use std::collections::{HashMap, HashSet};

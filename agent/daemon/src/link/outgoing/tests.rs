@@ -182,7 +182,13 @@ fn a_local_output_with_acknowledgement_waits_for_a_place_and_others_pass_it() {
     let outgoing = outgoing();
     for at_least_once in [true, false] {
         let topic = format!("{at_least_once}");
-        outgoing.offer_fleeting(Fleeting { topic, body: Body::Json(Vec::new()), at_least_once, expiry_s: None });
+        outgoing.offer_fleeting(Fleeting {
+            topic,
+            body: Body::Json(Vec::new()),
+            at_least_once,
+            expiry_s: None,
+            correlation: None,
+        });
     }
     let full = Room { in_flight: 8, ..ROOM };
     assert_eq!(send(&outgoing, full).unwrap().topic, "false");
@@ -213,6 +219,7 @@ fn local_outputs_go_first_even_when_nothing_else_has_a_place() {
         body: Body::Record(record("s", 1), Encoding::Json),
         at_least_once: false,
         expiry_s: Some(1),
+        correlation: None,
     });
     let full = Room { in_flight: 8, ..ROOM };
     let ready = send(&outgoing, full).unwrap();
@@ -224,7 +231,13 @@ fn local_outputs_go_first_even_when_nothing_else_has_a_place() {
 fn a_fleeting_message_without_a_link_is_counted_and_gone() {
     let outgoing = Outgoing::new(Topics::new("limpet/1", "g"));
     let body = Body::Json(Vec::new());
-    outgoing.offer_fleeting(Fleeting { topic: "t".into(), body, at_least_once: false, expiry_s: None });
+    outgoing.offer_fleeting(Fleeting {
+        topic: "t".into(),
+        body,
+        at_least_once: false,
+        expiry_s: None,
+        correlation: None,
+    });
     assert_eq!(outgoing.lock().unsent, 1);
     outgoing.connected();
     assert!(send(&outgoing, ROOM).is_none());

@@ -1,0 +1,347 @@
+//! Commands over MQTT: what a gateway answers to whoever its broker lets ask.
+//!
+//! None is there unless the configuration names it (`uplink.commands`), and none changes anything: whoever can send one
+//! learns what the agent says of itself, and no more. A command is refused if the broker had kept it, if it does not carry
+//! the `session` of this very connection, if its answer would go anywhere but under the gateway's own `reply/`, or if it
+//! came before: each correlation data is answered once.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use limpet_wire::command::{Answer, Command, Verb};
+use limpet_wire::message::Message as _;
+use limpet_wire::topic::Topics;
+use serde_json::{Value, json};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+
+use crate::api::Backend;
+use crate::link::Received;
+use crate::link::client::Reply;
+use crate::link::outgoing::{Body, Fleeting, Outgoing};
+use crate::logging;
+
+/// Correlation data that is remembered, the newest: a repeat comes soon, or it carries another session.
+const REMEMBERED: usize = 256;
+/// Longest correlation data.
+const CORRELATION: usize = 128;
+/// Longest command.
+const COMMAND: usize = 4096;
+/// Longest answer.
+const LONGEST: usize = 64 << 10;
+/// Seconds after which nobody waits for an answer any more.
+const EXPIRY_S: u32 = 60;
+/// Refusals are logged no more often than this.
+const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
+/// Commands that wait for their answer at most.
+const WAITING: usize = 4;
+/// Lines of a log where no number was asked for, and at most.
+const LINES: u32 = 100;
+/// See [`LINES`].
+pub const LINES_MOST: u32 = 500;
+
+/// A command that is to be answered.
+#[derive(Debug)]
+pub struct Order {
+    /// The last level of its topic.
+    pub name: String,
+    /// What is asked, or why it is refused.
+    pub asked: Result<Asked, String>,
+    /// Where the answer goes.
+    pub reply: Reply,
+    /// One of those that wait, until this is dropped.
+    pub place: Option<Place>,
+}
+
+/// What is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    /// The command.
+    pub verb: Verb,
+    /// How many lines of the log.
+    pub lines: u32,
+}
+
+/// A place among the commands that wait.
+#[derive(Debug)]
+pub struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Takes commands in.
+#[derive(Debug)]
+pub struct Commands {
+    /// What topics of commands and of answers start with.
+    prefix: String,
+    replies: String,
+    enabled: BTreeSet<Verb>,
+    seen: Mutex<VecDeque<Bytes>>,
+    warned: Mutex<Option<Instant>>,
+    waiting: Arc<AtomicUsize>,
+    orders: UnboundedSender<Order>,
+}
+
+impl Commands {
+    /// Takes those that are enabled; `orders` gets what is to be answered.
+    pub fn new(topics: &Topics, enabled: BTreeSet<Verb>, orders: UnboundedSender<Order>) -> Self {
+        Self {
+            prefix: topics.commands(),
+            replies: topics.replies(),
+            enabled,
+            seen: Mutex::default(),
+            warned: Mutex::default(),
+            waiting: Arc::default(),
+            orders,
+        }
+    }
+
+    /// The filters to subscribe to: of those that are enabled, and no others.
+    pub fn filters(&self) -> Vec<String> {
+        self.enabled.iter().map(|verb| format!("{}{verb}", self.prefix)).collect()
+    }
+
+    /// Takes a message, if it is a command. `session` is that of this connection.
+    pub fn takes(&self, message: &Received<'_>, session: &str) -> bool {
+        let Some(name) = message.topic.strip_prefix(&self.prefix) else { return false };
+        let reply = match self.reply(message) {
+            Ok(reply) => reply,
+            Err(why) => {
+                self.warn(name, &format!("{why}; nobody is told"));
+                return true;
+            }
+        };
+        let place = self.place();
+        let asked = match &place {
+            Some(_) => self.judge(name, message, &reply, session),
+            None => Err(format!("{WAITING} commands wait for their answers already; ask again later")),
+        };
+        if let Err(why) = &asked {
+            self.warn(name, why);
+        }
+        // Whoever answers is there for as long as the link.
+        let _ = self.orders.send(Order { name: name.to_owned(), asked, reply, place });
+        true
+    }
+
+    /// Where an answer may go.
+    fn reply(&self, message: &Received<'_>) -> Result<Reply, String> {
+        // Before anything else: an answer to what the broker kept would go out on each connection.
+        if message.retained {
+            return Err("it is retained; publish commands without retain, and remove this one".to_owned());
+        }
+        let reply = message.reply.as_ref().ok_or("it has no response topic; set MQTT 5's Response Topic")?;
+        let wild = reply.topic.contains(['+', '#', '\0']);
+        if !reply.topic.starts_with(&self.replies) || reply.topic.len() == self.replies.len() || wild {
+            return Err(format!("its response topic is not one under {}", self.replies));
+        }
+        if reply.correlation.is_empty() || reply.correlation.len() > CORRELATION {
+            return Err(format!("it has no correlation data, or more than {CORRELATION} bytes of it"));
+        }
+        Ok(reply.clone())
+    }
+
+    /// Says why a command is refused, but not for each of a flood.
+    fn warn(&self, name: &str, why: &str) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if warned.is_none_or(|at| now.duration_since(at) >= BETWEEN_WARNINGS) {
+            *warned = Some(now);
+            tracing::warn!(command = name, "a command is refused: {why}");
+        }
+    }
+
+    fn place(&self) -> Option<Place> {
+        let taken = self.waiting.fetch_add(1, Ordering::AcqRel);
+        let place = Place(Arc::clone(&self.waiting));
+        (taken < WAITING).then_some(place)
+    }
+
+    fn judge(&self, name: &str, message: &Received<'_>, reply: &Reply, session: &str) -> Result<Asked, String> {
+        let verb: Verb = name.parse()?;
+        if !self.enabled.contains(&verb) {
+            return Err(format!("{verb} is not enabled on this gateway; add it to uplink.commands"));
+        }
+        if message.payload.len() > COMMAND {
+            return Err(format!("a command has at most {COMMAND} bytes"));
+        }
+        let command: Command = serde_json::from_slice(&message.payload)
+            .map_err(|error| format!("it is no command ({error}); expected such as {{\"session\":\"…\"}}"))?;
+        if command.session != session {
+            return Err("its session is not that of this connection; take it from the gateway's status".to_owned());
+        }
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.contains(&reply.correlation) {
+            return Err("its correlation data came before; each is answered once".to_owned());
+        }
+        if seen.len() >= REMEMBERED {
+            seen.pop_front();
+        }
+        seen.push_back(reply.correlation.clone());
+        Ok(Asked { verb, lines: command.lines.unwrap_or(LINES).min(LINES_MOST) })
+    }
+}
+
+/// Answers commands until the links end. `secrets` are not for anybody's eyes, whatever was logged.
+pub async fn answer(
+    mut orders: UnboundedReceiver<Order>,
+    backend: Arc<dyn Backend>,
+    uplink: Arc<Outgoing>,
+    gateway: String,
+    secrets: impl Fn() -> Vec<String>,
+) {
+    while let Some(Order { name, asked, reply, place }) = orders.recv().await {
+        let outcome = match asked {
+            Ok(Asked { verb, lines }) => {
+                tracing::info!(command = %verb, to = reply.topic, "answering a command");
+                carry_out(verb, lines, &backend, &secrets).await
+            }
+            Err(why) => Err(why),
+        };
+        let (answer, error) = outcome.map_or_else(|why| (None, Some(why)), |answer| (Some(answer), None));
+        let answer = Answer { command: name, gateway: gateway.clone(), answer, error };
+        let mut json = answer.to_json();
+        if json.len() > LONGEST {
+            let error = format!(
+                "the answer has {} bytes, and {LONGEST} are sent at most; ask at the gateway itself",
+                json.len()
+            );
+            json = Answer { answer: None, error: Some(error), ..answer }.to_json();
+        }
+        uplink.offer_fleeting(Fleeting {
+            topic: reply.topic,
+            body: Body::Json(json),
+            at_least_once: true,
+            expiry_s: Some(EXPIRY_S),
+            correlation: Some(reply.correlation),
+        });
+        drop(place);
+    }
+}
+
+async fn carry_out(
+    verb: Verb,
+    lines: u32,
+    backend: &Arc<dyn Backend>,
+    secrets: &impl Fn() -> Vec<String>,
+) -> Result<Value, String> {
+    match verb {
+        Verb::Status => {
+            let backend = Arc::clone(backend);
+            let status = tokio::task::spawn_blocking(move || serde_json::to_value(backend.status())).await;
+            status.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+        }
+        Verb::Logs => {
+            let secrets = secrets();
+            let lines = logging::last_lines(lines as usize);
+            Ok(json!({ "lines": lines.iter().map(|line| redacted(line, &secrets)).collect::<Vec<_>>() }))
+        }
+        Verb::Diagnose => serde_json::to_value(backend.diagnose().await).map_err(|error| error.to_string()),
+    }
+}
+
+/// A line without secrets. None is ever logged; a broker may repeat one in what it says.
+fn redacted(line: &str, secrets: &[String]) -> String {
+    secrets
+        .iter()
+        .filter(|secret| !secret.is_empty())
+        .fold(line.to_owned(), |line, secret| line.replace(secret.as_str(), "…"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SESSION: &str = "5e55101";
+
+    fn commands() -> (Commands, tokio::sync::mpsc::UnboundedReceiver<Order>) {
+        let (orders, ordered) = tokio::sync::mpsc::unbounded_channel();
+        let topics = Topics::new("limpet/1", "g");
+        (Commands::new(&topics, [Verb::Status, Verb::Logs].into(), orders), ordered)
+    }
+
+    fn message<'a>(topic: &'a str, payload: &'static str, reply: Option<(&str, &'static str)>) -> Received<'a> {
+        let reply =
+            reply.map(|(topic, data)| Reply { topic: topic.into(), correlation: Bytes::from_static(data.as_bytes()) });
+        Received { topic, payload: Bytes::from_static(payload.as_bytes()), retained: false, reply }
+    }
+
+    const GOOD: &str = r#"{"session":"5e55101","lines":7}"#;
+    const TO: Option<(&str, &str)> = Some(("limpet/1/g/reply/me", "1"));
+
+    #[test]
+    fn a_command_is_taken_once_and_what_is_no_command_is_left_to_others() {
+        let (commands, mut ordered) = commands();
+        assert_eq!(commands.filters(), ["limpet/1/g/cmd/status", "limpet/1/g/cmd/logs"]);
+        assert!(!commands.takes(&message("limpet/1/g/status", GOOD, TO), SESSION));
+        assert!(commands.takes(&message("limpet/1/g/cmd/logs", GOOD, TO), SESSION));
+        let order = ordered.try_recv().unwrap();
+        assert_eq!(order.asked, Ok(Asked { verb: Verb::Logs, lines: 7 }));
+        assert_eq!(order.reply.topic, "limpet/1/g/reply/me");
+        assert!(commands.takes(&message("limpet/1/g/cmd/logs", GOOD, TO), SESSION));
+        assert!(ordered.try_recv().unwrap().asked.unwrap_err().contains("came before"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_answered_where_it_can_be_and_by_its_name() {
+        let (commands, mut ordered) = commands();
+        for (topic, payload, words) in [
+            ("limpet/1/g/cmd/reboot", GOOD, "'reboot' is no command"),
+            ("limpet/1/g/cmd/diagnose", GOOD, "diagnose is not enabled on this gateway"),
+            ("limpet/1/g/cmd/../status", GOOD, "is no command"),
+            ("limpet/1/g/cmd/status", "{}", "missing field `session`"),
+            ("limpet/1/g/cmd/status", "\u{0}", "it is no command"),
+            ("limpet/1/g/cmd/status", r#"{"session":"old"}"#, "not that of this connection"),
+        ] {
+            assert!(commands.takes(&message(topic, payload, TO), SESSION));
+            let why = ordered.try_recv().unwrap().asked.unwrap_err();
+            assert!(why.contains(words), "{topic}: {why}");
+        }
+    }
+
+    #[test]
+    fn an_answer_goes_nowhere_but_under_the_gateways_own_replies() {
+        let (commands, mut ordered) = commands();
+        let long: &'static str = "x".repeat(CORRELATION + 1).leak();
+        for reply in [
+            None,
+            Some(("limpet/1/g/status", "1")),
+            Some(("limpet/1/h/reply/x", "1")),
+            Some(("limpet/1/g/reply/", "1")),
+            Some(("limpet/1/g/reply/#", "1")),
+            Some(("limpet/1/g/reply/me", "")),
+            Some(("limpet/1/g/reply/me", long)),
+        ] {
+            assert!(commands.takes(&message("limpet/1/g/cmd/status", GOOD, reply), SESSION));
+            assert!(ordered.try_recv().is_err(), "{reply:?}");
+        }
+        let kept = Received { retained: true, ..message("limpet/1/g/cmd/status", GOOD, TO) };
+        assert!(commands.takes(&kept, SESSION) && ordered.try_recv().is_err());
+    }
+
+    #[test]
+    fn secrets_are_taken_out_of_lines() {
+        let secrets = ["hunter2".to_owned(), String::new()];
+        assert_eq!(redacted("user said hunter2, hunter2!", &secrets), "user said …, …!");
+        assert_eq!(redacted("nothing", &secrets), "nothing");
+    }
+
+    #[test]
+    fn those_that_wait_are_few() {
+        let (commands, mut ordered) = commands();
+        let send = |data: &'static str| {
+            commands.takes(&message("limpet/1/g/cmd/status", GOOD, Some(("limpet/1/g/reply/me", data))), SESSION)
+        };
+        ["1", "2", "3", "4", "5"].into_iter().for_each(|data| assert!(send(data)));
+        let waiting: Vec<Order> = std::iter::from_fn(|| ordered.try_recv().ok()).collect();
+        assert!(waiting[..4].iter().all(|order| order.asked.is_ok()));
+        assert!(waiting[4].asked.as_ref().unwrap_err().contains("4 commands wait"));
+        drop(waiting);
+        assert!(send("6") && ordered.try_recv().unwrap().asked.is_ok());
+    }
+}

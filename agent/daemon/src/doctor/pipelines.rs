@@ -1,0 +1,40 @@
+//! Whether pipelines run, and have anything to run on.
+
+use super::{Finding, Patient};
+use crate::api::report::PipelineState;
+
+const CHECK: &str = "pipelines";
+
+pub fn check(patient: &Patient<'_>) -> Vec<Finding> {
+    let Some(status) = patient.status else { return Vec::new() };
+    let mut findings = Vec::new();
+    for pipeline in &status.pipelines {
+        let why = pipeline.refusal.as_deref().unwrap_or("its model is on the way, being proved or being loaded");
+        match pipeline.state {
+            PipelineState::Serving => {}
+            PipelineState::Refused => findings.push(Finding::error(
+                CHECK,
+                format!("{} is refused: {why}", pipeline.name),
+                "change the configuration so that it fits; limpet check does the arithmetic",
+            )),
+            PipelineState::Loading | PipelineState::Waiting => findings.push(Finding::warning(
+                CHECK,
+                format!("{} does not run yet: {why}", pipeline.name),
+                "wait, and look at limpet status",
+            )),
+        }
+    }
+    for (name, source) in &status.sources {
+        if source.samples == 0 && source.refused.values().all(|count| *count == 0) {
+            findings.push(Finding::warning(
+                CHECK,
+                format!("source {name} is silent since the start"),
+                "is the sensor on, and does the broker's access list let this gateway read it?",
+            ));
+        }
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(CHECK, format!("{} serve, and no source is silent", status.pipelines.len())));
+    }
+    findings
+}

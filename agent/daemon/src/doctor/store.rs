@@ -1,0 +1,31 @@
+//! Whether what the depot delivered is still what was delivered.
+
+use limpet_depot::Store;
+
+use super::{Finding, Patient};
+
+const CHECK: &str = "store";
+
+pub fn check(patient: &Patient<'_>) -> Vec<Finding> {
+    if patient.config.depot.is_none() {
+        return vec![Finding::ok(CHECK, "no models are delivered: there is no [depot]")];
+    }
+    let unreadable = |error: &dyn std::fmt::Display| {
+        vec![Finding::error(CHECK, format!("it cannot be read: {error}"), "run this as the user that runs the agent")]
+    };
+    let store = match Store::open(&patient.config.gateway.state) {
+        Ok(store) => store,
+        Err(error) => return unreadable(&error),
+    };
+    match store.check(false) {
+        Ok(checked) if checked.damaged.is_empty() && checked.missing.is_empty() => {
+            vec![Finding::ok(CHECK, format!("{} chunks were read, and all are what was delivered", checked.chunks))]
+        }
+        Ok(checked) => {
+            let (damaged, missing) = (checked.damaged.len(), checked.missing.len());
+            let found = format!("of {} chunks {damaged} are damaged, and {missing} versions lack some", checked.chunks);
+            vec![Finding::error(CHECK, found, "limpet store check --repair; and look at the disk")]
+        }
+        Err(error) => unreadable(&error),
+    }
+}
