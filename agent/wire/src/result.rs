@@ -107,9 +107,10 @@ pub struct LatencyUs {
 }
 
 impl LatencyUs {
-    /// Sum of the parts.
+    /// Sum of the parts; what somebody else has written may have any.
     pub fn total(&self) -> u64 {
-        self.wait + self.features + self.queue + self.compute + self.decide
+        let parts = [self.wait, self.features, self.queue, self.compute, self.decide];
+        parts.into_iter().fold(0, u64::saturating_add)
     }
 }
 
