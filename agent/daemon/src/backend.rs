@@ -56,6 +56,8 @@ pub struct LocalBackend {
     pub suffering: Arc<Mutex<Option<String>>>,
     /// What probes the uplink.
     pub prober: Arc<Prober>,
+    /// Held by whoever examines the agent.
+    pub examining: tokio::sync::Mutex<()>,
     /// What looks for packages that changed.
     pub reload: Box<dyn Fn() + Send + Sync>,
     /// When the agent started.
@@ -103,24 +105,27 @@ fn waits(waiting: &Waiting, pipeline: &config::Pipeline) -> PipelineStatus {
 }
 
 impl Backend for LocalBackend {
-    fn diagnose(&self) -> Pin<Box<dyn Future<Output = Diagnosis> + Send>> {
-        let (config, status) = (self.config.clone(), self.status());
-        let (links, prober) = (Arc::clone(&self.links), Arc::clone(&self.prober));
+    fn diagnose(self: Arc<Self>) -> Pin<Box<dyn Future<Output = Diagnosis> + Send>> {
         Box::pin(async move {
+            // One after the other: each reads the whole store.
+            let _turn = self.examining.lock().await;
             let mut probed = Vec::new();
-            for (name, link) in links.iter() {
-                let away = || Probed::Away(link.why().unwrap_or_else(|| "it is being connected to".to_owned()));
+            for (name, link) in self.links.iter() {
+                let refused = link.refused_filters();
                 let found = match link.is_connected() {
-                    false => away(),
-                    true if **name == *config.uplink.broker => {
-                        Probed::Uplink(prober.topic().to_owned(), prober.probe(doctor::PROBE).await)
+                    false => Probed::Away(link.why().unwrap_or_else(|| "it is being connected to".to_owned())),
+                    true if !refused.is_empty() => Probed::Refuses(refused),
+                    true if **name == *self.config.uplink.broker => {
+                        Probed::Uplink(self.prober.topic().to_owned(), self.prober.probe(doctor::PROBE).await)
                     }
                     true => Probed::Reached,
                 };
                 probed.push((name.to_string(), found));
             }
+            let this = Arc::clone(&self);
             let examined = tokio::task::spawn_blocking(move || {
-                let findings = doctor::examine(&Patient { config: &config, status: Some(&status), probed });
+                let status = this.status();
+                let findings = doctor::examine(&Patient { config: &this.config, status: Some(&status), probed });
                 Diagnosis { gateway: status.gateway.clone(), running: true, findings }
             });
             // A check that panicked has ended the process.

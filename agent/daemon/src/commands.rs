@@ -33,6 +33,10 @@ const COMMAND: usize = 4096;
 const LONGEST: usize = 64 << 10;
 /// Seconds after which nobody waits for an answer any more.
 const EXPIRY_S: u32 = 60;
+/// Longest topic of a command or of its answer.
+const TOPIC: usize = 512;
+/// Refusals are answered no more often than this: an answer takes a place in flight that results need.
+const BETWEEN_REFUSALS: Duration = Duration::from_secs(1);
 /// Refusals are logged no more often than this.
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
 /// Commands that wait for their answer at most.
@@ -52,7 +56,7 @@ pub struct Order {
     /// Where the answer goes.
     pub reply: Reply,
     /// One of those that wait, until this is dropped.
-    pub place: Option<Place>,
+    pub place: Place,
 }
 
 /// What is asked.
@@ -83,6 +87,7 @@ pub struct Commands {
     enabled: BTreeSet<Verb>,
     seen: Mutex<VecDeque<Bytes>>,
     warned: Mutex<Option<Instant>>,
+    refused: Mutex<Option<Instant>>,
     waiting: Arc<AtomicUsize>,
     orders: UnboundedSender<Order>,
 }
@@ -96,6 +101,7 @@ impl Commands {
             enabled,
             seen: Mutex::default(),
             warned: Mutex::default(),
+            refused: Mutex::default(),
             waiting: Arc::default(),
             orders,
         }
@@ -116,14 +122,21 @@ impl Commands {
                 return true;
             }
         };
-        let place = self.place();
-        let asked = match &place {
-            Some(_) => self.judge(name, message, &reply, session),
-            None => Err(format!("{WAITING} commands wait for their answers already; ask again later")),
+        let Some(place) = self.place() else {
+            // No answer either: whoever floods this topic is to cost nothing more than reading it.
+            self.warn(name, &format!("{WAITING} commands wait for their answers already"));
+            return true;
         };
-        if let Err(why) = &asked {
-            self.warn(name, why);
-        }
+        let asked = match self.judge(name, message, &reply, session) {
+            Ok(asked) => Ok(asked),
+            Err(why) => {
+                self.warn(name, &why);
+                if !self.may_refuse() {
+                    return true;
+                }
+                Err(why)
+            }
+        };
         // Whoever answers is there for as long as the link.
         let _ = self.orders.send(Order { name: name.to_owned(), asked, reply, place });
         true
@@ -137,13 +150,34 @@ impl Commands {
         }
         let reply = message.reply.as_ref().ok_or("it has no response topic; set MQTT 5's Response Topic")?;
         let wild = reply.topic.contains(['+', '#', '\0']);
-        if !reply.topic.starts_with(&self.replies) || reply.topic.len() == self.replies.len() || wild {
-            return Err(format!("its response topic is not one under {}", self.replies));
+        let length = reply.topic.len();
+        if !reply.topic.starts_with(&self.replies) || length == self.replies.len() || length > TOPIC || wild {
+            return Err(format!("its response topic is not one under {}, of {TOPIC} bytes at most", self.replies));
+        }
+        if message.payload.len() > COMMAND || message.topic.len() > TOPIC {
+            return Err(format!("it has more than {COMMAND} bytes"));
+        }
+        let again = self.seen.lock().unwrap_or_else(PoisonError::into_inner).contains(&reply.correlation);
+        if again {
+            return Err("its correlation data came before; each is answered once".to_owned());
         }
         if reply.correlation.is_empty() || reply.correlation.len() > CORRELATION {
             return Err(format!("it has no correlation data, or more than {CORRELATION} bytes of it"));
         }
-        Ok(reply.clone())
+        // A copy of its own: what came is a part of the whole packet, however large.
+        let correlation = Bytes::copy_from_slice(&reply.correlation);
+        Ok(Reply { topic: reply.topic.clone(), correlation })
+    }
+
+    /// Whether a refusal may be answered by now: not each of a flood.
+    fn may_refuse(&self) -> bool {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let may = refused.is_none_or(|at| now.duration_since(at) >= BETWEEN_REFUSALS);
+        if may {
+            *refused = Some(now);
+        }
+        may
     }
 
     /// Says why a command is refused, but not for each of a flood.
@@ -167,18 +201,12 @@ impl Commands {
         if !self.enabled.contains(&verb) {
             return Err(format!("{verb} is not enabled on this gateway; add it to uplink.commands"));
         }
-        if message.payload.len() > COMMAND {
-            return Err(format!("a command has at most {COMMAND} bytes"));
-        }
         let command: Command = serde_json::from_slice(&message.payload)
             .map_err(|error| format!("it is no command ({error}); expected such as {{\"session\":\"…\"}}"))?;
         if command.session != session {
             return Err("its session is not that of this connection; take it from the gateway's status".to_owned());
         }
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.contains(&reply.correlation) {
-            return Err("its correlation data came before; each is answered once".to_owned());
-        }
         if seen.len() >= REMEMBERED {
             seen.pop_front();
         }
@@ -193,19 +221,26 @@ pub async fn answer(
     backend: Arc<dyn Backend>,
     uplink: Arc<Outgoing>,
     gateway: String,
-    secrets: impl Fn() -> Vec<String>,
+    secrets: impl Fn() -> Vec<String> + Clone + Send + 'static,
 ) {
     while let Some(Order { name, asked, reply, place }) = orders.recv().await {
         let outcome = match asked {
             Ok(Asked { verb, lines }) => {
                 tracing::info!(command = %verb, to = reply.topic, "answering a command");
-                carry_out(verb, lines, &backend, &secrets).await
+                carry_out(verb, lines, &backend).await
             }
             Err(why) => Err(why),
         };
         let (answer, error) = outcome.map_or_else(|why| (None, Some(why)), |answer| (Some(answer), None));
-        let answer = Answer { command: name, gateway: gateway.clone(), answer, error };
+        let mut answer = Answer { command: name, gateway: gateway.clone(), answer, error };
+        let secrets = tokio::task::spawn_blocking(secrets.clone()).await.unwrap_or_default();
+        answer.answer.iter_mut().for_each(|answer| redact(answer, &secrets));
         let mut json = answer.to_json();
+        if json.len() > LONGEST {
+            // Streams are what there may be thousands of.
+            answer.answer.iter_mut().for_each(without_streams);
+            json = answer.to_json();
+        }
         if json.len() > LONGEST {
             let error = format!(
                 "the answer has {} bytes, and {LONGEST} are sent at most; ask at the gateway itself",
@@ -224,12 +259,7 @@ pub async fn answer(
     }
 }
 
-async fn carry_out(
-    verb: Verb,
-    lines: u32,
-    backend: &Arc<dyn Backend>,
-    secrets: &impl Fn() -> Vec<String>,
-) -> Result<Value, String> {
+async fn carry_out(verb: Verb, lines: u32, backend: &Arc<dyn Backend>) -> Result<Value, String> {
     match verb {
         Verb::Status => {
             let backend = Arc::clone(backend);
@@ -237,20 +267,39 @@ async fn carry_out(
             status.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
         }
         Verb::Logs => {
-            let secrets = secrets();
             let lines = logging::last_lines(lines as usize);
-            Ok(json!({ "lines": lines.iter().map(|line| redacted(line, &secrets)).collect::<Vec<_>>() }))
+            // The newest, as many as an answer holds.
+            let mut bytes = 0;
+            let fits = |line: &&String| {
+                bytes += serde_json::to_string(line).map_or(0, |json| json.len() + 1);
+                bytes < LONGEST - 1024
+            };
+            let mut newest: Vec<&String> = lines.iter().rev().take_while(fits).collect();
+            newest.reverse();
+            Ok(json!({ "lines": newest }))
         }
-        Verb::Diagnose => serde_json::to_value(backend.diagnose().await).map_err(|error| error.to_string()),
+        Verb::Diagnose => serde_json::to_value(Arc::clone(backend).diagnose().await).map_err(|error| error.to_string()),
     }
 }
 
-/// A line without secrets. None is ever logged; a broker may repeat one in what it says.
-fn redacted(line: &str, secrets: &[String]) -> String {
-    secrets
-        .iter()
-        .filter(|secret| !secret.is_empty())
-        .fold(line.to_owned(), |line, secret| line.replace(secret.as_str(), "…"))
+/// Takes the entries of streams out of a status.
+fn without_streams(status: &mut Value) {
+    let pipelines = status.get_mut("pipelines").and_then(Value::as_array_mut);
+    pipelines.into_iter().flatten().for_each(|pipeline| pipeline["streams"] = json!([]));
+}
+
+/// Takes secrets out of all texts. None is ever logged; a broker may repeat one in what it says.
+fn redact(value: &mut Value, secrets: &[String]) {
+    match value {
+        Value::String(text) => {
+            for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
+                *text = text.replace(secret.as_str(), "…");
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(|value| redact(value, secrets)),
+        Value::Object(members) => members.values_mut().for_each(|value| redact(value, secrets)),
+        _ => {}
+    }
 }
 
 #[cfg(test)]
@@ -284,7 +333,7 @@ mod tests {
         assert_eq!(order.asked, Ok(Asked { verb: Verb::Logs, lines: 7 }));
         assert_eq!(order.reply.topic, "limpet/1/g/reply/me");
         assert!(commands.takes(&message("limpet/1/g/cmd/logs", GOOD, TO), SESSION));
-        assert!(ordered.try_recv().unwrap().asked.unwrap_err().contains("came before"));
+        assert!(ordered.try_recv().is_err(), "its correlation data came before");
     }
 
     #[test]
@@ -298,10 +347,13 @@ mod tests {
             ("limpet/1/g/cmd/status", "\u{0}", "it is no command"),
             ("limpet/1/g/cmd/status", r#"{"session":"old"}"#, "not that of this connection"),
         ] {
+            *commands.refused.lock().unwrap() = None;
             assert!(commands.takes(&message(topic, payload, TO), SESSION));
             let why = ordered.try_recv().unwrap().asked.unwrap_err();
             assert!(why.contains(words), "{topic}: {why}");
         }
+        // But not each of a flood is told.
+        assert!(commands.takes(&message("limpet/1/g/cmd/status", "{}", TO), SESSION) && ordered.try_recv().is_err());
     }
 
     #[test]
@@ -327,8 +379,9 @@ mod tests {
     #[test]
     fn secrets_are_taken_out_of_lines() {
         let secrets = ["hunter2".to_owned(), String::new()];
-        assert_eq!(redacted("user said hunter2, hunter2!", &secrets), "user said …, …!");
-        assert_eq!(redacted("nothing", &secrets), "nothing");
+        let mut said = json!({ "lines": ["user said hunter2, hunter2!", "nothing"], "why": "hunter2", "n": 2 });
+        redact(&mut said, &secrets);
+        assert_eq!(said, json!({ "lines": ["user said …, …!", "nothing"], "why": "…", "n": 2 }));
     }
 
     #[test]
@@ -339,8 +392,7 @@ mod tests {
         };
         ["1", "2", "3", "4", "5"].into_iter().for_each(|data| assert!(send(data)));
         let waiting: Vec<Order> = std::iter::from_fn(|| ordered.try_recv().ok()).collect();
-        assert!(waiting[..4].iter().all(|order| order.asked.is_ok()));
-        assert!(waiting[4].asked.as_ref().unwrap_err().contains("4 commands wait"));
+        assert_eq!(waiting.iter().filter(|order| order.asked.is_ok()).count(), WAITING);
         drop(waiting);
         assert!(send("6") && ordered.try_recv().unwrap().asked.is_ok());
     }

@@ -22,8 +22,9 @@ use crate::wall;
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// Every kind of event, with the keys that say what one is about. docs/events.md says when each comes.
-const EVENTS: [(&str, &[&str]); 43] = [
+const EVENTS: [(&str, &[&str]); 44] = [
     ("begins-again", &[]),
+    ("certificate-expires", &["broker"]),
     ("configuration-activated", &["configuration"]),
     ("configuration-not-on-record", &[]),
     ("configuration-passed", &["configuration"]),

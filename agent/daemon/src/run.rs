@@ -329,6 +329,7 @@ async fn serve_by(
         outbox: Arc::clone(&outbox),
         suffering: Arc::clone(&suffering),
         prober: Arc::clone(&prober),
+        examining: tokio::sync::Mutex::default(),
         reload: Box::new(look.clone()),
         started,
     });
@@ -435,7 +436,14 @@ async fn serve_by(
             }
             _ = certificates.tick() => {
                 for (name, broker) in &config.brokers {
-                    for expiry in expiry::of(broker).into_iter().flatten() {
+                    for expiry in expiry::of(broker) {
+                        let expiry = match expiry {
+                            Ok(expiry) => expiry,
+                            Err(why) => {
+                                tracing::warn!(broker = %name, "{why}");
+                                continue;
+                            }
+                        };
                         if let Some((found, todo)) = expiry.warning(jiff::Timestamp::now()) {
                             reporter.certificate(name, &format!("broker.{name}: {found}; {todo}"));
                         }
@@ -515,7 +523,7 @@ fn reload(
 }
 
 /// The passwords of all brokers, as they are now.
-fn secrets(config: &Config) -> impl Fn() -> Vec<String> + use<> {
+fn secrets(config: &Config) -> impl Fn() -> Vec<String> + Clone + Send + use<> {
     let brokers: Vec<config::Broker> = config.brokers.values().cloned().collect();
     move || brokers.iter().filter_map(|broker| broker.password().ok().flatten()).collect()
 }

@@ -100,6 +100,10 @@ pub fn run(args: &ChaosArgs) -> anyhow::Result<ExitCode> {
         return Err(usage(format!("--rate: expected {STREAM_RATE} to 5000 results a second")));
     }
     let limpet = demo::agent::find(args.limpet.as_deref())?;
+    // Before this program has a user namespace of its own, where everybody is root.
+    if args.clock_steps && !world::is_inside() && !rustix::process::geteuid().is_root() {
+        return Err(usage("--clock-steps: setting the clock needs root"));
+    }
     let wants_disk = args.faults.is_empty() || args.faults.iter().any(|wanted| wanted.fault == Fault::DiskFull);
     // Its own mounts, so that a disk can be had that fills up. It does not come back from there.
     let apart = if wants_disk { world::enter_namespace()? } else { Err("it was not asked for".to_owned()) };
@@ -109,9 +113,6 @@ pub fn run(args: &ChaosArgs) -> anyhow::Result<ExitCode> {
         && wants_disk
     {
         left_out.push(format!("{}: {why}", Fault::DiskFull));
-    }
-    if args.clock_steps && !rustix::process::geteuid().is_root() {
-        return Err(usage("--clock-steps: setting the clock needs root"));
     }
     if !args.clock_steps {
         left_out.push(format!(
@@ -128,20 +129,20 @@ pub fn run(args: &ChaosArgs) -> anyhow::Result<ExitCode> {
         return Err(usage(format!("--faults: {} cannot be had here; {}", wanted.fault, left_out.join("; "))));
     }
     let mut deck = Deck::new(seed, &args.faults, can);
-    let mut world = World::start(limpet, args.keep_dir.clone(), args.rate, apart.is_ok(), seed)?;
-    eprintln!("limpet-lab chaos: seed {seed}, agent in {}", world.folder().display());
     let interrupted = interruption()?;
+    let mut world =
+        World::start(limpet, args.keep_dir.clone(), args.rate, apart.is_ok(), seed, Arc::clone(&interrupted))?;
+    eprintln!("limpet-lab chaos: seed {seed}, agent in {}", world.folder().display());
     let began = Instant::now();
     let end = args.faults.is_empty().then(|| began + Duration::from_secs_f64(args.minutes * 60.0));
     let (mut struck, mut failures): (Vec<(Fault, Duration)>, Vec<String>) = (Vec::new(), Vec::new());
     world.wait_for_news(RECOVERS_WITHIN).context("the agent did not deliver a first result")?;
     let goes_on = || !interrupted.load(Ordering::SeqCst) && end.is_none_or(|end| Instant::now() < end);
     while let Some(fault) = deck.draw().filter(|_| goes_on()) {
-        world.strike(fault).with_context(|| format!("fault {} of this run, {fault}", struck.len() + 1))?;
-        match world.wait_for_news(RECOVERS_WITHIN) {
+        match world.strike(fault).and_then(|()| world.wait_for_news(RECOVERS_WITHIN)) {
             Ok(took) => struck.push((fault, took)),
             Err(error) => {
-                failures.push(format!("after {fault}, number {}: {error:#}", struck.len() + 1));
+                failures.push(format!("{fault}, number {} of this run: {error:#}", struck.len() + 1));
                 break;
             }
         }
@@ -161,9 +162,22 @@ pub fn run(args: &ChaosArgs) -> anyhow::Result<ExitCode> {
     if interrupted.load(Ordering::SeqCst) {
         failures.push("interrupted: the faults that were still to come did not strike".to_owned());
     }
+    if args.faults.is_empty() {
+        let never =
+            Fault::ALL.into_iter().filter(|fault| can(*fault) && !struck.iter().any(|(struck, _)| struck == fault));
+        left_out.extend(never.map(|fault| format!("{fault}: the time was over before it came")));
+    }
     let starts = world.starts();
     let (tally, ended) = world.end()?;
     failures.extend(ended);
+    // One worker, whose last result may have been on its way; a start that was asked to stop leaves none.
+    if tally.unstored >= starts {
+        failures.push(format!(
+            "{} results were decided and not stored, and the agent was killed {} times",
+            tally.unstored,
+            starts - 1
+        ));
+    }
     let report = Report {
         seed,
         seconds: began.elapsed().as_secs_f64(),

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use crate::depot::{UserArgs, credentials, prefix};
 use crate::mqtt::{self, BrokerUrl};
-use crate::unavailable;
+use crate::{unavailable, usage};
 
 #[derive(clap::Args)]
 pub struct RemoteArgs {
@@ -43,7 +43,13 @@ pub struct RemoteArgs {
 /// Runs `limpet-lab remote`: prints the answer as JSON, or the lines of a log as they are. Exit code 69 if there is none.
 pub fn run(args: &RemoteArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio does not start")?;
-    let patience = Duration::from_secs_f64(args.seconds.clamp(0.1, 3600.0));
+    if !(0.1..=3600.0).contains(&args.seconds) {
+        return Err(usage("--seconds: expected 0.1 to 3600"));
+    }
+    if let Err(why) = limpet_wire::name::check_name(&args.gateway) {
+        return Err(usage(format!("{}: {why}", args.gateway)));
+    }
+    let patience = Duration::from_secs_f64(args.seconds);
     let answer = runtime.block_on(async { timeout(patience, ask(args)).await });
     let Ok(answer) = answer else {
         return Err(unavailable(format!(
@@ -84,7 +90,7 @@ async fn ask(args: &RemoteArgs) -> anyhow::Result<Answer> {
     let (client, connection) = AsyncClient::new(options, 16);
     let mut told = mqtt::events(connection, 64, Duration::from_millis(500));
     let filters = [topics.status(), reply.clone()].map(|topic| Filter::new(topic, QoS::AtLeastOnce));
-    let mut asked = false;
+    let mut asked: Option<String> = None;
     loop {
         match next(args, &mut told).await? {
             Packet::ConnAck(_) => {
@@ -99,19 +105,21 @@ async fn ask(args: &RemoteArgs) -> anyhow::Result<Answer> {
                 if status.state != Presence::Online {
                     return Err(unavailable(format!("{} is offline", args.gateway)));
                 }
+                // Once for each session: the gateway may have come back under another.
+                if asked.as_ref() == Some(&status.session) {
+                    continue;
+                }
+                asked = Some(status.session.clone());
                 let command = Command { session: status.session, lines: args.lines };
                 let properties = PublishProperties {
                     response_topic: Some(reply.clone()),
                     correlation_data: Some(correlation.clone().into()),
                     ..PublishProperties::default()
                 };
-                // One that comes back under another session is asked anew.
-                if !std::mem::replace(&mut asked, true) {
-                    let topic = format!("{}{}", topics.commands(), args.command);
-                    let sent =
-                        client.publish_with_properties(topic, QoS::AtLeastOnce, false, command.to_json(), properties);
-                    sent.await.context("the command could not be sent")?;
-                }
+                let topic = format!("{}{}", topics.commands(), args.command);
+                let sent =
+                    client.publish_with_properties(topic, QoS::AtLeastOnce, false, command.to_json(), properties);
+                sent.await.context("the command could not be sent")?;
             }
             Packet::Publish(publish) if publish.topic == reply && is_ours(&publish, &correlation) => {
                 return serde_json::from_slice(&publish.payload).context("what the gateway answers is no answer");

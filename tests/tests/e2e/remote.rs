@@ -1,5 +1,7 @@
 //! Commands by way of the broker, under the access list that ships with the project; and the doctor, near and far.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use limpet_tests::agent::Home;
 use limpet_tests::broker::free_port;
 use limpet_tests::{Agent, Broker, Package, program};
@@ -83,13 +85,15 @@ fn the_doctor_examines_an_agent_that_runs_and_one_that_does_not() {
     let mut operator = client(&broker, "operator");
     operator.subscribe(&["limpet/1/+/#"]);
     agent.wait_for_model(&mut operator, "scores", "active");
+    let password = agent.home().path().join("password");
+    std::fs::set_permissions(password, std::fs::Permissions::from_mode(0o644)).expect("it is ours");
     let (diagnosis, _) = doctor(agent.home());
     assert_eq!((&diagnosis["running"], &diagnosis["gateway"]), (&json!(true), &json!("press-07")));
     assert_finds(&diagnosis, "configuration", "ok", "1 sources, 1 pipelines");
     assert_finds(&diagnosis, "brokers", "ok", "a message to limpet/1/press-07/probe came back");
     assert_finds(&diagnosis, "pipelines", "warning", "source scores is silent since the start");
     assert_finds(&diagnosis, "unit", "warning", "not started by systemd");
-    // The test wrote the password readable for all.
+    // The test made the password readable for all.
     assert_finds(&diagnosis, "certificates", "warning", "password_file");
     let (_, home, _) = agent.stop();
     let (diagnosis, code) = doctor(&home);

@@ -49,7 +49,7 @@ pub trait Backend: Send + Sync + 'static {
     fn reload(&self);
 
     /// Examines the agent and what it needs, as `limpet doctor` prints it.
-    fn diagnose(&self) -> Pin<Box<dyn Future<Output = Diagnosis> + Send>>;
+    fn diagnose(self: Arc<Self>) -> Pin<Box<dyn Future<Output = Diagnosis> + Send>>;
 
     /// The last results of a pipeline, each as one JSON object, the oldest first; or the names of those that there are.
     ///

@@ -236,7 +236,7 @@ async fn reload(State(api): State<Arc<Api>>) -> Response {
 }
 
 async fn diagnosis(State(api): State<Arc<Api>>) -> Response {
-    json_response(StatusCode::OK, api.backend.diagnose().await.to_json())
+    json_response(StatusCode::OK, Arc::clone(&api.backend).diagnose().await.to_json())
 }
 
 /// What is asked of results.

@@ -127,6 +127,15 @@ impl Socket {
     }
 }
 
+/// Whether an agent lives in a run directory, even one that does not listen yet or any more.
+pub fn is_held(run: &Path) -> bool {
+    let Ok(folder) = rustix::fs::open(run, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) else {
+        return false;
+    };
+    // Let go of when the folder is closed.
+    rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK)
+}
+
 impl Drop for Socket {
     fn drop(&mut self) {
         // In the directory that was locked, even if somebody has put another in its place.

@@ -183,7 +183,7 @@ impl Drop for TellDrop {
 }
 
 impl Backend for Named {
-    fn diagnose(&self) -> Pin<Box<dyn Future<Output = Diagnosis> + Send>> {
+    fn diagnose(self: Arc<Self>) -> Pin<Box<dyn Future<Output = Diagnosis> + Send>> {
         Box::pin(async { Diagnosis { gateway: "g".into(), running: true, findings: Vec::new() } })
     }
 

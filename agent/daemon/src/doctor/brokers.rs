@@ -42,7 +42,7 @@ pub fn check(patient: &Patient<'_>) -> Vec<Finding> {
             format!("{name}: {why}"),
             "see that the broker runs and can be reached, and that url, user and certificates are right",
         ),
-        Probed::Reached => Finding::ok(CHECK, format!("{name}: connected, and it grants what sources subscribe to")),
+        Probed::Reached => Finding::ok(CHECK, format!("{name}: connected, and it has refused no subscription")),
         Probed::Refuses(filters) => Finding::error(
             CHECK,
             format!("{name}: it refuses to let this gateway read {}", filters.join(", ")),

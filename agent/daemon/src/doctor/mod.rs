@@ -145,16 +145,17 @@ pub fn doctor(args: &DoctorArgs) -> Result<(), CliError> {
         }
         (Some(Err(why)), loaded) => {
             let stopped = matches!(&why, Unanswered::Connect(_, error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused));
+            let held = loaded.as_ref().is_some_and(|loaded| socket::is_held(&loaded.config.gateway.run));
             findings.push(match stopped {
+                true if held => Finding::error("agent", "it is starting, or stopping", "ask again in some seconds"),
                 true => Finding::error("agent", "no agent runs", "start it: systemctl start limpet"),
-                false => Finding::error(
-                    "agent",
-                    why.to_string(),
-                    "ask again as a user who may, or look at journalctl -u limpet",
-                ),
+                false => {
+                    let todo = "ask again as a user who may, or look at journalctl -u limpet";
+                    Finding::error("agent", why.to_string(), todo)
+                }
             });
             // With another agent at work, connecting under its name would throw it off the broker.
-            if let Some(loaded) = loaded.as_ref().filter(|_| stopped) {
+            if let Some(loaded) = loaded.as_ref().filter(|_| stopped && !held) {
                 let probed = runtime.block_on(probe_directly(&loaded.config));
                 findings.extend(examine(&Patient { config: &loaded.config, status: None, probed }));
             }

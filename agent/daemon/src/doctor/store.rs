@@ -1,5 +1,7 @@
 //! Whether what the depot delivered is still what was delivered.
 
+use std::os::unix::fs::MetadataExt as _;
+
 use limpet_depot::Store;
 
 use super::{Finding, Patient};
@@ -13,6 +15,18 @@ pub fn check(patient: &Patient<'_>) -> Vec<Finding> {
     let unreadable = |error: &dyn std::fmt::Display| {
         vec![Finding::error(CHECK, format!("it cannot be read: {error}"), "run this as the user that runs the agent")]
     };
+    let folder = patient.config.gateway.state.join("depot");
+    // Opening it makes what is missing, which is not for whoever looks; and not under another user's name.
+    match std::fs::metadata(&folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return vec![Finding::ok(CHECK, "nothing was delivered yet")];
+        }
+        Err(error) => return unreadable(&error),
+        Ok(data) if data.uid() != rustix::process::geteuid().as_raw() => {
+            return unreadable(&format!("{} belongs to user {}", folder.display(), data.uid()));
+        }
+        Ok(_) => {}
+    }
     let store = match Store::open(&patient.config.gateway.state) {
         Ok(store) => store,
         Err(error) => return unreadable(&error),

@@ -93,7 +93,7 @@ async fn speak_to(
                     Happened::Arrived { topic, payload, retained, .. } => {
                         let topic = String::from_utf8_lossy(&topic);
                         let message = Received { topic: &topic, payload, retained, reply: None };
-                        prober.iter().for_each(|prober| _ = prober.takes(&message, &client));
+                        prober.iter().for_each(|prober| _ = prober.takes(&message));
                     }
                     _ => {}
                 },

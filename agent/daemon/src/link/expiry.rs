@@ -10,7 +10,8 @@ use crate::config::Broker;
 /// From how long before its end on a certificate is warned of.
 pub const SOON: SignedDuration = SignedDuration::from_hours(30 * 24);
 
-/// The end of what a file holds: that of the certificate in it that ends first.
+/// The end of what a file holds: of a chain, that of the certificate that ends first; of several authorities, that of the
+/// one that ends last, since one may be there to take the place of another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expiry {
     /// The key of the configuration.
@@ -44,22 +45,21 @@ pub fn of(broker: &Broker) -> Vec<Result<Expiry, String>> {
         return Vec::new();
     }
     let files = [("ca_file", &broker.ca_file), ("cert_file", &broker.cert_file)];
-    files.into_iter().filter_map(|(key, path)| Some(first_end(key, path.as_deref()?))).collect()
+    files.into_iter().filter_map(|(key, path)| Some(end_of(key, path.as_deref()?))).collect()
 }
 
-fn first_end(key: &'static str, path: &Path) -> Result<Expiry, String> {
-    let mut first: Option<Timestamp> = None;
+fn end_of(key: &'static str, path: &Path) -> Result<Expiry, String> {
+    let mut ends = Vec::new();
     for certificate in tls::certificates(key, path)? {
         let none = |why: &dyn std::fmt::Display| {
             format!("{key} {} holds a certificate that is none ({why}); get another one", path.display())
         };
         let (_, parsed) = x509_parser::parse_x509_certificate(&certificate).map_err(|error| none(&error))?;
-        let end = Timestamp::from_second(parsed.validity().not_after.timestamp()).map_err(|error| none(&error))?;
-        first = Some(first.map_or(end, |first| first.min(end)));
+        // What never ends says the last second of the year 9999, which is beyond any time zone's.
+        ends.push(Timestamp::from_second(parsed.validity().not_after.timestamp()).unwrap_or(Timestamp::MAX));
     }
-    first
-        .map(|at| Expiry { key, path: path.to_owned(), at })
-        .ok_or_else(|| format!("{key} {} is empty", path.display()))
+    let end = if key == "ca_file" { ends.into_iter().max() } else { ends.into_iter().min() };
+    end.map(|at| Expiry { key, path: path.to_owned(), at }).ok_or_else(|| format!("{key} {} is empty", path.display()))
 }
 
 #[cfg(test)]

@@ -221,6 +221,8 @@ async fn connection(
     // Filters of each SUBSCRIBE, in the order in which they were handed over; then by packet id.
     let mut asked: VecDeque<Vec<String>> = VecDeque::new();
     let mut asking: HashMap<u16, Vec<String>> = HashMap::new();
+    // Whether a probe waits for room, and how many places there are.
+    let (mut probing, mut all) = (false, 1);
     // A healthy connection has an event at least once in a keep-alive period, when the client pings. The client's own
     // check of that stands still while it waits for a socket that takes no more.
     let longest = role.broker.keep_alive.0.mul_f64(2.5);
@@ -245,10 +247,7 @@ async fn connection(
                         role.depot.iter().for_each(|depot| depot.act(&client, &mut asked));
                     }
                     () = probe_wanted(role.prober.as_deref()), if sender.is_some() => {
-                        for prober in role.prober.iter().filter(|prober| prober.begin(&client, &mut asked)) {
-                            let topic = prober.topic().to_owned();
-                            flight.borrow_mut().handed.push_back(Flying { topic, acknowledged: true, kept: None });
-                        }
+                        probing = !begin_probe(role, &client, &flight, all, &mut asked);
                     }
                     () = &mut guard => {
                         if last_event.elapsed() >= longest {
@@ -266,12 +265,18 @@ async fn connection(
         };
         last_event = Instant::now();
         match event {
+            Ok(Happened::Connected { .. }) if sender.is_some() => {
+                // A second task that sends would outlive this connection.
+                let why = Why::passing("the broker took the connection twice, which no broker that is in order does");
+                break End::Lost { why, connected: true };
+            }
             Ok(Happened::Connected { places, largest }) => {
                 // One place stays free, because the client reads no request, not even a fleeting one, when all are taken.
                 let room = RoomRule {
                     places: usize::from(places.saturating_sub(1).clamp(1, IN_FLIGHT)),
                     bytes: BATCH_BYTES.min(largest.saturating_sub(1024).max(1)),
                 };
+                all = room.places;
                 if let Some(topics) = &role.status {
                     announce(&client, &flight, topics, Presence::Online, &session);
                 }
@@ -302,7 +307,7 @@ async fn connection(
                     let message = Received { topic, payload, retained, reply };
                     let taken = role.depot.as_ref().is_some_and(|depot| depot.takes(&message))
                         || role.commands.as_ref().is_some_and(|commands| commands.takes(&message, &session))
-                        || role.prober.as_ref().is_some_and(|prober| prober.takes(&message, &client));
+                        || role.prober.as_ref().is_some_and(|prober| prober.takes(&message));
                     if !taken {
                         receive(message);
                     }
@@ -320,6 +325,7 @@ async fn connection(
                         continue;
                     };
                     if !role.depot.as_ref().is_some_and(|depot| depot.refused(filter, &reason)) {
+                        role.outgoing.refused_filter(filter, &reason);
                         reporter.subscription_refused(&role.name, filter, &reason);
                     }
                 }
@@ -340,6 +346,9 @@ async fn connection(
                             }
                         }
                     }
+                }
+                if probing {
+                    probing = !begin_probe(role, &client, &flight, all, &mut asked);
                 }
                 role.outgoing.bell.notify_one();
             }
@@ -375,6 +384,27 @@ async fn connection(
     let unsettled = flight.borrow_mut().ground();
     role.outgoing.put_back(unsettled);
     end
+}
+
+/// Sends a probe, if there is one and there are packet ids to spare for its subscription and its message: the client draws
+/// all of them from as many as there are places. Says whether nothing of it waits any more.
+fn begin_probe(
+    role: &Role,
+    client: &Client,
+    flight: &RefCell<Flight>,
+    places: usize,
+    asked: &mut VecDeque<Vec<String>>,
+) -> bool {
+    let Some(prober) = &role.prober else { return true };
+    let in_flight = flight.borrow().len();
+    if in_flight > 0 && in_flight + 3 > places {
+        return false;
+    }
+    if prober.begin(client, asked) {
+        let topic = prober.topic().to_owned();
+        flight.borrow_mut().handed.push_back(Flying { topic, acknowledged: true, kept: None });
+    }
+    true
 }
 
 /// What a connection has room for.

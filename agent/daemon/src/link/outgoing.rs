@@ -8,7 +8,7 @@
 //!   [`Outgoing::put_back`] if the connection ends first. Only the uplink has an outbox;
 //! - *retained* ones (models, the latest decision of each stream) are replaced by newer ones until they are sent.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -142,6 +142,8 @@ struct State {
     unsent: u64,
     /// Why there is no link, as far as that was said.
     why: Option<String>,
+    /// Filters that the broker has refused.
+    refused: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -225,6 +227,7 @@ impl Outgoing {
     pub fn connected(&self) {
         let mut state = self.lock();
         (state.connected, state.why) = (true, None);
+        state.refused.clear();
         state.parked.clear();
         state.latest.values_mut().for_each(|latest| latest.dirty = true);
         state.retained.values_mut().for_each(|(_, dirty)| *dirty = true);
@@ -236,6 +239,16 @@ impl Outgoing {
     /// There is no link, and this is why.
     pub fn lost(&self, why: &str) {
         self.lock().why = Some(why.to_owned());
+    }
+
+    /// The broker does not grant this subscription.
+    pub fn refused_filter(&self, filter: &str, reason: &str) {
+        self.lock().refused.insert(format!("{filter} ({reason})"));
+    }
+
+    /// Subscriptions that the broker does not grant, each with its reason.
+    pub fn refused_filters(&self) -> Vec<String> {
+        self.lock().refused.iter().cloned().collect()
     }
 
     /// Why there is no link, if that is known.

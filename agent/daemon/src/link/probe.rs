@@ -156,16 +156,15 @@ impl Prober {
         true
     }
 
-    /// Takes a message, if it is a probe; then the subscription has served.
-    pub(super) fn takes(&self, message: &Received<'_>, client: &Client) -> bool {
+    /// Takes a message, if it is a probe.
+    pub(super) fn takes(&self, message: &Received<'_>) -> bool {
         if message.topic != self.topic {
             return false;
         }
         let own = self.lock().as_ref().is_some_and(|(nonce, _)| nonce.as_bytes() == &message.payload[..]);
+        // The subscription stays: it costs nothing but the next probe's message.
         if own {
             self.see(|seen| seen.arrived = true);
-            // One that stays costs nothing but the next probe's message.
-            let _ = client.unsubscribe(self.topic.clone());
         }
         true
     }

@@ -498,6 +498,11 @@ impl Book {
         }
     }
 
+    /// The highest number that was given so far.
+    pub fn last_number(&self) -> Number {
+        self.next_number - 1
+    }
+
     /// The next number.
     pub fn number(&mut self) -> Number {
         let number = self.next_number;
@@ -1198,6 +1203,11 @@ impl Book {
         removed
     }
 
+    /// Whether all that was acknowledged when the last write began has left the database with it.
+    pub fn deletes_all(&self) -> bool {
+        self.gone.is_empty()
+    }
+
     /// Whether the database holds nothing that was acknowledged: what the ring says of that is needed no more.
     pub fn is_absorbed(&self) -> bool {
         self.gone.is_empty() && self.deleting.is_empty() && self.orphans.is_empty()
@@ -1239,7 +1249,7 @@ impl Book {
 
     /// What was acknowledged and is still to be deleted.
     pub fn gone(&self) -> HashSet<Number> {
-        self.gone.keys().chain(&self.deleting).copied().collect()
+        self.gone.keys().chain(&self.deleting).chain(self.orphans.keys()).copied().collect()
     }
 
     /// A row that the last process had settled was deleted before anything was read.

@@ -51,11 +51,12 @@ pub struct Opened {
     pub runs: Vec<Remembered>,
 }
 
-/// Opens the database; one that is damaged is set aside, and what can be read of it goes into a new one.
+/// Opens the database; one that is damaged is set aside, and what can be read of it goes into a new one. No record of what
+/// cannot has a number up to `floor`: the ring may know those.
 ///
 /// # Errors
 /// What the system says.
-pub fn open(path: &Path, ids: &EventIds, notices: &UnboundedSender<Notice>) -> Result<Opened, String> {
+pub fn open(path: &Path, floor: Number, ids: &EventIds, notices: &UnboundedSender<Notice>) -> Result<Opened, String> {
     let opened = Database::open(path).and_then(|(database, lanes, last)| {
         let runs = database.runs()?;
         Ok(Opened { database, lanes, last, runs })
@@ -64,7 +65,7 @@ pub fn open(path: &Path, ids: &EventIds, notices: &UnboundedSender<Notice>) -> R
         Ok(opened) => Ok(opened),
         Err(DatabaseError::Refused(why)) => Err(format!("{}: {why}", path.display())),
         Err(error) => {
-            let (opened, notice) = renew(path, &error, None, ids, |_| true)?;
+            let (opened, notice) = renew(path, &error, None, floor, ids, |_| true)?;
             _ = notices.send(notice);
             Ok(opened)
         }
@@ -77,6 +78,7 @@ fn renew(
     path: &Path,
     error: &DatabaseError,
     held: Option<u64>,
+    floor: Number,
     ids: &EventIds,
     wanted: impl Fn(Number) -> bool,
 ) -> Result<(Opened, Notice), String> {
@@ -98,16 +100,20 @@ fn renew(
     };
     let lanes = database.lanes().map_err(|error| refused(&error))?;
     let mut runs = Runs::default();
-    let (mut records, mut last) = (Vec::new(), database.last().map_err(|error| refused(&error))?);
+    // Above all that was ever given: what the ring says of a number is not to be said of a record.
+    let (mut records, mut last) = (Vec::new(), floor.max(database.last().map_err(|error| refused(&error))?));
+    let mut keys: BTreeMap<LaneKey, LaneId> = lanes.into_iter().map(|lane| (lane.key, lane.id)).collect();
     for range in &salvaged.lost {
-        let Some(lane) = lanes.iter().find(|lane| lane.key == range.key) else { continue };
+        // A lane of which nothing could be read has its record all the same.
+        let next = keys.values().max().map_or(1, |id| id + 1);
+        let lane = *keys.entry(range.key.clone()).or_insert(next);
         last += 1;
         let payload = ranges::record(range, Reason::Damaged, ids);
-        records.push(Row { number: last, lane: lane.id, at: Moment::now().0, payload });
+        records.push(Row { number: last, lane, at: Moment::now().0, payload });
         runs.dropped(range, Reason::Damaged);
     }
-    let runs = runs.take_dirty(&lanes.iter().map(|lane| lane.key.clone()).collect());
-    let key = |id| lanes.iter().find(|lane| lane.id == id).map(|lane| lane.key.clone());
+    let runs = runs.take_dirty(&keys.keys().cloned().collect());
+    let key = |id| keys.iter().find(|(_, lane)| **lane == id).map(|(key, _)| key.clone());
     database.write(&records, &[], &runs, key, Offset(None)).map_err(|error| refused(&error))?;
     // Closed, it is one file.
     drop(database);
@@ -183,7 +189,9 @@ impl Keeper {
             let now = Instant::now();
             let work = state.book.work(now);
             // Whatever was settled so far stands in segments up to this one, and leaves the database with this work.
-            let mark = state.ring.as_ref().map_or(0, Ring::current);
+            // After a failure only some of it does: then what the ring says is needed still.
+            let mark =
+                if state.book.deletes_all() { state.ring.as_ref().map_or(0, Ring::current) } else { state.absorbed };
             drop(state);
             match work {
                 Work::Rest(until) => {
@@ -333,7 +341,8 @@ impl Keeper {
             // A disk on which nothing stays whole is not written full of copies.
             Err(format!("{}: {error}, and so soon after it was made anew", self.path.display()))
         } else {
-            renew(&self.path, &error, Some(held), &self.outbox.ids, |number| !gone.contains(&number))
+            let floor = self.outbox.lock().book.last_number();
+            renew(&self.path, &error, Some(held), floor, &self.outbox.ids, |number| !gone.contains(&number))
         };
         match renewed {
             Ok((opened, notice)) => {
@@ -372,7 +381,8 @@ impl Keeper {
             std::thread::park_timeout(left);
             return;
         }
-        match open(&self.path, &self.outbox.ids, &self.outbox.notices) {
+        let floor = self.outbox.lock().book.last_number();
+        match open(&self.path, floor, &self.outbox.ids, &self.outbox.notices) {
             Ok(Opened { database, lanes, last, runs }) => {
                 let live = self.outbox.lock().book.live_numbers();
                 let stored = database.placed(&live).unwrap_or_default();

@@ -242,7 +242,7 @@ impl Outbox {
                 "a segment of the ring ends early, as after a kill in the middle of a write"
             );
         }
-        let opened = keeper::open(&path, &ids, &notices);
+        let opened = keeper::open(&path, found.last, &ids, &notices);
         let mut runs = Runs::default();
         let (database, lanes, last) = match opened {
             Ok(Opened { database, lanes, last, runs: known }) => {

@@ -257,7 +257,7 @@ impl Stream {
 }
 
 /// Whether a gateway can have meant that. Anybody may publish on a topic; each piece of what was thinned out takes memory.
-fn is_plausible(range: &DroppedRange) -> bool {
+pub fn is_plausible(range: &DroppedRange) -> bool {
     range.first >= 1
         && range.first <= range.last
         && (range.every <= 1 || (range.last - range.first) / range.every < PIECES)

@@ -28,7 +28,7 @@ pub enum Fault {
     Unacknowledged,
     /// The disk is full while the link is dead.
     DiskFull,
-    /// A page of the outbox's database is overwritten while the agent does not run.
+    /// A page of the outbox's database, which holds a backlog, is overwritten while the agent does not run.
     DamagedPage,
     /// The system's clock is an hour ahead for a while.
     ClockStep,
@@ -100,8 +100,8 @@ impl FromStr for Wanted {
         let fault = Fault::ALL.into_iter().find(|fault| fault.name() == name).ok_or_else(|| {
             format!("'{name}' is no fault; expected one of {}", Fault::ALL.map(Fault::name).join(", "))
         })?;
-        let times =
-            times.parse().map_err(|_| format!("'{times}' is no number of times; expected such as {name}=10"))?;
+        let times = times.parse().ok().filter(|times| *times > 0);
+        let times = times.ok_or_else(|| format!("'{text}' says no number of times; expected such as {name}=10"))?;
         Ok(Self { fault, times })
     }
 }

@@ -10,7 +10,7 @@ use limpet_wire::message::DroppedRange;
 use rangemap::RangeInclusiveSet;
 use serde::{Deserialize, Serialize};
 
-use crate::audit::ledger::{length, pieces};
+use crate::audit::ledger::{is_plausible, length, pieces};
 
 /// A run of a stream: `pipeline/stream`, and the run.
 type RunName = (Arc<str>, u64);
@@ -30,7 +30,12 @@ struct State {
     /// The last numbers of runs at a moment after which a result is waited for.
     since: HashMap<RunName, u64>,
     has_news: bool,
+    /// Whether all marks that were left before the end was marked have been read.
+    ended: bool,
 }
+
+/// The line that the harness itself leaves among the marks.
+pub const END: &str = "end";
 
 #[derive(Debug, Default)]
 struct Run {
@@ -89,6 +94,8 @@ impl Judge {
         let mut state = self.lock();
         match parsed() {
             Some(("decided", stream, serial)) => state.run(stream, serial.run).decided.insert(serial.seq..=serial.seq),
+            // The harness's own, to know that all before it was read.
+            _ if line == END => state.ended = true,
             Some(("stored", stream, serial)) => state.run(stream, serial.run).stored.insert(serial.seq..=serial.seq),
             _ => state.unreadable += 1,
         }
@@ -120,6 +127,11 @@ impl Judge {
     pub fn has_news_within(&self, most: Duration) -> bool {
         let state = self.bell.wait_timeout_while(self.lock(), most, |state| !state.has_news);
         state.unwrap_or_else(PoisonError::into_inner).0.has_news
+    }
+
+    /// Whether the end of the marks, left by the harness, has been read.
+    pub fn has_read_all(&self) -> bool {
+        self.lock().ended
     }
 
     /// How many results are stored and not accounted for.
@@ -157,8 +169,12 @@ impl State {
             }
             Some(("dropped", _)) => match serde_json::from_slice(line) {
                 Ok(Dropped { of: Some(of), run, first, last, every, reason, .. }) => {
-                    let stream = format!("{}/{}", of.pipeline, of.stream);
-                    self.run(&stream, run).dropped.push(DroppedRange { first, last, every, reason });
+                    let (stream, range) =
+                        (format!("{}/{}", of.pipeline, of.stream), DroppedRange { first, last, every, reason });
+                    match is_plausible(&range) {
+                        true => self.run(&stream, run).dropped.push(range),
+                        false => self.unreadable += 1,
+                    }
                 }
                 Ok(_) => {}
                 Err(_) => self.unreadable += 1,

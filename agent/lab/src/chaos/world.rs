@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 use super::STREAM_RATE;
 use super::fault::Fault;
-use super::judge::{Judge, Tally};
+use super::judge::{END, Judge, Tally};
 use super::wire::{Mode, Wire};
 use crate::mqtt::{self, BrokerUrl};
 use crate::{broker, unavailable};
@@ -48,13 +48,18 @@ const MODEL: [(&str, &[u8]); 4] = [
     ("golden.safetensors", include_bytes!("model/golden.safetensors")),
 ];
 
+/// Whether this program runs in mounts of its own.
+pub fn is_inside() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
+
 /// Starts this program once more in mounts of its own, from where this call does not return. Gives why that cannot be, or
 /// nothing if it is there already.
 ///
 /// # Errors
 /// If the system cannot say where this program is.
 pub fn enter_namespace() -> anyhow::Result<Result<(), String>> {
-    if std::env::var_os(INSIDE).is_some() {
+    if is_inside() {
         return Ok(Ok(()));
     }
     let program = std::env::current_exe().context("where this program is")?;
@@ -93,6 +98,8 @@ pub struct World {
     starts: u64,
     /// Ends the sensors.
     silence: Arc<AtomicBool>,
+    /// Whether somebody wants an end.
+    interrupted: Arc<AtomicBool>,
     random: fastrand::Rng,
     has_disk: bool,
     /// Removed when all that is in it has ended.
@@ -128,7 +135,12 @@ impl Drop for World {
         if self.has_disk {
             // Either may be gone; then the folder can be removed all the same.
             let _ = self.agent.kill();
-            let _ = ran(Command::new("umount").arg(self.folder.join("state")));
+            let state = self.folder.join("state");
+            if self._temporary.is_none() {
+                // What is mounted here goes with this program.
+                let _ = ran(Command::new("cp").arg("-r").arg(&state).arg(self.folder.join("state-at-the-end")));
+            }
+            let _ = ran(Command::new("umount").arg(&state));
         }
     }
 }
@@ -138,7 +150,14 @@ impl World {
     ///
     /// # Errors
     /// If something is missing, or does not start.
-    pub fn start(limpet: PathBuf, keep: Option<PathBuf>, rate: f64, has_disk: bool, seed: u64) -> anyhow::Result<Self> {
+    pub fn start(
+        limpet: PathBuf,
+        keep: Option<PathBuf>,
+        rate: f64,
+        has_disk: bool,
+        seed: u64,
+        interrupted: Arc<AtomicBool>,
+    ) -> anyhow::Result<Self> {
         let (folder, temporary) = match keep {
             Some(folder) => {
                 fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
@@ -185,6 +204,7 @@ impl World {
             agent,
             starts: 1,
             silence,
+            interrupted,
             random: fastrand::Rng::with_seed(seed ^ 0x5eed),
             has_disk,
             _temporary: temporary,
@@ -218,6 +238,7 @@ impl World {
                 return Ok(began.elapsed());
             }
             self.is_alive()?;
+            self.goes_on()?;
         }
         bail!("no new result was delivered within {} s; {}", most.as_secs(), self.last_words())
     }
@@ -249,6 +270,35 @@ impl World {
     fn start_agent(&mut self) -> anyhow::Result<()> {
         self.agent = start_agent(&self.limpet, &self.config, &self.folder)?;
         self.starts += 1;
+        Ok(())
+    }
+
+    /// Asks the agent to stop, and waits until it has.
+    fn stop_agent(&mut self) -> anyhow::Result<()> {
+        self.is_alive()?;
+        self.agent.signal(Signal::TERM)?;
+        let until = Instant::now() + PATIENCE;
+        while self.agent.0.try_wait()?.is_none() {
+            if Instant::now() > until {
+                bail!("the agent did not leave within {} s after SIGTERM", PATIENCE.as_secs());
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Waits until the judge has read all marks that were left so far.
+    fn read_all_marks(&self) -> anyhow::Result<()> {
+        let path = self.folder.join("marks");
+        let mut fifo = OpenOptions::new().write(true).open(&path).with_context(|| path.display().to_string())?;
+        writeln!(fifo, "{END}").context("marking the end")?;
+        let until = Instant::now() + PATIENCE;
+        while !self.judge.has_read_all() {
+            if Instant::now() > until {
+                bail!("the marks could not be read to their end");
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
         Ok(())
     }
 
@@ -303,8 +353,8 @@ impl World {
             Fault::DamagedPage => {
                 self.wire.set(Mode::Down);
                 thread::sleep(self.millis(2000..4000));
-                self.is_alive()?;
-                self.agent.kill()?;
+                // In order, so that the backlog is in the database itself and not in its log.
+                self.stop_agent()?;
                 self.damage_page()?;
                 self.wire.set(Mode::Through);
                 self.start_agent()?;
@@ -350,8 +400,7 @@ impl World {
             OpenOptions::new().read(true).write(true).open(&path).with_context(|| path.display().to_string())?;
         let pages = file.metadata()?.len() / PAGE;
         if pages < 2 {
-            // All that it holds is in its log.
-            return Ok(());
+            bail!("{} holds nothing that could be damaged", path.display());
         }
         let page = self.random.u64(1..pages);
         let mut noise = vec![0; PAGE as usize];
@@ -383,8 +432,16 @@ impl World {
                 );
             }
             self.is_alive()?;
+            self.goes_on()?;
             thread::sleep(Duration::from_millis(100));
         }
+    }
+
+    fn goes_on(&self) -> anyhow::Result<()> {
+        if self.interrupted.load(Ordering::SeqCst) {
+            bail!("it was interrupted");
+        }
+        Ok(())
     }
 
     /// Ends everything. Gives what came of it, and what was wrong with the end.
@@ -397,24 +454,14 @@ impl World {
         match self.agent.0.try_wait()? {
             Some(status) => wrong = Some(format!("the agent had ended by itself ({status}); {}", self.last_words())),
             None => {
-                self.agent.signal(Signal::TERM)?;
-                let until = Instant::now() + PATIENCE;
-                let status = loop {
-                    match self.agent.0.try_wait()? {
-                        Some(status) => break Some(status),
-                        None if Instant::now() > until => break None,
-                        None => thread::sleep(Duration::from_millis(10)),
-                    }
-                };
-                match status {
-                    Some(status) if status.success() => {}
-                    Some(status) => wrong = Some(format!("the agent ended with {status}; {}", self.last_words())),
-                    None => {
-                        wrong = Some(format!("the agent did not leave within {} s after SIGTERM", PATIENCE.as_secs()))
-                    }
+                if let Err(error) = self.stop_agent() {
+                    wrong = Some(format!("{error:#}"));
+                } else if let Some(status) = self.agent.0.try_wait()?.filter(|status| !status.success()) {
+                    wrong = Some(format!("the agent ended with {status}; {}", self.last_words()));
                 }
             }
         }
+        self.read_all_marks()?;
         Ok((self.judge.tally(), wrong))
     }
 }
@@ -444,6 +491,8 @@ fn start_broker(port: u16) -> anyhow::Result<Process> {
     let program = std::env::current_exe().context("where this program is")?;
     let child = Command::new(program)
         .args(["broker", "--port", &port.to_string()])
+        // Not in the terminal's group: Ctrl-C is for this program, which ends the others in order.
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -466,6 +515,7 @@ fn start_agent(limpet: &Path, config: &Path, folder: &Path) -> anyhow::Result<Pr
     let child = Command::new(limpet)
         .args(["run", "--config"])
         .arg(config)
+        .process_group(0)
         .env_remove(INSIDE)
         .env(MARKS, folder.join("marks"))
         .stdin(Stdio::null())

@@ -4,7 +4,7 @@
 //! a page that is damaged costs what is in it. What it was can be told from the numbers of the results around it, and from
 //! how many rows the lane is known to have held.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use limpet_wire::id::Serial;
@@ -13,7 +13,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use super::super::book::{LaneId, Number, Row};
 use super::super::item::{self, LaneKey};
 use super::super::ranges::Range;
-use super::{Database, DatabaseError, checksum, insert, number, signed};
+use super::{Database, DatabaseError, checksum, insert, lane_key, number, signed};
 
 /// A boot of which nothing is known.
 const NO_BOOT: i64 = 0;
@@ -72,7 +72,7 @@ impl Database {
                 }
             }
         }
-        Ok(Salvaged { rows, lost: witness.lost(&rows_of_lanes(&old)) })
+        Ok(Salvaged { rows, lost: witness.lost(&lanes_of(&old), &last_of_runs(&old)) })
     }
 
     /// Takes over what a damaged database knows of boots, and gives the ids here of the ids there. A boot of which it
@@ -142,41 +142,98 @@ impl Witness {
         self.lanes.get(&lane).map(|seen| seen.key.clone())
     }
 
-    /// What is missing, if the lanes held so many rows. Beyond the gaps between rows it is what comes before the first
-    /// row of a run, and then what comes after the last row of the lane.
-    fn lost(self, held: &HashMap<LaneId, u64>) -> Vec<Range> {
+    /// What is missing, if the lanes held so many rows, and so much of each run was stored, by the order of runs. Beyond the
+    /// gaps between rows it is what comes after the last row of a run that damage follows, then what comes before the first
+    /// row of a run, and then what comes after the last row of the lane. Where the pages are damaged that would bound it, it
+    /// is rather too much: what was delivered of it is not lost for that.
+    fn lost(mut self, held: &HashMap<LaneId, (LaneKey, u64)>, runs: &[(LaneKey, Serial)]) -> Vec<Range> {
         let mut lost = Vec::new();
         if self.damages == 0 {
             return lost;
         }
-        for (lane, seen) in self.lanes {
+        let ids: BTreeSet<LaneId> = held.keys().chain(self.lanes.keys()).copied().collect();
+        for id in ids {
+            let on_record = held.get(&id);
+            let Some(seen) = self.lanes.remove(&id) else {
+                lost.extend(on_record.into_iter().flat_map(|(key, rows)| unseen(key, *rows, runs)));
+                continue;
+            };
             let in_gaps: u64 = seen.gaps.iter().map(|gap| gap.last - gap.first + 1).sum();
-            let mut missing = held.get(&lane).copied().unwrap_or(0).saturating_sub(seen.rows + in_gaps);
-            lost.extend(seen.gaps);
-            for Serial { run, seq } in seen.begun {
-                let before = missing.min(seq - 1);
-                if before > 0 {
-                    lost.push(range(&seen.key, run, seq - before, seq - 1));
-                    missing -= before;
+            // As far as that is known.
+            let mut missing = on_record.map(|(_, rows)| rows.saturating_sub(seen.rows + in_gaps));
+            let mut take = |most: u64| {
+                let taken = missing.map_or(most, |missing| missing.min(most));
+                missing = missing.map(|missing| missing - taken);
+                taken
+            };
+            let of_lane = || runs.iter().filter(|(key, _)| *key == seen.key).map(|(_, serial)| *serial);
+            let stored = |run: u64| of_lane().find(|serial| serial.run == run).map(|serial| serial.seq);
+            let newest = seen.last.map(|serial| serial.run);
+            let mut older: Vec<(u64, u64)> = Vec::new();
+            for (run, (last, damages)) in seen.runs.iter().filter(|(run, _)| Some(**run) != newest) {
+                if *damages < self.damages {
+                    older.push((*run, *last));
                 }
             }
-            if let Some(Serial { run, seq }) = seen.last.filter(|_| missing > 0) {
-                lost.push(range(&seen.key, run, seq + 1, seq + missing));
+            // In the order of runs, as far as it is known.
+            older.sort_by_key(|(run, _)| of_lane().position(|serial| serial.run == *run));
+            for (run, last) in older {
+                let more = take(stored(run).map_or(0, |end| end.saturating_sub(last)));
+                lost.extend((more > 0).then(|| range(&seen.key, run, last + 1, last + more)));
             }
+            for Serial { run, seq } in &seen.begun {
+                let before = take(seq - 1);
+                lost.extend((before > 0).then(|| range(&seen.key, *run, seq - before, seq - 1)));
+            }
+            if let Some(Serial { run, seq }) = seen.last {
+                let most =
+                    stored(run).map_or(if on_record.is_some() { u64::MAX } else { 0 }, |end| end.saturating_sub(seq));
+                let more = take(most);
+                lost.extend((more > 0).then(|| range(&seen.key, run, seq + 1, seq + more)));
+            }
+            lost.extend(seen.gaps);
         }
         lost
     }
+}
+
+/// What is missing of a lane of which no row could be read: so many of the last that its runs had stored.
+fn unseen(key: &LaneKey, rows: u64, runs: &[(LaneKey, Serial)]) -> Vec<Range> {
+    let (mut lost, mut missing) = (Vec::new(), rows);
+    for (_, Serial { run, seq }) in runs.iter().rev().filter(|(of, _)| of == key) {
+        let more = missing.min(*seq);
+        if more > 0 {
+            lost.push(range(key, *run, seq - more + 1, *seq));
+            missing -= more;
+        }
+    }
+    lost
 }
 
 fn range(key: &LaneKey, run: u64, first: u64, last: u64) -> Range {
     Range { key: key.clone(), run, first, last, every: 1 }
 }
 
-/// How many rows each lane is on record with, if that can be read.
-fn rows_of_lanes(old: &Connection) -> HashMap<LaneId, u64> {
-    let read = || -> Result<HashMap<LaneId, u64>, rusqlite::Error> {
-        let mut statement = old.prepare("SELECT id, rows FROM lane")?;
-        statement.query_map([], |row| Ok((row.get(0)?, number(row.get(1)?))))?.collect()
+/// What each lane is, and how many rows it is on record with, if that can be read.
+fn lanes_of(old: &Connection) -> HashMap<LaneId, (LaneKey, u64)> {
+    let read = || -> Result<HashMap<LaneId, (LaneKey, u64)>, rusqlite::Error> {
+        let mut statement = old.prepare("SELECT id, pipeline, stream, rows FROM lane")?;
+        let lane =
+            |row: &rusqlite::Row<'_>| Ok((row.get(0)?, (lane_key(row.get(1)?, row.get(2)?), number(row.get(3)?))));
+        statement.query_map([], lane)?.collect()
+    };
+    read().unwrap_or_default()
+}
+
+/// The last number that was stored of each run, in the order of runs, if that can be read.
+fn last_of_runs(old: &Connection) -> Vec<(LaneKey, Serial)> {
+    let read = || -> Result<Vec<(LaneKey, Serial)>, rusqlite::Error> {
+        let mut statement = old.prepare("SELECT pipeline, stream, run, last FROM run ORDER BY id")?;
+        let run = |row: &rusqlite::Row<'_>| {
+            let run: i64 = row.get(2)?;
+            Ok((lane_key(row.get(0)?, row.get(1)?), Serial { run: run.cast_unsigned(), seq: number(row.get(3)?) }))
+        };
+        statement.query_map([], run)?.collect()
     };
     read().unwrap_or_default()
 }
