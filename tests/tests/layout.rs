@@ -11,7 +11,7 @@ const MAY_USE: [(&str, &[&str]); 9] = [
     ("limpet-lab", &["limpet-depot", "limpet-engine", "limpet-runtime", "limpet-signal", "limpet-wire"]),
     ("limpet-depot", &["limpet-engine", "limpet-signal", "limpet-wire"]),
     ("limpet-tests", &["limpet-wire"]),
-    ("limpet-fuzz", &["limpet-depot", "limpet-wire"]),
+    ("limpet-fuzz", &["limpet", "limpet-depot", "limpet-wire"]),
     ("limpet-runtime", &["limpet-engine"]),
     ("limpet-engine", &[]),
     ("limpet-signal", &[]),
