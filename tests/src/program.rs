@@ -129,6 +129,11 @@ impl Running {
         self.child.try_wait().is_ok_and(|status| status.is_none())
     }
 
+    /// Waits for its end, at most so long. Says whether it has ended.
+    pub fn ends_within(&mut self, limit: Duration) -> bool {
+        end_of(&mut self.child, limit).is_some()
+    }
+
     /// Sends it a signal; one that has ended gets none.
     pub fn signal(&mut self, signal: Signal) {
         if self.runs() {

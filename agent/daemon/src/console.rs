@@ -33,6 +33,11 @@ fn write(out: &mut impl io::Write, text: &[u8]) -> io::Result<Reader> {
     }
 }
 
+/// Without controls: what comes from a network or a file must not steer the terminal.
+pub fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 /// Says something on standard error. There is nobody to tell if that fails.
 pub fn tell(text: impl Display) {
     let _ = writeln!(io::stderr().lock(), "limpet: {text}");

@@ -1,7 +1,6 @@
 //! `limpet-lab chaos` as a user runs it, for as long as a test may take.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use limpet_tests::program::{self, Running};
 use limpet_tests::seed;
@@ -16,14 +15,10 @@ const LONGEST: Duration = Duration::from_secs(600);
 fn chaos(faults: &str) -> Value {
     let seed = seed().to_string();
     let mut running = Running::start("limpet-lab", &["chaos", "--json", "--seed", &seed, "--faults", faults], &[]);
-    let until = Instant::now() + LONGEST;
-    while running.runs() {
-        if Instant::now() > until {
-            // In order, so that no agent stays behind.
-            running.signal(Signal::TERM);
-            panic!("it did not end in time: {:?}", running.end().stdout);
-        }
-        thread::sleep(Duration::from_millis(100));
+    if !running.ends_within(LONGEST) {
+        // In order, so that no agent stays behind.
+        running.signal(Signal::TERM);
+        panic!("it did not end in time: {:?}", running.end().stdout);
     }
     let outcome = running.end();
     let report = serde_json::from_str::<Value>(&outcome.stdout);

@@ -9,6 +9,7 @@ use limpet_wire::result::Clock;
 
 use super::report::{LinkState, PipelineState, StatusReport};
 use crate::config::Class;
+use crate::console::plain;
 
 /// The whole report, for a terminal of so many columns; with a table of streams and one of their stages if `streams`.
 pub fn render(report: &StatusReport, width: usize, streams: bool) -> String {
@@ -302,11 +303,6 @@ impl Table {
 
 /// Spaces between two columns.
 const GAP: usize = 2;
-
-/// Without controls: what comes from a network must not steer the terminal.
-fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
 
 fn or_dash(text: Option<String>) -> String {
     text.unwrap_or_else(|| "-".to_owned())

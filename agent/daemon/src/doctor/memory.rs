@@ -1,5 +1,7 @@
 //! Whether there is memory for the models that are admitted.
 
+use sysinfo::System;
+
 use super::{Finding, Patient};
 
 const CHECK: &str = "memory";
@@ -7,14 +9,11 @@ const CHECK: &str = "memory";
 const RESERVE: u64 = 32 << 20;
 
 pub fn check(patient: &Patient<'_>) -> Vec<Finding> {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let field = |name: &str| {
-        let value = text.lines().find_map(|line| line.strip_prefix(name))?;
-        Some(value.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? << 10)
+    let Ok(mut system) = System::new() else {
+        return vec![Finding::warning(CHECK, "the system does not say how much there is", "mount /proc")];
     };
-    let (Some(total), Some(available)) = (field("MemTotal:"), field("MemAvailable:")) else {
-        return vec![Finding::warning(CHECK, "/proc/meminfo does not say how much there is", "mount /proc")];
-    };
+    system.refresh_memory();
+    let (total, available) = (system.total_memory(), system.available_memory());
     let to_load = patient
         .status
         .map_or(0, |status| status.budget.memory_admitted_bytes.saturating_sub(status.budget.memory_loaded_bytes));

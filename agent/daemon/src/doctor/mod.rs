@@ -178,11 +178,9 @@ fn text(diagnosis: &Diagnosis) -> String {
             State::Warning => "warning",
             State::Error => "ERROR  ",
         };
-        // What a broker or a file says must not steer the terminal.
-        let plain = |text: &str| text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
-        _ = writeln!(text, "{state}  {check:<13} {}", plain(found));
+        _ = writeln!(text, "{state}  {check:<13} {}", console::plain(found));
         if let Some(todo) = todo {
-            _ = writeln!(text, "{:9}{:<13} → {}", "", "", plain(todo));
+            _ = writeln!(text, "{:9}{:<13} → {}", "", "", console::plain(todo));
         }
     }
     let count = |state| diagnosis.findings.iter().filter(|finding| finding.state == state).count();

@@ -1,6 +1,7 @@
 //! Whether results get away.
 
 use super::{Finding, Patient};
+use crate::outbox::{ASIDE, DATABASE};
 
 const CHECK: &str = "outbox";
 
@@ -10,7 +11,7 @@ pub fn check(patient: &Patient<'_>) -> Vec<Finding> {
     let aside = std::fs::read_dir(state).into_iter().flatten().flatten();
     let aside = aside.filter(|entry| {
         let name = entry.file_name().to_string_lossy().into_owned();
-        name.starts_with("outbox-damaged-") && name.ends_with(".db")
+        name.starts_with(ASIDE) && name.ends_with(".db")
     });
     findings.extend(aside.map(|entry| {
         Finding::warning(
@@ -20,7 +21,7 @@ pub fn check(patient: &Patient<'_>) -> Vec<Finding> {
         )
     }));
     let Some(status) = patient.status else {
-        let path = state.join("outbox.db");
+        let path = state.join(DATABASE);
         let found = match std::fs::metadata(&path) {
             Ok(data) => format!("{} has {} KiB", path.display(), data.len() >> 10),
             Err(_) => "nothing waits on the disk".to_owned(),

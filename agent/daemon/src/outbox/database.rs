@@ -35,6 +35,8 @@ use super::ranges::Held;
 use super::runs::Remembered;
 use crate::config::DropPolicy;
 
+/// What the name of a database that was set aside starts with.
+pub const ASIDE: &str = "outbox-damaged-";
 /// Version of the tables.
 const VERSION: i64 = 1;
 /// Tells that a file is an outbox: `lmpt`.
@@ -389,10 +391,10 @@ impl Database {
     /// # Errors
     /// What the system says; there is no database then.
     pub fn set_aside(path: &Path, mark: &str) -> std::io::Result<PathBuf> {
-        let aside = path.with_file_name(format!("outbox-damaged-{mark}.db"));
+        let aside = path.with_file_name(format!("{ASIDE}{mark}.db"));
         if let Some(folder) = path.parent() {
             for entry in fs::read_dir(folder)?.flatten() {
-                if entry.file_name().to_string_lossy().starts_with("outbox-damaged-") {
+                if entry.file_name().to_string_lossy().starts_with(ASIDE) {
                     fs::remove_file(entry.path())?;
                 }
             }

@@ -40,6 +40,7 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 
 use self::book::{Book, Custody, Depth, LaneId, Number, Payload, PipelineRules, Rules, Take};
+pub use self::database::ASIDE;
 use self::history::{History, Wanted};
 use self::item::LaneKey;
 use self::keeper::{Keeper, Opened};
@@ -51,7 +52,7 @@ use crate::link::outgoing::{Packing, Room};
 use crate::marks;
 
 /// Name of the database under the state folder.
-const DATABASE: &str = "outbox.db";
+pub const DATABASE: &str = "outbox.db";
 /// Name of the ring's folder under the run folder.
 const RING: &str = "outbox";
 

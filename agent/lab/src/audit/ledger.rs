@@ -83,6 +83,26 @@ struct Glance<'a> {
     id: Option<std::borrow::Cow<'a, str>>,
 }
 
+/// What one line of a message on a result topic says.
+pub enum Said<'a> {
+    /// A result.
+    Result(ResultId<'a>),
+    /// What a policy dropped.
+    Dropped(Dropped),
+    /// It is neither.
+    Unreadable,
+}
+
+/// Reads a line of JSON on a result topic.
+pub fn read_line(line: &[u8], take: impl FnOnce(Said<'_>)) {
+    let glance = serde_json::from_slice::<Glance<'_>>(line).ok();
+    match glance.as_ref().map(|glance| (glance.r#type.as_ref(), glance.id.as_deref().map(ResultId::parse))) {
+        Some(("result", Some(Ok(id)))) => take(Said::Result(id)),
+        Some(("dropped", _)) => take(serde_json::from_slice(line).map_or(Said::Unreadable, Said::Dropped)),
+        _ => take(Said::Unreadable),
+    }
+}
+
 impl Ledger {
     /// Nothing has come yet. `from_start`: every run begins with number 1.
     pub fn new(from_start: bool) -> Self {
@@ -133,15 +153,11 @@ impl Ledger {
     }
 
     fn line(&mut self, line: &[u8]) {
-        let glance = serde_json::from_slice::<Glance<'_>>(line).ok();
-        match glance.as_ref().map(|glance| (glance.r#type.as_ref(), glance.id.as_deref().map(ResultId::parse))) {
-            Some(("result", Some(Ok(id)))) => self.result(id),
-            Some(("dropped", _)) => match serde_json::from_slice(line) {
-                Ok(dropped) => self.dropped(dropped),
-                Err(_) => self.unreadable += 1,
-            },
-            _ => self.unreadable += 1,
-        }
+        read_line(line, |said| match said {
+            Said::Result(id) => self.result(id),
+            Said::Dropped(dropped) => self.dropped(dropped),
+            Said::Unreadable => self.unreadable += 1,
+        });
     }
 
     fn stream(&mut self, gateway: &str, pipeline: &str, stream: &str) -> &mut Stream {

@@ -5,12 +5,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use limpet_wire::dropped::{Dropped, Reason};
-use limpet_wire::id::{ResultId, Serial};
+use limpet_wire::id::Serial;
 use limpet_wire::message::DroppedRange;
 use rangemap::RangeInclusiveSet;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use crate::audit::ledger::{is_plausible, length, pieces};
+use crate::audit::ledger::{Said, is_plausible, length, pieces, read_line};
 
 /// A run of a stream: `pipeline/stream`, and the run.
 type RunName = (Arc<str>, u64);
@@ -70,13 +70,6 @@ pub struct Tally {
     pub unreadable: u64,
     /// Which ones were lost, skipped or unknown: `pipeline/stream/run: first to last`.
     pub which: Vec<String>,
-}
-
-#[derive(Deserialize)]
-struct Glance<'a> {
-    r#type: &'a str,
-    #[serde(borrow)]
-    id: Option<&'a str>,
 }
 
 impl Judge {
@@ -157,9 +150,8 @@ impl State {
     }
 
     fn line(&mut self, line: &[u8]) {
-        let glance = serde_json::from_slice::<Glance<'_>>(line).ok();
-        match glance.as_ref().map(|glance| (glance.r#type, glance.id.map(ResultId::parse))) {
-            Some(("result", Some(Ok(id)))) => {
+        read_line(line, |said| match said {
+            Said::Result(id) => {
                 let (stream, Serial { run, seq }) = (format!("{}/{}", id.pipeline, id.stream), id.serial);
                 self.has_news |= self.since.get(&(stream.as_str().into(), run)).is_none_or(|last| *last < seq);
                 let delivered = &mut self.run(&stream, run).delivered;
@@ -167,20 +159,18 @@ impl State {
                 delivered.insert(seq..=seq);
                 self.repeated += u64::from(again);
             }
-            Some(("dropped", _)) => match serde_json::from_slice(line) {
-                Ok(Dropped { of: Some(of), run, first, last, every, reason, .. }) => {
-                    let (stream, range) =
-                        (format!("{}/{}", of.pipeline, of.stream), DroppedRange { first, last, every, reason });
-                    match is_plausible(&range) {
-                        true => self.run(&stream, run).dropped.push(range),
-                        false => self.unreadable += 1,
-                    }
+            Said::Dropped(Dropped { of: Some(of), run, first, last, every, reason, .. }) => {
+                let range = DroppedRange { first, last, every, reason };
+                if is_plausible(&range) {
+                    self.run(&format!("{}/{}", of.pipeline, of.stream), run).dropped.push(range);
+                } else {
+                    self.unreadable += 1;
                 }
-                Ok(_) => {}
-                Err(_) => self.unreadable += 1,
-            },
-            _ => self.unreadable += 1,
-        }
+            }
+            // Of events, which are not judged here.
+            Said::Dropped(_) => {}
+            Said::Unreadable => self.unreadable += 1,
+        });
     }
 }
 

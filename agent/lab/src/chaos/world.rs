@@ -21,6 +21,7 @@ use super::STREAM_RATE;
 use super::fault::Fault;
 use super::judge::{END, Judge, Tally};
 use super::wire::{Mode, Wire};
+use crate::demo::agent::quoted;
 use crate::mqtt::{self, BrokerUrl};
 use crate::{broker, unavailable};
 
@@ -103,7 +104,7 @@ pub struct World {
     random: fastrand::Rng,
     has_disk: bool,
     /// Removed when all that is in it has ended.
-    _temporary: Option<TempDir>,
+    temporary: Option<TempDir>,
 }
 
 /// A child that is killed when this is dropped.
@@ -136,7 +137,7 @@ impl Drop for World {
             // Either may be gone; then the folder can be removed all the same.
             let _ = self.agent.kill();
             let state = self.folder.join("state");
-            if self._temporary.is_none() {
+            if self.temporary.is_none() {
                 // What is mounted here goes with this program.
                 let _ = ran(Command::new("cp").arg("-r").arg(&state).arg(self.folder.join("state-at-the-end")));
             }
@@ -207,7 +208,7 @@ impl World {
             interrupted,
             random: fastrand::Rng::with_seed(seed ^ 0x5eed),
             has_disk,
-            _temporary: temporary,
+            temporary,
         })
     }
 
@@ -527,9 +528,7 @@ fn start_agent(limpet: &Path, config: &Path, folder: &Path) -> anyhow::Result<Pr
 }
 
 fn configuration(folder: &Path, samples: &BrokerUrl, uplink: u16) -> String {
-    // JSON's escapes are a subset of TOML's.
-    let path =
-        |name| serde_json::to_string(&folder.join(name).to_string_lossy()).expect("a string is always valid JSON");
+    let path = |name| quoted(&folder.join(name));
     format!(
         r#"# Written by limpet-lab chaos.
 format = 1

@@ -100,7 +100,7 @@ publish = "every"
 }
 
 /// A path as a TOML string. JSON's escapes are a subset of TOML's.
-fn quoted(path: &Path) -> String {
+pub fn quoted(path: &Path) -> String {
     serde_json::to_string(&path.to_string_lossy()).expect("a string is always valid JSON")
 }
 
