@@ -26,6 +26,7 @@ def main():
     parser.add_argument("--only", action="append", choices=choices)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
 
     binaries = options.bin.resolve()
@@ -49,14 +50,14 @@ def main():
         wire.run(report, binaries, shared, options.seconds)
     wanted = {section: [part for part in parts if section in sections or f"{section}-{part}" in sections]
               for section, parts in parts_of.items()}
-    if "outbox-wear" not in sections:
-        wanted["outbox"] = [part for part in wanted["outbox"] if part != "wear"]  # it takes an hour
+    if "outbox-soak" not in sections:
+        wanted["outbox"] = [part for part in wanted["outbox"] if part != "soak"]  # it takes an hour
     if wanted["budget"]:
         budget.run(report, binaries, shared, options.seconds * BUDGET, wanted["budget"])
     if wanted["delivery"]:
         delivery.run(report, binaries, shared, options.seconds, wanted["delivery"])
     if wanted["outbox"]:
-        outbox.run(report, binaries, shared, options.seconds, wanted["outbox"])
+        outbox.run(report, binaries, shared, options.seconds, wanted["outbox"], options.plot)
     report.print()
     if options.json:
         options.json.write_text(json.dumps({**report.figures, "targets": report.claims}, indent=1) + "\n")

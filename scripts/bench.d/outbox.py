@@ -67,8 +67,9 @@ class Wire:
 
 
 class Outbox:
-    def __init__(self, report, binaries, shared, folder, seconds):
+    def __init__(self, report, binaries, shared, folder, seconds, plot):
         self.report, self.binaries, self.shared, self.folder, self.seconds = report, binaries, shared, folder, seconds
+        self.plot = plot
         self.package = wire.package(folder, shared, MODEL)
         self.payloads, self.size = wire.payloads(folder, shared, MODEL)
 
@@ -80,7 +81,7 @@ class Outbox:
             sys.exit(f"bench: {' '.join(map(str, command))} ended with {done.returncode}:\n{done.stderr}")
         return json.loads(done.stdout)
 
-    def configuration(self, home, near, far, outbox=""):
+    def configuration(self, home, near, far, outbox="", run=None):
         path = home / "limpet.toml"
         # One broker where samples and results go to the same address, as on most gateways.
         beside = f'[broker.near]\nurl = "mqtt://127.0.0.1:{near}"' if near != far else ""
@@ -88,7 +89,7 @@ class Outbox:
 [gateway]
 id = "press-07"
 state = {json.dumps(str(home / "state"))}
-run = {json.dumps(str(home / "run"))}
+run = {json.dumps(str(run or home / "run"))}
 {beside}
 [broker.far]
 url = "mqtt://127.0.0.1:{far}"
@@ -117,7 +118,8 @@ publish = "every"
             yield process
 
     def status(self, home):
-        done = subprocess.run([self.binaries / "limpet", "status", "--json", "--socket", home / "run" / "limpet.sock"],
+        # Where the run folder is, the configuration says.
+        done = subprocess.run([self.binaries / "limpet", "status", "--json", "--config", home / "limpet.toml"],
                               capture_output=True, text=True)
         return json.loads(done.stdout) if done.returncode == 0 else None
 
@@ -239,14 +241,16 @@ publish = "every"
         self.report.at_most("of all that lost", sum(row["lost"] for row in report["streams"]), 0)
         self.report.figures["outbox_slow"] = {"first": first, "last": last, "seconds": took, "audit": report}
 
-    def wear(self):
-        home = self.home("wear")
+    def soak(self):
+        home = self.home("soak")
         broker = wire.Broker(home)
         far = Wire(broker.port, 0.1)
         seconds = self.seconds * 360
         try:
-            with self.audit(broker) as ended:
-                with self.gateway(home, self.configuration(home, broker.port, far.port)) as process:
+            # The run folder is in memory, as systemd makes it.
+            with tempfile.TemporaryDirectory(prefix="limpet-bench-", dir="/dev/shm") as run, self.audit(broker) as ended:
+                config = self.configuration(home, broker.port, far.port, run=run)
+                with self.gateway(home, config) as process:
                     broker.wait_for("bench/+/in", 0)
                     load = subprocess.Popen(
                         [self.binaries / "limpet-lab", "load", "--publish-only", "--broker", f"mqtt://127.0.0.1:{broker.port}",
@@ -255,7 +259,10 @@ publish = "every"
                     # Its first results: the proof is on the disk, which is no part of this.
                     first = self.wait_for(home, lambda status: status["pipelines"][0]["outcomes"].get("result", 0) > 500)
                     written, begin = delivery.written(process.pid), time.monotonic()
-                    time.sleep(seconds)
+                    memory = []
+                    while (now := time.monotonic() - begin) < seconds:
+                        memory.append((now, resident(process.pid)))
+                        time.sleep(min(10, seconds / 100))
                     written, took = delivery.written(process.pid) - written, time.monotonic() - begin
                     last = self.status(home)
                     load.wait()
@@ -264,10 +271,34 @@ publish = "every"
             far.stop()
             broker.stop()
         results = last["pipelines"][0]["outcomes"]["result"] - first["pipelines"][0]["outcomes"]["result"]
+        lost = sum(row["lost"] for row in report["streams"])
         self.report.at_most("written to the disk on a healthy link, round trip 100 ms, in an hour", written / took * 3600 / 1e6, 5,
                             "MB", f"measured for {took:.0f} s at {results / took:.1f} results/s, "
-                                  f"{last['outbox']['committed']} committed, {sum(row['lost'] for row in report['streams'])} lost")
-        self.report.figures["outbox_wear"] = {"seconds": took, "written": written, "results": results, "last": last["outbox"]}
+                                  f"{last['outbox']['committed']} committed, {lost} lost")
+        warm = min(600, seconds / 6)
+        before = max(bytes for when, bytes in memory if when <= warm)
+        after = max(bytes for when, bytes in memory if when > warm)
+        self.report.at_most(f"growth of its memory after the first {warm:.0f} s", (after / before - 1) * 100, 2, "%",
+                            f"resident set, from at most {before / 1e6:.2f} to at most {after / 1e6:.2f} MB")
+        self.report.figures["outbox_soak"] = {"seconds": took, "written": written, "results": results, "lost": lost,
+                                              "last": last["outbox"], "memory": memory}
+        if self.plot:
+            self._plot(memory, results / took)
+
+    def _plot(self, memory, rate):
+        import matplotlib
+        matplotlib.use("svg")
+        # The same figures, the same file.
+        matplotlib.rcParams["svg.hashsalt"] = "limpet"
+        from matplotlib import pyplot
+
+        figure, axes = pyplot.subplots(figsize=(8, 3))
+        axes.plot([when / 60 for when, _ in memory], [bytes / 1e6 for _, bytes in memory], drawstyle="steps-post")
+        axes.set(xlabel="minutes", ylabel="resident set, MB", xlim=(0, None), ylim=(0, max(bytes for _, bytes in memory) / 1e6 * 1.2),
+                 title=f"limpet at {rate:.0f} results/s, round trip 100 ms")
+        axes.axvline(10, linestyle=":", color="grey")
+        axes.grid(alpha=0.3)
+        figure.savefig(self.plot, bbox_inches="tight", metadata={"Date": None})
 
 
 def resident(pid):
@@ -275,11 +306,11 @@ def resident(pid):
     return int(fields["VmRSS"].split()[0]) * 1024
 
 
-PARTS = ("store", "backlog", "slow", "wear")
+PARTS = ("store", "backlog", "slow", "soak")
 
 
-def run(report, binaries, shared, seconds, wanted):
+def run(report, binaries, shared, seconds, wanted, plot=None):
     with tempfile.TemporaryDirectory(prefix="limpet-bench-", dir=delivery.disk()) as folder:
-        bench = Outbox(report, binaries, shared, Path(folder), seconds)
+        bench = Outbox(report, binaries, shared, Path(folder), seconds, plot)
         for part in wanted:
             getattr(bench, part)()

@@ -59,13 +59,14 @@ fn every_other_kind_of_fault_loses_nothing() {
     // A disk that fills up needs mounts of its own, which not every machine lets a test have.
     let tried = std::process::Command::new("unshare").args(["--user", "--map-root-user", "--mount", "true"]).output();
     let can = tried.is_ok_and(|tried| tried.status.success());
-    let kinds = if can { &KINDS[..] } else { &KINDS[..5] };
+    let kinds = if can { &KINDS[..] } else { &KINDS[..6] };
     if !can {
         println!("skipped: disk-full needs unshare with mounts of its own");
     }
     let report = chaos(&kinds.join(","));
     assert_nothing_lost(&report, &kinds.iter().map(|kind| (*kind, 1)).collect::<Vec<_>>());
-    assert_eq!(report["dropped"], serde_json::json!({}), "nothing was to be dropped");
+    let reasons: Vec<&String> = report["dropped"].as_object().expect("by reason").keys().collect();
+    assert!(reasons.iter().all(|reason| *reason == "damaged"), "what stood in a page, and nothing else: {report:#}");
 }
 
 #[test]

@@ -498,9 +498,11 @@ impl Book {
         }
     }
 
-    /// The highest number that was given so far.
-    pub fn last_number(&self) -> Number {
-        self.next_number - 1
+    /// Leaves so many numbers to somebody else, and gives the one before the first of them.
+    pub fn leave_numbers(&mut self, count: u64) -> Number {
+        let before = self.next_number - 1;
+        self.next_number += count;
+        before
     }
 
     /// The next number.

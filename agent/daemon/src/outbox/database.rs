@@ -178,22 +178,7 @@ impl Database {
     /// If it is damaged, or the system says no.
     pub fn runs(&self) -> Result<Vec<Remembered>, DatabaseError> {
         self.connection.execute("DELETE FROM run WHERE id <= (SELECT max(id) FROM run) - ?1", [RUNS])?;
-        let mut statement =
-            self.connection.prepare("SELECT pipeline, stream, run, last, dropped FROM run ORDER BY id")?;
-        let mut rows = statement.query([])?;
-        let mut runs = Vec::new();
-        while let Some(row) = rows.next()? {
-            let (run, last): (i64, i64) = (row.get(2)?, row.get(3)?);
-            let text = row.get_ref(4)?.as_bytes().map_err(rusqlite::Error::from)?;
-            let dropped = serde_json::from_slice(text).map_err(|error| DatabaseError::Damaged(error.to_string()))?;
-            runs.push(Remembered {
-                key: lane_key(row.get(0)?, row.get(1)?),
-                run: run.cast_unsigned(),
-                last: number(last),
-                dropped: Some(dropped),
-            });
-        }
-        Ok(runs)
+        read_runs(&self.connection)
     }
 
     /// Which of these numbers are here, and where.
@@ -413,6 +398,20 @@ impl Database {
         }
         Ok(aside)
     }
+}
+
+fn read_runs(connection: &Connection) -> Result<Vec<Remembered>, DatabaseError> {
+    let mut statement = connection.prepare("SELECT pipeline, stream, run, last, dropped FROM run ORDER BY id")?;
+    let mut rows = statement.query([])?;
+    let mut runs = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (run, last): (i64, i64) = (row.get(2)?, row.get(3)?);
+        let text = row.get_ref(4)?.as_bytes().map_err(rusqlite::Error::from)?;
+        let dropped = serde_json::from_slice(text).map_err(|error| DatabaseError::Damaged(error.to_string()))?;
+        let key = lane_key(row.get(0)?, row.get(1)?);
+        runs.push(Remembered { key, run: run.cast_unsigned(), last: number(last), dropped: Some(dropped) });
+    }
+    Ok(runs)
 }
 
 /// The checksum of an item: SQLite has none of its pages, and an item that a disk has changed is not to be told as a result.

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use limpet_runtime::Moment;
 use limpet_wire::dropped::Reason;
+use limpet_wire::message::DroppedRange;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::book::{LaneId, LaneRows, Number, Placed, Row, Work};
 use super::database::{Database, DatabaseError, Offset, Salvaged, Victim};
 use super::item::{self, LaneKey};
-use super::ranges::{self, Held};
+use super::ranges::{self, Held, Range};
 use super::ring::Ring;
 use super::runs::{Remembered, Runs};
 use super::{EventIds, Notice, Outbox};
@@ -23,6 +24,9 @@ use crate::wall::Wall;
 pub const UNKNOWN: Number = 1 << 48;
 /// A database that is damaged again within this time is left alone for a while.
 const BETWEEN_RENEWALS: Duration = Duration::from_secs(10);
+/// Numbers that are left to the range records of a renewal, while workers go on storing results: more than there can be lanes
+/// and runs in a database.
+const RECORDS: u64 = 1 << 24;
 /// How often the disk is asked again that said no when the database was to be opened.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -65,7 +69,7 @@ pub fn open(path: &Path, floor: Number, ids: &EventIds, notices: &UnboundedSende
         Ok(opened) => Ok(opened),
         Err(DatabaseError::Refused(why)) => Err(format!("{}: {why}", path.display())),
         Err(error) => {
-            let (opened, notice) = renew(path, &error, None, floor, ids, |_| true)?;
+            let (opened, notice) = renew(path, &error, None, floor, ids, |_| true, |_| None)?;
             _ = notices.send(notice);
             Ok(opened)
         }
@@ -73,7 +77,7 @@ pub fn open(path: &Path, floor: Number, ids: &EventIds, notices: &UnboundedSende
 }
 
 /// Sets a database aside and starts a new one with what can be read of it. `held` is how many items it is known to have
-/// held, and `wanted` says which of them are.
+/// held, `wanted` says which of them are, and `lane` by which number a stream is known that has no row any more.
 fn renew(
     path: &Path,
     error: &DatabaseError,
@@ -81,6 +85,7 @@ fn renew(
     floor: Number,
     ids: &EventIds,
     wanted: impl Fn(Number) -> bool,
+    lane: impl Fn(&LaneKey) -> Option<LaneId>,
 ) -> Result<(Opened, Notice), String> {
     let refused = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
     // What its lanes say, if they can be read, is how many there were.
@@ -103,16 +108,28 @@ fn renew(
     // Above all that was ever given: what the ring says of a number is not to be said of a record.
     let (mut records, mut last) = (Vec::new(), floor.max(database.last().map_err(|error| refused(&error))?));
     let mut keys: BTreeMap<LaneKey, LaneId> = lanes.into_iter().map(|lane| (lane.key, lane.id)).collect();
-    for range in &salvaged.lost {
+    // What was dropped before is told of once more: its record may have stood in what is damaged.
+    let known = salvaged.runs.iter().flat_map(|run| {
+        let range = |told: &DroppedRange| {
+            let DroppedRange { first, last, every, reason } = *told;
+            (Range { key: run.key.clone(), run: run.run, first, last, every }, reason)
+        };
+        run.dropped.iter().flatten().map(range).collect::<Vec<_>>()
+    });
+    let lost = salvaged.lost.iter().map(|range| (range.clone(), Reason::Damaged));
+    let told: Vec<(Range, Reason)> = known.chain(lost).collect();
+    runs.restore(salvaged.runs);
+    for (range, reason) in &told {
         // A lane of which nothing could be read has its record all the same.
         let next = keys.values().max().map_or(1, |id| id + 1);
-        let lane = *keys.entry(range.key.clone()).or_insert(next);
+        let lane = *keys.entry(range.key.clone()).or_insert_with(|| lane(&range.key).unwrap_or(next));
         last += 1;
-        let payload = ranges::record(range, Reason::Damaged, ids);
+        let payload = ranges::record(range, *reason, ids);
         records.push(Row { number: last, lane, at: Moment::now().0, payload });
-        runs.dropped(range, Reason::Damaged);
+        runs.dropped(range, *reason);
     }
-    let runs = runs.take_dirty(&keys.keys().cloned().collect());
+    runs.all_dirty();
+    let runs = runs.take_dirty(&runs.keys());
     let key = |id| keys.iter().find(|(_, lane)| **lane == id).map(|(key, _)| key.clone());
     database.write(&records, &[], &runs, key, Offset(None)).map_err(|error| refused(&error))?;
     // Closed, it is one file.
@@ -341,8 +358,9 @@ impl Keeper {
             // A disk on which nothing stays whole is not written full of copies.
             Err(format!("{}: {error}, and so soon after it was made anew", self.path.display()))
         } else {
-            let floor = self.outbox.lock().book.last_number();
-            renew(&self.path, &error, Some(held), floor, &self.outbox.ids, |number| !gone.contains(&number))
+            let floor = self.outbox.lock().book.leave_numbers(RECORDS);
+            let lane = |key: &LaneKey| Some(self.outbox.lock().book.lane(key));
+            renew(&self.path, &error, Some(held), floor, &self.outbox.ids, |number| !gone.contains(&number), lane)
         };
         match renewed {
             Ok((opened, notice)) => {
@@ -381,7 +399,7 @@ impl Keeper {
             std::thread::park_timeout(left);
             return;
         }
-        let floor = self.outbox.lock().book.last_number();
+        let floor = self.outbox.lock().book.leave_numbers(RECORDS);
         match open(&self.path, floor, &self.outbox.ids, &self.outbox.notices) {
             Ok(Opened { database, lanes, last, runs }) => {
                 let live = self.outbox.lock().book.live_numbers();

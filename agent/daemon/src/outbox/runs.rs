@@ -124,6 +124,11 @@ impl Runs {
         }
     }
 
+    /// The streams that it knows runs of.
+    pub fn keys(&self) -> BTreeSet<LaneKey> {
+        self.by_key.keys().cloned().collect()
+    }
+
     /// There is a new database, which remembers nothing.
     pub fn all_dirty(&mut self) {
         for run in self.by_key.values_mut().flatten() {

@@ -10,6 +10,8 @@ use super::book::Batch;
 use super::*;
 use crate::config::DropPolicy;
 
+mod power;
+
 const ROOM: Room = Room { in_flight: 0, places: 8, bytes: 100_000, hurry: false };
 /// Longer than any test waits.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -129,7 +131,10 @@ fn what_was_committed_outlives_the_power() {
     drop(running);
     gateway.cut_the_power();
     let running = gateway.start();
-    assert_eq!(running.deliver().0, (1..=100).collect::<Vec<_>>());
+    // The commit that was waited for may have taken one or two of the last along.
+    let delivered = running.deliver().0;
+    assert!(delivered.len() <= 102 && delivered.iter().copied().eq(1..=delivered.len() as u64), "{delivered:?}");
+    assert!(delivered.len() >= 100, "{delivered:?}");
     assert!(running.commit_all());
     drop(running);
     // And what was delivered is gone from the disk, whatever the ring says.

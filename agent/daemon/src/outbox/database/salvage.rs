@@ -13,7 +13,8 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use super::super::book::{LaneId, Number, Row};
 use super::super::item::{self, LaneKey};
 use super::super::ranges::Range;
-use super::{Database, DatabaseError, checksum, insert, lane_key, number, signed};
+use super::super::runs::Remembered;
+use super::{Database, DatabaseError, checksum, insert, lane_key, number, read_runs, signed};
 
 /// A boot of which nothing is known.
 const NO_BOOT: i64 = 0;
@@ -27,6 +28,8 @@ pub struct Salvaged {
     pub rows: u64,
     /// What could not be read. Some of it may have been delivered before.
     pub lost: Vec<Range>,
+    /// The runs that it remembered, if that could be read.
+    pub runs: Vec<Remembered>,
 }
 
 impl Database {
@@ -72,7 +75,10 @@ impl Database {
                 }
             }
         }
-        Ok(Salvaged { rows, lost: witness.lost(&lanes_of(&old), &last_of_runs(&old)) })
+        let runs = read_runs(&old).unwrap_or_default();
+        let stored: Vec<(LaneKey, Serial)> =
+            runs.iter().map(|run| (run.key.clone(), Serial { run: run.run, seq: run.last })).collect();
+        Ok(Salvaged { rows, lost: witness.lost(&lanes_of(&old), &stored), runs })
     }
 
     /// Takes over what a damaged database knows of boots, and gives the ids here of the ids there. A boot of which it
@@ -108,29 +114,29 @@ struct Witness {
 struct Seen {
     key: LaneKey,
     rows: u64,
-    /// The last number of each run, and how often there had been damage when it was seen.
-    runs: HashMap<u64, (u64, u32)>,
+    /// The last result, and how often there had been damage when it was seen.
     last: Option<Serial>,
-    gaps: Vec<Range>,
-    /// Runs whose first number comes after damage.
-    begun: Vec<Serial>,
+    damages: u32,
+    holes: Vec<Hole>,
+}
+
+/// A place in a lane where there was damage: between these results, if there are any before and after it.
+#[derive(Debug, Clone, Copy)]
+struct Hole {
+    before: Option<Serial>,
+    after: Option<Serial>,
 }
 
 impl Witness {
     fn see(&mut self, lane: LaneId, label: item::Label) {
-        let new =
-            || Seen { key: label.lane, rows: 0, runs: HashMap::new(), last: None, gaps: Vec::new(), begun: Vec::new() };
+        let new = || Seen { key: label.lane, rows: 0, last: None, damages: 0, holes: Vec::new() };
         let seen = self.lanes.entry(lane).or_insert_with(new);
         seen.rows += 1;
         let Some(serial) = label.serial else { return };
-        match seen.runs.insert(serial.run, (serial.seq, self.damages)) {
-            Some((before, damages)) if damages < self.damages && before + 1 < serial.seq => {
-                seen.gaps.push(range(&seen.key, serial.run, before + 1, serial.seq - 1));
-            }
-            None if self.damages > 0 => seen.begun.push(serial),
-            _ => {}
+        if seen.damages < self.damages {
+            seen.holes.push(Hole { before: seen.last, after: Some(serial) });
         }
-        seen.last = Some(serial);
+        (seen.last, seen.damages) = (Some(serial), self.damages);
     }
 
     /// What comes next comes after damage.
@@ -142,10 +148,9 @@ impl Witness {
         self.lanes.get(&lane).map(|seen| seen.key.clone())
     }
 
-    /// What is missing, if the lanes held so many rows, and so much of each run was stored, by the order of runs. Beyond the
-    /// gaps between rows it is what comes after the last row of a run that damage follows, then what comes before the first
-    /// row of a run, and then what comes after the last row of the lane. Where the pages are damaged that would bound it, it
-    /// is rather too much: what was delivered of it is not lost for that.
+    /// What may be missing, if the lanes held so many rows, and so much of each run was stored, by the order of runs. It
+    /// is all that cannot be shown to have been delivered, and thus often too much: a result that is gone and told of by
+    /// nobody is worse than one that is told of and was delivered.
     fn lost(mut self, held: &HashMap<LaneId, (LaneKey, u64)>, runs: &[(LaneKey, Serial)]) -> Vec<Range> {
         let mut lost = Vec::new();
         if self.damages == 0 {
@@ -154,60 +159,52 @@ impl Witness {
         let ids: BTreeSet<LaneId> = held.keys().chain(self.lanes.keys()).copied().collect();
         for id in ids {
             let on_record = held.get(&id);
-            let Some(seen) = self.lanes.remove(&id) else {
-                lost.extend(on_record.into_iter().flat_map(|(key, rows)| unseen(key, *rows, runs)));
-                continue;
-            };
-            let in_gaps: u64 = seen.gaps.iter().map(|gap| gap.last - gap.first + 1).sum();
-            // As far as that is known.
-            let mut missing = on_record.map(|(_, rows)| rows.saturating_sub(seen.rows + in_gaps));
-            let mut take = |most: u64| {
-                let taken = missing.map_or(most, |missing| missing.min(most));
-                missing = missing.map(|missing| missing - taken);
-                taken
-            };
-            let of_lane = || runs.iter().filter(|(key, _)| *key == seen.key).map(|(_, serial)| *serial);
-            let stored = |run: u64| of_lane().find(|serial| serial.run == run).map(|serial| serial.seq);
-            let newest = seen.last.map(|serial| serial.run);
-            let mut older: Vec<(u64, u64)> = Vec::new();
-            for (run, (last, damages)) in seen.runs.iter().filter(|(run, _)| Some(**run) != newest) {
-                if *damages < self.damages {
-                    older.push((*run, *last));
+            let (key, rows, holes) = match (self.lanes.remove(&id), on_record) {
+                (Some(mut seen), _) => {
+                    let end = Hole { before: seen.last, after: None };
+                    seen.holes.extend((seen.damages < self.damages).then_some(end));
+                    (seen.key, seen.rows, seen.holes)
                 }
+                (None, Some((key, _))) => (key.clone(), 0, vec![Hole { before: None, after: None }]),
+                (None, None) => continue,
+            };
+            let missing = on_record.map(|(_, held)| held.saturating_sub(rows));
+            if missing == Some(0) {
+                continue;
             }
-            // In the order of runs, as far as it is known.
-            older.sort_by_key(|(run, _)| of_lane().position(|serial| serial.run == *run));
-            for (run, last) in older {
-                let more = take(stored(run).map_or(0, |end| end.saturating_sub(last)));
-                lost.extend((more > 0).then(|| range(&seen.key, run, last + 1, last + more)));
-            }
-            for Serial { run, seq } in &seen.begun {
-                let before = take(seq - 1);
-                lost.extend((before > 0).then(|| range(&seen.key, *run, seq - before, seq - 1)));
-            }
-            if let Some(Serial { run, seq }) = seen.last {
-                let most =
-                    stored(run).map_or(if on_record.is_some() { u64::MAX } else { 0 }, |end| end.saturating_sub(seq));
-                let more = take(most);
-                lost.extend((more > 0).then(|| range(&seen.key, run, seq + 1, seq + more)));
-            }
-            lost.extend(seen.gaps);
+            let of_lane: Vec<Serial> = runs.iter().filter(|(of, _)| *of == key).map(|(_, serial)| *serial).collect();
+            let ranges = holes.into_iter().flat_map(|hole| hole.ranges(&of_lane, missing.unwrap_or(0)));
+            lost.extend(ranges.map(|(run, first, last)| range(&key, run, first, last)));
         }
         lost
     }
 }
 
-/// What is missing of a lane of which no row could be read: so many of the last that its runs had stored.
-fn unseen(key: &LaneKey, rows: u64, runs: &[(LaneKey, Serial)]) -> Vec<Range> {
-    let (mut lost, mut missing) = (Vec::new(), rows);
-    for (_, Serial { run, seq }) in runs.iter().rev().filter(|(of, _)| of == key) {
-        let more = missing.min(*seq);
-        if more > 0 {
-            lost.push(range(key, *run, seq - more + 1, *seq));
-            missing -= more;
+impl Hole {
+    /// What may have been in it, as runs with a first and a last number, if so much of each run of the lane was stored, in
+    /// their order. Of a run that is not on record no end is known, other than that so many rows are missing.
+    fn ranges(self, runs: &[Serial], missing: u64) -> Vec<(u64, u64, u64)> {
+        let place = |run: u64| runs.iter().position(|known| known.run == run);
+        let mut ranges = Vec::new();
+        match (self.before, self.after) {
+            (Some(before), Some(after)) if before.run == after.run => {
+                ranges.push((before.run, before.seq + 1, after.seq.saturating_sub(1)));
+            }
+            (before, after) => {
+                let from = before.and_then(|serial| place(serial.run));
+                ranges.extend(before.map(|Serial { run, seq }| {
+                    let last = from.map_or(seq.saturating_add(missing), |place| runs[place].seq);
+                    (run, seq + 1, last)
+                }));
+                let upto = after.and_then(|serial| place(serial.run)).unwrap_or(runs.len());
+                let between = runs.get(from.map_or(0, |place| place + 1)..upto).unwrap_or_default();
+                ranges.extend(between.iter().map(|run| (run.run, 1, run.seq)));
+                ranges.extend(after.map(|Serial { run, seq }| (run, 1, seq.saturating_sub(1))));
+            }
         }
+        ranges.retain(|(_, first, last)| first <= last);
+        ranges
     }
-    lost
 }
 
 fn range(key: &LaneKey, run: u64, first: u64, last: u64) -> Range {
@@ -221,19 +218,6 @@ fn lanes_of(old: &Connection) -> HashMap<LaneId, (LaneKey, u64)> {
         let lane =
             |row: &rusqlite::Row<'_>| Ok((row.get(0)?, (lane_key(row.get(1)?, row.get(2)?), number(row.get(3)?))));
         statement.query_map([], lane)?.collect()
-    };
-    read().unwrap_or_default()
-}
-
-/// The last number that was stored of each run, in the order of runs, if that can be read.
-fn last_of_runs(old: &Connection) -> Vec<(LaneKey, Serial)> {
-    let read = || -> Result<Vec<(LaneKey, Serial)>, rusqlite::Error> {
-        let mut statement = old.prepare("SELECT pipeline, stream, run, last FROM run ORDER BY id")?;
-        let run = |row: &rusqlite::Row<'_>| {
-            let run: i64 = row.get(2)?;
-            Ok((lane_key(row.get(0)?, row.get(1)?), Serial { run: run.cast_unsigned(), seq: number(row.get(3)?) }))
-        };
-        statement.query_map([], run)?.collect()
     };
     read().unwrap_or_default()
 }
