@@ -7,6 +7,7 @@ order, `limpet-lab audit` says, which is there before the gateway.
 
 import asyncio
 import json
+import random
 import signal
 import statistics
 import subprocess
@@ -34,6 +35,10 @@ class Wire:
         self.target, self.delay = port, round_trip / 2
         self.loop, ready = asyncio.new_event_loop(), threading.Event()
 
+        self.is_down, self.writers = False, set()
+        # Connections that are cut end with an error, which is what they are for.
+        self.loop.set_exception_handler(lambda loop, context: None)
+
         async def serve():
             server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
             self.port = server.sockets[0].getsockname()[1]
@@ -46,9 +51,21 @@ class Wire:
         threading.Thread(target=work, daemon=True).start()
         ready.wait(10)
 
+    def set_down(self, is_down):
+        """Cuts every connection and takes none, or takes them again."""
+        def change():
+            self.is_down = is_down
+            if is_down:
+                [writer.close() for writer in self.writers]
+        self.loop.call_soon_threadsafe(change)
+
     async def _accept(self, reader, writer):
+        if self.is_down:
+            return writer.close()
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        self.writers |= {writer, far_writer}
         await asyncio.gather(self._pass(reader, far_writer), self._pass(far_reader, writer), return_exceptions=True)
+        self.writers -= {writer, far_writer}
 
     async def _pass(self, source, sink):
         while chunk := await source.read(1 << 16):
@@ -81,7 +98,7 @@ class Outbox:
             sys.exit(f"bench: {' '.join(map(str, command))} ended with {done.returncode}:\n{done.stderr}")
         return json.loads(done.stdout)
 
-    def configuration(self, home, near, far, outbox="", run=None):
+    def configuration(self, home, near, far, outbox="", run=None, deadline="2s"):
         path = home / "limpet.toml"
         # One broker where samples and results go to the same address, as on most gateways.
         beside = f'[broker.near]\nurl = "mqtt://127.0.0.1:{near}"' if near != far else ""
@@ -107,7 +124,9 @@ codec = {{ raw = {{ type = "i8", channels = {self.size}, header = [{{ tag = "u64
 name = "bench"
 source = "load"
 model = {json.dumps(str(self.package))}
-deadline = "2s"
+class = "realtime"
+deadline = "{deadline}"
+queue = {{ depth = 64, policy = "drop_oldest" }} # so that a pause of a shared machine sheds nothing
 publish = "every"
 """)
         return path
@@ -151,6 +170,13 @@ publish = "every"
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+    def load(self, broker, seconds, rate=100, topic="bench/a/in", payloads=None, size=None):
+        """Publishes samples, by default right ones; gives the process."""
+        command = [self.binaries / "limpet-lab", "load", "--publish-only", "--broker", f"mqtt://127.0.0.1:{broker.port}",
+                   "--topic", topic, "--payload", payloads or self.payloads, "--size", str(size or self.size),
+                   "--rate", str(rate), "--seconds", str(seconds), "--json"]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     def home(self, part):
         home = self.folder / part
@@ -217,10 +243,7 @@ publish = "every"
                 with self.gateway(home, self.configuration(home, broker.port, far.port)):
                     broker.wait_for("bench/+/in", 0)
                     seconds = self.seconds * 2
-                    load = subprocess.Popen(
-                        [self.binaries / "limpet-lab", "load", "--publish-only", "--broker", f"mqtt://127.0.0.1:{broker.port}",
-                         "--topic", "bench/a/in", "--payload", self.payloads, "--size", str(self.size), "--rate", "100",
-                         "--seconds", str(seconds + 5)], stdout=subprocess.DEVNULL)
+                    load = self.load(broker, seconds + 5)
                     # Once results come: the model was proved meanwhile.
                     self.wait_for(home, lambda status: status["pipelines"][0]["outcomes"].get("result", 0) > 50)
                     waiting = lambda status: status["outbox"]["live"] + status["outbox"]["stored"]
@@ -241,6 +264,87 @@ publish = "every"
         self.report.at_most("of all that lost", sum(row["lost"] for row in report["streams"]), 0)
         self.report.figures["outbox_slow"] = {"first": first, "last": last, "seconds": took, "audit": report}
 
+    def dead(self):
+        home = self.home("dead")
+        near, far = wire.Broker(home), wire.Broker(self.home("dead-far"))
+        link = Wire(far.port, 0.01)
+        seconds = self.seconds * 60
+        try:
+            with self.audit(far) as ended:
+                with self.gateway(home, self.configuration(home, near.port, link.port)):
+                    near.wait_for("bench/+/in", 0)
+                    self.wait_for(home, lambda status: status["pipelines"][0]["state"] == "serving")
+                    load = self.load(near, seconds + 10)
+                    self.wait_for(home, lambda status: status["pipelines"][0]["outcomes"]["result"] > 100)
+                    link.set_down(True)
+                    begin, before = time.monotonic(), self.status(home)
+                    time.sleep(seconds)
+                    during, dead = self.status(home), time.monotonic() - begin
+                    link.set_down(False)
+                    back = time.monotonic()
+                    sent = json.loads(load.communicate()[0])["sent"]
+                    self.wait_for(home, lambda status: status["outbox"]["live"] + status["outbox"]["stored"] == 0)
+                    drained, last = time.monotonic() - back, self.status(home)
+                report = ended()
+        finally:
+            link.stop()
+            near.stop()
+            far.stop()
+        results = last["pipelines"][0]["outcomes"]["result"]
+        received, lost = (sum(row[key] for row in report["streams"]) for key in ("received", "lost"))
+        while_dead = during["pipelines"][0]["outcomes"]["result"] - before["pipelines"][0]["outcomes"]["result"]
+        # The load warms up with messages that it does not count.
+        taken = last["sources"]["load"]["messages"]
+        self.report.at_most("windows that were not inferred, the uplink dead and the local broker alive", taken - results, 0,
+                            note=f"of {taken:,} messages taken, {sent:,} sent and counted; {while_dead:,} results in {dead:.0f} s "
+                                 "without an uplink")
+        self.report.at_most("of the results lost on the way", results - received + lost, 0,
+                            note=f"{received:,} received; all within {drained:.1f} s after the link was back")
+        self.report.figures["outbox_dead"] = {"seconds": dead, "sent": sent, "last": last, "audit": report, "drained": drained}
+
+    def garbage(self):
+        home = self.home("garbage")
+        broker = wire.Broker(home)
+        seconds, deadline = self.seconds * 6, "50ms"
+        noise = self.folder / "noise"
+        noise.write_bytes(random.Random(7).randbytes(1 << 20))
+        try:
+            with self.gateway(home, self.configuration(home, broker.port, broker.port, deadline=deadline)) as process:
+                broker.wait_for("bench/+/in", 0)
+                self.wait_for(home, lambda status: status["pipelines"][0]["state"] == "serving")
+                load = self.load(broker, seconds + 15)
+                time.sleep(5)
+                calm, start = resident(process.pid), self.status(home)
+                # Shorter and longer than what a sample is, on streams of their own.
+                garbage = [self.load(broker, seconds, 5000, f"bench/{name}/in", noise, size)
+                           for name, size in (("short", 32), ("long", 2048))]
+                memory, begin = [], time.monotonic()
+                while any(process.poll() is None for process in garbage):
+                    memory.append(resident(process.pid))
+                    time.sleep(0.2)
+                took = time.monotonic() - begin
+                sent = [json.loads(process.communicate()[0]) for process in garbage]
+                load.wait()
+                time.sleep(0.5)
+                last = self.status(home)
+        finally:
+            broker.stop()
+        delta = lambda read: read(last) - read(start)
+        refused = delta(lambda status: sum(status["sources"]["load"]["refused"].values()))
+        pipeline = lambda status: status["pipelines"][0]
+        results = delta(lambda status: pipeline(status)["outcomes"]["result"])
+        missed = delta(lambda status: pipeline(status)["windows"]) - results + delta(lambda status: pipeline(status)["late"])
+        rate = refused / took
+        total = pipeline(last)["latency_us"]["total"]
+        self.report.at_least("garbage on a subscribed topic, refused and counted", rate, 9_900, "/s",
+                             f"{refused:,} in {took:.1f} s, of 32 and of 2,048 random bytes")
+        self.report.at_most(f"deadlines of {deadline} that a realtime pipeline missed beside it", missed, 0,
+                            note=f"of {results:,}; slowest {total['max'] / 1e3:.1f} ms")
+        warm = memory[len(memory) // 6]
+        self.report.at_most("growth of its memory meanwhile, after a sixth of the time", (max(memory) / warm - 1) * 100, 2, "%",
+                            f"{calm / 1e6:.1f} MB before, {warm / 1e6:.1f} then, {max(memory) / 1e6:.1f} at most")
+        self.report.figures["outbox_garbage"] = {"sent": sent, "memory": memory, "start": start, "last": last}
+
     def soak(self):
         home = self.home("soak")
         broker = wire.Broker(home)
@@ -252,10 +356,7 @@ publish = "every"
                 config = self.configuration(home, broker.port, far.port, run=run)
                 with self.gateway(home, config) as process:
                     broker.wait_for("bench/+/in", 0)
-                    load = subprocess.Popen(
-                        [self.binaries / "limpet-lab", "load", "--publish-only", "--broker", f"mqtt://127.0.0.1:{broker.port}",
-                         "--topic", "bench/a/in", "--payload", self.payloads, "--size", str(self.size), "--rate", "100",
-                         "--seconds", str(seconds + 30)], stdout=subprocess.DEVNULL)
+                    load = self.load(broker, seconds + 30)
                     # Its first results: the proof is on the disk, which is no part of this.
                     first = self.wait_for(home, lambda status: status["pipelines"][0]["outcomes"].get("result", 0) > 500)
                     written, begin = delivery.written(process.pid), time.monotonic()
@@ -306,7 +407,7 @@ def resident(pid):
     return int(fields["VmRSS"].split()[0]) * 1024
 
 
-PARTS = ("store", "backlog", "slow", "soak")
+PARTS = ("store", "backlog", "slow", "garbage", "dead", "soak")
 
 
 def run(report, binaries, shared, seconds, wanted, plot=None):
