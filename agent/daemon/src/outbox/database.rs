@@ -20,7 +20,7 @@
 
 mod salvage;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -227,6 +227,27 @@ impl Database {
         if news {
             self.recorded = offset;
         }
+        Ok(())
+    }
+
+    /// Commits those of these rows that are not here yet, which were stored under another boot.
+    ///
+    /// # Errors
+    /// Nothing has changed then.
+    pub fn take_over(
+        &mut self,
+        kernel: &str,
+        rows: &[Row],
+        lane: impl Fn(LaneId) -> Option<LaneKey>,
+    ) -> Result<(), DatabaseError> {
+        let numbers: Vec<Number> = rows.iter().map(|row| row.number).collect();
+        let there: HashSet<Number> = self.placed(&numbers)?.iter().map(|row| row.number).collect();
+        let transaction = self.connection.transaction()?;
+        transaction.execute("INSERT INTO boot (kernel) VALUES (?1) ON CONFLICT (kernel) DO NOTHING", [kernel])?;
+        let boot: i64 = transaction.query_row("SELECT id FROM boot WHERE kernel = ?1", [kernel], |row| row.get(0))?;
+        let new = rows.iter().filter(|row| !there.contains(&row.number));
+        insert(&transaction, new.map(|row| (row, boot)), &lane)?;
+        transaction.commit()?;
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use super::book::{LaneId, LaneRows, Number, Placed, Row, Work};
 use super::database::{Database, DatabaseError, Offset, Salvaged, Victim};
 use super::item::{self, LaneKey};
 use super::ranges::{self, Held, Range};
-use super::ring::Ring;
+use super::ring::{FoundItem, Ring};
 use super::runs::{Remembered, Runs};
 use super::{EventIds, Notice, Outbox};
 use crate::marks;
@@ -53,6 +53,38 @@ pub struct Opened {
     pub last: Number,
     /// The runs that it remembers.
     pub runs: Vec<Remembered>,
+}
+
+impl Opened {
+    /// Takes over what the ring holds of other boots, whose times only the database can put right. There is such where the
+    /// ring is not on tmpfs.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn take_over(&mut self, found: &[FoundItem]) -> Result<(), String> {
+        let mut keys: BTreeMap<LaneKey, LaneId> = self.lanes.iter().map(|lane| (lane.key.clone(), lane.id)).collect();
+        let mut of_boot: BTreeMap<&str, Vec<Row>> = BTreeMap::new();
+        let foreign = found.iter().filter_map(|item| Some((item, item.boot.as_deref()?)));
+        for (FoundItem { number, at, payload, .. }, boot) in foreign {
+            // One that is none is thrown away with the others.
+            let Ok(label) = item::label(payload) else { continue };
+            let next = keys.values().max().map_or(1, |id| id + 1);
+            let lane = *keys.entry(label.lane).or_insert(next);
+            of_boot.entry(boot).or_default().push(Row { number: *number, lane, at: *at, payload: payload[..].into() });
+        }
+        if of_boot.is_empty() {
+            return Ok(());
+        }
+        let key = |id| keys.iter().find(|(_, lane)| **lane == id).map(|(key, _)| key.clone());
+        let mut take = || {
+            for (boot, rows) in &of_boot {
+                self.database.take_over(boot, rows, key)?;
+            }
+            (self.lanes, self.last) = (self.database.lanes()?, self.database.last()?);
+            Ok(())
+        };
+        take().map_err(|error: DatabaseError| error.to_string())
+    }
 }
 
 /// Opens the database; one that is damaged is set aside, and what can be read of it goes into a new one. No record of what

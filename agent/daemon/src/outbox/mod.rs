@@ -243,7 +243,10 @@ impl Outbox {
                 "a segment of the ring ends early, as after a kill in the middle of a write"
             );
         }
-        let opened = keeper::open(&path, found.last, &ids, &notices);
+        let opened = keeper::open(&path, found.last, &ids, &notices).and_then(|mut opened| {
+            opened.take_over(&found.items)?;
+            Ok(opened)
+        });
         let mut runs = Runs::default();
         let (database, lanes, last) = match opened {
             Ok(Opened { database, lanes, last, runs: known }) => {
@@ -308,8 +311,10 @@ impl Outbox {
             Some(label)
         };
         found.done.iter().for_each(|item| _ = labeled(&item.payload));
-        for FoundItem { number, at, payload } in found.items {
+        for FoundItem { number, at, payload, boot } in found.items {
             match labeled(&payload) {
+                // Its time would be put right by the wrong boot: it waits in the ring for a database.
+                Some(_) if boot.is_some() && !stored.contains(&number) => {}
                 Some(label) if !stored.contains(&number) => {
                     let lane = book.lane(&label.lane);
                     book.take_up(lane, number, at, payload.into(), now);

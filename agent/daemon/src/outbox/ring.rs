@@ -25,6 +25,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::book::Number;
 
@@ -94,6 +95,8 @@ pub struct FoundItem {
     pub at: u64,
     /// The item.
     pub payload: Vec<u8>,
+    /// The kernel's id of the boot, if it is not this one.
+    pub boot: Option<Arc<str>>,
 }
 
 /// Why the ring did not take an item.
@@ -136,8 +139,10 @@ impl Ring {
             let mut bytes = Vec::new();
             File::open(&path)?.read_to_end(&mut bytes)?;
             let mut range: Option<(Number, Number)> = None;
+            let boot: Option<Arc<str>> = boot_of(&bytes).filter(|boot| *boot != ring.boot_id).map(Arc::from);
             let whole = read_segment(&bytes, |frame| match frame {
-                Frame::Item(item) => {
+                Frame::Item(mut item) => {
+                    item.boot.clone_from(&boot);
                     range = Some((range.map_or(item.number, |(first, _)| first.min(item.number)), item.number));
                     found.last = found.last.max(item.number);
                     items.push(item);
@@ -345,6 +350,12 @@ pub fn read_any(bytes: &[u8]) -> usize {
     frames
 }
 
+/// The boot under which a segment was written.
+fn boot_of(bytes: &[u8]) -> Option<&str> {
+    let boot = bytes.strip_prefix(HEAD)?.get(..BOOT_ID)?;
+    Some(std::str::from_utf8(boot).ok()?.trim_end())
+}
+
 /// Reads frames until the end, or until one is cut or damaged.
 fn read_segment(bytes: &[u8], mut each: impl FnMut(Frame)) -> Result<(), String> {
     let Some(mut rest) = bytes.strip_prefix(HEAD).and_then(|rest| rest.get(BOOT_ID..)) else {
@@ -366,7 +377,8 @@ fn read_segment(bytes: &[u8], mut each: impl FnMut(Frame)) -> Result<(), String>
         let number = Number::from_le_bytes(head[9..17].try_into().expect("eight bytes"));
         match (head[8], payload.split_first_chunk::<8>()) {
             (ITEM, Some((at, payload))) => {
-                each(Frame::Item(FoundItem { number, at: u64::from_le_bytes(*at), payload: payload.to_vec() }));
+                let at = u64::from_le_bytes(*at);
+                each(Frame::Item(FoundItem { number, at, payload: payload.to_vec(), boot: None }));
             }
             (SETTLED, _) => {
                 let (mut number, mut distances) = (number, payload);
@@ -415,11 +427,11 @@ mod tests {
     }
 
     fn item(number: Number) -> FoundItem {
-        FoundItem { number, at: 7, payload: vec![number as u8; 100] }
+        FoundItem { number, at: 7, payload: vec![number as u8; 100], boot: None }
     }
 
     fn put(ring: &mut Ring, number: Number) {
-        let FoundItem { number, at, payload } = item(number);
+        let FoundItem { number, at, payload, .. } = item(number);
         ring.append(number, at, &payload).unwrap();
     }
 

@@ -121,6 +121,39 @@ fn what_was_stored_outlives_a_kill_and_what_was_acknowledged_does_not_come_again
 }
 
 #[test]
+fn what_a_ring_on_a_disk_holds_of_another_boot_keeps_the_time_of_that_boot() {
+    let gateway = Gateway::new().with_disk();
+    let running = gateway.start();
+    running.offer(1..=2);
+    assert!(running.commit_all());
+    running.offer(3..=4);
+    drop(running);
+    let this = fs::read("/proc/sys/kernel/random/boot_id").unwrap().trim_ascii().to_vec();
+    let other = b"11111111-2222-3333-4444-555555555555";
+    for segment in fs::read_dir(gateway.folder.path().join(RING)).unwrap() {
+        let path = segment.unwrap().path();
+        let mut bytes = fs::read(&path).unwrap();
+        let at = bytes.windows(this.len()).position(|window| window == this).unwrap();
+        bytes[at..at + other.len()].copy_from_slice(other);
+        fs::write(&path, bytes).unwrap();
+    }
+    let running = gateway.start();
+    assert!(running.commit_all());
+    let mut boots = Vec::new();
+    while running.outbox.waiting() > 0 {
+        let batch = running.take();
+        boots.extend(batch.items.iter().map(|item| item.boot));
+        running.outbox.settle(&batch.custody, true);
+    }
+    let (of_this, of_another): (Vec<_>, Vec<_>) = boots.into_iter().partition(|boot| *boot == super::book::Boot::This);
+    assert_eq!(of_this.len() + of_another.len(), 4);
+    assert!(
+        !of_another.is_empty() && of_another.iter().all(|boot| *boot == super::book::Boot::Unknown),
+        "{of_another:?}"
+    );
+}
+
+#[test]
 fn what_was_committed_outlives_the_power() {
     let gateway = Gateway::new().with_disk();
     let running = gateway.start();
