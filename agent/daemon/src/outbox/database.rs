@@ -42,7 +42,7 @@ const VERSION: i64 = 1;
 /// Tells that a file is an outbox: `lmpt`.
 const APPLICATION: i64 = 0x6c6d_7074;
 /// Pages of the log, of 4 KiB each, after which they are copied into the database.
-const CHECKPOINT: i64 = 2000;
+const CHECKPOINT: i64 = if cfg!(test) { 50 } else { 2000 };
 /// Memory for pages, in KiB.
 const CACHE_KIB: i64 = 512;
 /// Rows that one read passes at most, so that commits need not wait for it.
@@ -178,7 +178,12 @@ impl Database {
     /// If it is damaged, or the system says no.
     pub fn runs(&self) -> Result<Vec<Remembered>, DatabaseError> {
         self.connection.execute("DELETE FROM run WHERE id <= (SELECT max(id) FROM run) - ?1", [RUNS])?;
-        read_runs(&self.connection)
+        let mut runs = Vec::new();
+        read_runs(&self.connection, |run| {
+            runs.push(run.map_err(|(_, why)| DatabaseError::Damaged(why))?);
+            Ok(())
+        })?;
+        Ok(runs)
     }
 
     /// Which of these numbers are here, and where.
@@ -421,18 +426,24 @@ impl Database {
     }
 }
 
-fn read_runs(connection: &Connection) -> Result<Vec<Remembered>, DatabaseError> {
+/// Gives each run, the oldest first; one of which it cannot be read what was dropped, with the reason.
+fn read_runs(
+    connection: &Connection,
+    mut each: impl FnMut(Result<Remembered, (Remembered, String)>) -> Result<(), DatabaseError>,
+) -> Result<(), DatabaseError> {
     let mut statement = connection.prepare("SELECT pipeline, stream, run, last, dropped FROM run ORDER BY id")?;
     let mut rows = statement.query([])?;
-    let mut runs = Vec::new();
     while let Some(row) = rows.next()? {
         let (run, last): (i64, i64) = (row.get(2)?, row.get(3)?);
-        let text = row.get_ref(4)?.as_bytes().map_err(rusqlite::Error::from)?;
-        let dropped = serde_json::from_slice(text).map_err(|error| DatabaseError::Damaged(error.to_string()))?;
         let key = lane_key(row.get(0)?, row.get(1)?);
-        runs.push(Remembered { key, run: run.cast_unsigned(), last: number(last), dropped: Some(dropped) });
+        let run = Remembered { key, run: run.cast_unsigned(), last: number(last), dropped: Some(Vec::new()) };
+        let text = row.get_ref(4)?.as_bytes().map_err(rusqlite::Error::from)?;
+        each(match serde_json::from_slice(text) {
+            Ok(dropped) => Ok(Remembered { dropped: Some(dropped), ..run }),
+            Err(error) => Err((run, error.to_string())),
+        })?;
     }
-    Ok(runs)
+    Ok(())
 }
 
 /// The checksum of an item: SQLite has none of its pages, and an item that a disk has changed is not to be told as a result.

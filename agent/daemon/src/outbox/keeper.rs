@@ -27,6 +27,8 @@ const BETWEEN_RENEWALS: Duration = Duration::from_secs(10);
 /// Numbers that are left to the range records of a renewal, while workers go on storing results: more than there can be lanes
 /// and runs in a database.
 const RECORDS: u64 = 1 << 24;
+/// A new database that is whole, until the damaged one is set aside and it has its place.
+const SALVAGED: &str = "outbox-salvaged.db";
 /// How often the disk is asked again that said no when the database was to be opened.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -92,7 +94,18 @@ impl Opened {
 ///
 /// # Errors
 /// What the system says.
-pub fn open(path: &Path, floor: Number, ids: &EventIds, notices: &UnboundedSender<Notice>) -> Result<Opened, String> {
+pub fn open(
+    path: &Path,
+    floor: Number,
+    ids: &EventIds,
+    notices: &UnboundedSender<Notice>,
+    lane: impl Fn(&LaneKey) -> Option<LaneId>,
+) -> Result<Opened, String> {
+    // What a renewal had made whole when it was cut short.
+    let salvaged = path.with_file_name(SALVAGED);
+    if !path.exists() && salvaged.exists() {
+        put_in_place(&salvaged, path).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
     let opened = Database::open(path).and_then(|(database, lanes, last)| {
         let runs = database.runs()?;
         Ok(Opened { database, lanes, last, runs })
@@ -101,11 +114,17 @@ pub fn open(path: &Path, floor: Number, ids: &EventIds, notices: &UnboundedSende
         Ok(opened) => Ok(opened),
         Err(DatabaseError::Refused(why)) => Err(format!("{}: {why}", path.display())),
         Err(error) => {
-            let (opened, notice) = renew(path, &error, None, floor, ids, |_| true, |_| None)?;
+            let (opened, notice) = renew(path, &error, None, floor, ids, |_| true, lane)?;
             _ = notices.send(notice);
             Ok(opened)
         }
     }
+}
+
+/// Gives a new database its name, for good.
+fn put_in_place(new: &Path, path: &Path) -> std::io::Result<()> {
+    std::fs::rename(new, path)?;
+    path.parent().map_or(Ok(()), |folder| std::fs::File::open(folder)?.sync_all())
 }
 
 /// Sets a database aside and starts a new one with what can be read of it. `held` is how many items it is known to have
@@ -168,8 +187,10 @@ fn renew(
     drop(database);
     let mark = crate::wall::now_text()
         .map_or_else(|| format!("boot-{}", Moment::now().0 / 1_000_000_000), |text| text.replace(':', ""));
+    let salvaged_as = path.with_file_name(SALVAGED);
+    put_in_place(&beside, &salvaged_as).map_err(|error| refused(&error))?;
     let aside = Database::set_aside(path, &mark).map_err(|error| refused(&error))?;
-    std::fs::rename(&beside, path).map_err(|error| refused(&error))?;
+    put_in_place(&salvaged_as, path).map_err(|error| refused(&error))?;
     let (database, lanes, last) = Database::open(path).map_err(|error| refused(&error))?;
     let notice = Notice::Damaged {
         why: error.to_string(),
@@ -339,24 +360,28 @@ impl Keeper {
         let mut state = self.outbox.lock();
         let mut records = Vec::new();
         let held = victims.into_iter().map(|victim| victim.what);
-        let (mut keys, mut told) = (BTreeMap::new(), Vec::new());
+        let mut keys = BTreeMap::new();
         for (range, reason) in ranges::fold(held, every, reason) {
             let (number, lane) = (state.book.number(), state.book.lane(&range.key));
             let payload = ranges::record(&range, reason, &self.outbox.ids);
             records.push(Row { number, lane, at: Moment::now().0, payload });
             keys.insert(lane, range.key.clone());
-            told.push((range, reason));
+            state.runs.dropped(&range, reason);
         }
+        // On record with the rows: a record may be lost by damage, and is told again then.
+        let runs = state.runs.take_dirty(&keys.values().cloned().collect());
         drop(state);
         let outbox = &self.outbox;
-        match database.write(&records, &placed, &[], |lane| keys.get(&lane).cloned(), Offset(None)) {
+        match database.write(&records, &placed, &runs, |lane| keys.get(&lane).cloned(), Offset(None)) {
             Ok(()) => {
                 let mut state = outbox.lock();
                 state.book.dropped(&placed, &records, Instant::now());
-                told.iter().for_each(|(range, reason)| state.runs.dropped(range, *reason));
                 state.figures.dropped += items;
             }
-            Err(error) => self.failed(error, Vec::new()),
+            Err(error) => {
+                outbox.lock().runs.still_dirty(&runs);
+                self.failed(error, Vec::new());
+            }
         }
     }
 
@@ -398,8 +423,8 @@ impl Keeper {
             Ok((opened, notice)) => {
                 let mut state = self.outbox.lock();
                 state.book.restart_database(opened.lanes, opened.last);
-                state.runs.all_dirty();
                 state.runs.restore(opened.runs);
+                state.runs.all_dirty();
                 state.absorbed = state.ring.as_ref().map_or(0, Ring::current);
                 drop(state);
                 self.database = Some(opened.database);
@@ -432,7 +457,8 @@ impl Keeper {
             return;
         }
         let floor = self.outbox.lock().book.leave_numbers(RECORDS);
-        match open(&self.path, floor, &self.outbox.ids, &self.outbox.notices) {
+        let lane = |key: &LaneKey| Some(self.outbox.lock().book.lane(key));
+        match open(&self.path, floor, &self.outbox.ids, &self.outbox.notices, lane) {
             Ok(Opened { database, lanes, last, runs }) => {
                 let live = self.outbox.lock().book.live_numbers();
                 let stored = database.placed(&live).unwrap_or_default();
@@ -442,6 +468,7 @@ impl Keeper {
                 let numbers: Vec<Number> = stored.iter().map(|row| row.number).collect();
                 state.close_in_ring(&numbers);
                 state.runs.restore(runs);
+                state.runs.all_dirty();
                 drop(state);
                 self.database = Some(database);
                 self.works();

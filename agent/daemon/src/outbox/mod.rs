@@ -243,7 +243,7 @@ impl Outbox {
                 "a segment of the ring ends early, as after a kill in the middle of a write"
             );
         }
-        let opened = keeper::open(&path, found.last, &ids, &notices).and_then(|mut opened| {
+        let opened = keeper::open(&path, found.last, &ids, &notices, |_| None).and_then(|mut opened| {
             opened.take_over(&found.items)?;
             Ok(opened)
         });

@@ -93,6 +93,7 @@ impl Runs {
     pub fn dropped(&mut self, range: &Range, reason: Reason) {
         let Range { key, run, first, last, every } = range;
         let run = self.of(key, *run);
+        run.last = run.last.max(*last);
         // One that grew takes the place of what it was.
         run.dropped.retain(|known| !(known.every == *every && *first <= known.first && known.last <= *last));
         run.dropped.push(DroppedRange { first: *first, last: *last, every: *every, reason });

@@ -55,7 +55,10 @@ impl Database {
                     continue;
                 }
                 // Its page was read, so another version wrote it.
-                let Ok(label) = item::label(&row.payload) else { continue };
+                let Ok(label) = item::label(&row.payload) else {
+                    witness.damaged();
+                    continue;
+                };
                 witness.see(row.lane, label);
                 if wanted(row.number) {
                     kept.push((row, boots.get(&boot).copied().unwrap_or(NO_BOOT)));
@@ -75,10 +78,17 @@ impl Database {
                 }
             }
         }
-        let runs = read_runs(&old).unwrap_or_default();
+        let mut runs = readable_runs(&old);
         let stored: Vec<(LaneKey, Serial)> =
             runs.iter().map(|run| (run.key.clone(), Serial { run: run.run, seq: run.last })).collect();
-        Ok(Salvaged { rows, lost: witness.lost(&lanes_of(&old), &stored), runs })
+        // Of a run that is not on record any more it is on record from now on what was seen of it.
+        for (key, Serial { run, seq: last }) in witness.runs() {
+            match runs.iter_mut().find(|known| known.run == run && known.key == key) {
+                Some(known) => known.last = known.last.max(last),
+                None => runs.push(Remembered { key, run, last, dropped: Some(Vec::new()) }),
+            }
+        }
+        Ok(Salvaged { rows, lost: witness.lost(lanes_of(&old).as_ref(), &stored), runs })
     }
 
     /// Takes over what a damaged database knows of boots, and gives the ids here of the ids there. A boot of which it
@@ -114,10 +124,15 @@ struct Witness {
 struct Seen {
     key: LaneKey,
     rows: u64,
+    first: Option<Serial>,
     /// The last result, and how often there had been damage when it was seen.
     last: Option<Serial>,
     damages: u32,
     holes: Vec<Hole>,
+    /// Where numbers are left out, though nothing was found to be damaged there.
+    gaps: Vec<Hole>,
+    /// The last number of each run, in their order.
+    runs: Vec<Serial>,
 }
 
 /// A place in a lane where there was damage: between these results, if there are any before and after it.
@@ -129,14 +144,36 @@ struct Hole {
 
 impl Witness {
     fn see(&mut self, lane: LaneId, label: item::Label) {
-        let new = || Seen { key: label.lane, rows: 0, last: None, damages: 0, holes: Vec::new() };
+        let new = || Seen {
+            key: label.lane,
+            rows: 0,
+            first: None,
+            last: None,
+            damages: 0,
+            holes: Vec::new(),
+            gaps: Vec::new(),
+            runs: Vec::new(),
+        };
         let seen = self.lanes.entry(lane).or_insert_with(new);
         seen.rows += 1;
         let Some(serial) = label.serial else { return };
+        let between = Hole { before: seen.last, after: Some(serial) };
         if seen.damages < self.damages {
-            seen.holes.push(Hole { before: seen.last, after: Some(serial) });
+            seen.holes.push(between);
+        } else if seen.last.is_some_and(|last| last.run != serial.run || last.seq + 1 < serial.seq) {
+            seen.gaps.push(between);
         }
+        match seen.runs.last_mut().filter(|last| last.run == serial.run) {
+            Some(last) => last.seq = last.seq.max(serial.seq),
+            None => seen.runs.push(serial),
+        }
+        seen.first.get_or_insert(serial);
         (seen.last, seen.damages) = (Some(serial), self.damages);
+    }
+
+    /// The runs that were seen, and the last number of each.
+    fn runs(&self) -> Vec<(LaneKey, Serial)> {
+        self.lanes.values().flat_map(|seen| seen.runs.iter().map(|run| (seen.key.clone(), *run))).collect()
     }
 
     /// What comes next comes after damage.
@@ -150,31 +187,45 @@ impl Witness {
 
     /// What may be missing, if the lanes held so many rows, and so much of each run was stored, by the order of runs. It
     /// is all that cannot be shown to have been delivered, and thus often too much: a result that is gone and told of by
-    /// nobody is worse than one that is told of and was delivered.
-    fn lost(mut self, held: &HashMap<LaneId, (LaneKey, u64)>, runs: &[(LaneKey, Serial)]) -> Vec<Range> {
+    /// nobody is worse than one that is told of and was delivered. `held`: none if that cannot be read.
+    fn lost(mut self, held: Option<&HashMap<LaneId, (LaneKey, u64)>>, runs: &[(LaneKey, Serial)]) -> Vec<Range> {
         let mut lost = Vec::new();
-        if self.damages == 0 {
-            return lost;
+        let mut tell = |key: &LaneKey, holes: Vec<Hole>, missing: u64| {
+            let of_lane: Vec<Serial> = runs.iter().filter(|(of, _)| of == key).map(|(_, serial)| *serial).collect();
+            let ranges = holes.into_iter().flat_map(|hole| hole.ranges(&of_lane, missing));
+            lost.extend(ranges.map(|(run, first, last)| range(key, run, first, last)));
+        };
+        let all = || vec![Hole { before: None, after: None }];
+        let unseen: Vec<(LaneKey, u64)> = match held {
+            Some(held) => {
+                held.iter().filter(|(id, _)| !self.lanes.contains_key(id)).map(|(_, lane)| lane.clone()).collect()
+            }
+            // Any stream that had a run may have had rows, too.
+            None if self.damages > 0 => {
+                let seen: BTreeSet<&LaneKey> = self.lanes.values().map(|seen| &seen.key).collect();
+                let keys: BTreeSet<&LaneKey> =
+                    runs.iter().map(|(key, _)| key).filter(|key| !seen.contains(key)).collect();
+                keys.into_iter().map(|key| (key.clone(), 1)).collect()
+            }
+            None => Vec::new(),
+        };
+        for (key, rows) in unseen.iter().filter(|(_, rows)| *rows > 0) {
+            tell(key, all(), *rows);
         }
-        let ids: BTreeSet<LaneId> = held.keys().chain(self.lanes.keys()).copied().collect();
-        for id in ids {
-            let on_record = held.get(&id);
-            let (key, rows, holes) = match (self.lanes.remove(&id), on_record) {
-                (Some(mut seen), _) => {
-                    let end = Hole { before: seen.last, after: None };
-                    seen.holes.extend((seen.damages < self.damages).then_some(end));
-                    (seen.key, seen.rows, seen.holes)
-                }
-                (None, Some((key, _))) => (key.clone(), 0, vec![Hole { before: None, after: None }]),
-                (None, None) => continue,
-            };
-            let missing = on_record.map(|(_, held)| held.saturating_sub(rows));
+        for (id, mut seen) in std::mem::take(&mut self.lanes) {
+            let missing = held.and_then(|held| Some(held.get(&id)?.1.saturating_sub(seen.rows)));
             if missing == Some(0) {
                 continue;
             }
-            let of_lane: Vec<Serial> = runs.iter().filter(|(of, _)| *of == key).map(|(_, serial)| *serial).collect();
-            let ranges = holes.into_iter().flat_map(|hole| hole.ranges(&of_lane, missing.unwrap_or(0)));
-            lost.extend(ranges.map(|(run, first, last)| range(&key, run, first, last)));
+            if seen.damages < self.damages {
+                seen.holes.push(Hole { before: seen.last, after: None });
+            }
+            if seen.holes.is_empty() && missing.is_some() {
+                // It is not known where: wherever numbers are left out, and before and after them all.
+                seen.holes = seen.gaps;
+                seen.holes.extend([Hole { before: None, after: seen.first }, Hole { before: seen.last, after: None }]);
+            }
+            tell(&seen.key, seen.holes, missing.unwrap_or(0));
         }
         lost
     }
@@ -212,14 +263,25 @@ fn range(key: &LaneKey, run: u64, first: u64, last: u64) -> Range {
 }
 
 /// What each lane is, and how many rows it is on record with, if that can be read.
-fn lanes_of(old: &Connection) -> HashMap<LaneId, (LaneKey, u64)> {
+fn lanes_of(old: &Connection) -> Option<HashMap<LaneId, (LaneKey, u64)>> {
     let read = || -> Result<HashMap<LaneId, (LaneKey, u64)>, rusqlite::Error> {
         let mut statement = old.prepare("SELECT id, pipeline, stream, rows FROM lane")?;
         let lane =
             |row: &rusqlite::Row<'_>| Ok((row.get(0)?, (lane_key(row.get(1)?, row.get(2)?), number(row.get(3)?))));
         statement.query_map([], lane)?.collect()
     };
-    read().unwrap_or_default()
+    read().ok()
+}
+
+/// The runs that a damaged database remembers, as far as they can be read.
+fn readable_runs(old: &Connection) -> Vec<Remembered> {
+    let mut runs = Vec::new();
+    // What was read before it ends is taken.
+    _ = read_runs(old, |run| {
+        runs.push(run.unwrap_or_else(|(run, _)| run));
+        Ok(())
+    });
+    runs
 }
 
 /// How a pass over a damaged database ended.

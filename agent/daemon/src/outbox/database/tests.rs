@@ -170,7 +170,7 @@ fn every_page_may_be_damaged_and_what_is_lost_is_what_was_in_it() {
         disk.damage(page);
         let ids = EventIds::new("g".into());
         let (notices, _noticed) = tokio::sync::mpsc::unbounded_channel();
-        let opened = crate::outbox::keeper::open(&disk.path(), 0, &ids, &notices);
+        let opened = crate::outbox::keeper::open(&disk.path(), 0, &ids, &notices, |_| None);
         let crate::outbox::keeper::Opened { mut database, .. } =
             opened.unwrap_or_else(|why| panic!("page {page}: {why}"));
         // Damage that shows only when rows are read shows then.

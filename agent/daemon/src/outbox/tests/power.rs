@@ -42,7 +42,9 @@ fn child(folder: &Path) {
         let running = Running { outbox, notices: unbounded_channel().1 };
         for index in 1..=RESULTS {
             running.offer(round * RESULTS + index..=round * RESULTS + index);
+            let end = Instant::now() + LIMIT;
             while running.outbox.figures().committed < index {
+                assert!(Instant::now() < end, "result {index} is not committed");
                 std::thread::yield_now();
             }
             say("stored", round * RESULTS + index);
@@ -176,8 +178,15 @@ impl Disk {
                 match (chance.keeps(), change) {
                     (Kept::No, _) => {}
                     (Kept::Torn, Change::Write(at, data)) => {
-                        let whole = chance.up_to(data.len() / SECTOR) * SECTOR;
-                        Change::Write(*at, data[..whole].to_vec()).apply(&mut bytes);
+                        // Each sector for itself, where the disk has them.
+                        let mut rest = (*at, &data[..]);
+                        while !rest.1.is_empty() {
+                            let (sector, more) = rest.1.split_at(rest.1.len().min(SECTOR - rest.0 % SECTOR));
+                            if chance.up_to(1) == 1 {
+                                Change::Write(rest.0, sector.to_vec()).apply(&mut bytes);
+                            }
+                            rest = (rest.0 + sector.len(), more);
+                        }
                     }
                     _ => change.apply(&mut bytes),
                 }
@@ -237,7 +246,7 @@ impl Chance {
 fn found(state: &Path) -> Result<BTreeSet<u64>, String> {
     let (sender, mut notices) = unbounded_channel();
     let ids = EventIds::new("g".into());
-    let Opened { mut database, lanes, .. } = keeper::open(&state.join(DATABASE), 0, &ids, &sender)?;
+    let Opened { mut database, lanes, .. } = keeper::open(&state.join(DATABASE), 0, &ids, &sender, |_| None)?;
     if let Ok(notice) = notices.try_recv() {
         return Err(format!("{notice:?}"));
     }
