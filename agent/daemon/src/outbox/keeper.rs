@@ -57,6 +57,25 @@ pub struct Opened {
     pub runs: Vec<Remembered>,
 }
 
+/// The numbers of a database's lanes.
+struct Lanes(BTreeMap<LaneKey, LaneId>);
+
+impl Lanes {
+    fn of(stored: &[LaneRows]) -> Self {
+        Self(stored.iter().map(|lane| (lane.key.clone(), lane.id)).collect())
+    }
+
+    /// The number of a lane; of one that the database has not, the one that is `known`, or else the next.
+    fn number(&mut self, key: &LaneKey, known: impl Fn(&LaneKey) -> Option<LaneId>) -> LaneId {
+        let next = self.0.values().max().map_or(1, |id| id + 1);
+        *self.0.entry(key.clone()).or_insert_with(|| known(key).unwrap_or(next))
+    }
+
+    fn key(&self, id: LaneId) -> Option<LaneKey> {
+        self.0.iter().find(|(_, lane)| **lane == id).map(|(key, _)| key.clone())
+    }
+}
+
 impl Opened {
     /// Takes over what the ring holds of other boots, whose times only the database can put right. There is such where the
     /// ring is not on tmpfs.
@@ -64,23 +83,21 @@ impl Opened {
     /// # Errors
     /// What the system says.
     pub fn take_over(&mut self, found: &[FoundItem]) -> Result<(), String> {
-        let mut keys: BTreeMap<LaneKey, LaneId> = self.lanes.iter().map(|lane| (lane.key.clone(), lane.id)).collect();
+        let mut lanes = Lanes::of(&self.lanes);
         let mut of_boot: BTreeMap<&str, Vec<Row>> = BTreeMap::new();
         let foreign = found.iter().filter_map(|item| Some((item, item.boot.as_deref()?)));
         for (FoundItem { number, at, payload, .. }, boot) in foreign {
             // One that is none is thrown away with the others.
             let Ok(label) = item::label(payload) else { continue };
-            let next = keys.values().max().map_or(1, |id| id + 1);
-            let lane = *keys.entry(label.lane).or_insert(next);
+            let lane = lanes.number(&label.lane, |_| None);
             of_boot.entry(boot).or_default().push(Row { number: *number, lane, at: *at, payload: payload[..].into() });
         }
         if of_boot.is_empty() {
             return Ok(());
         }
-        let key = |id| keys.iter().find(|(_, lane)| **lane == id).map(|(key, _)| key.clone());
         let mut take = || {
             for (boot, rows) in &of_boot {
-                self.database.take_over(boot, rows, key)?;
+                self.database.take_over(boot, rows, |id| lanes.key(id))?;
             }
             (self.lanes, self.last) = (self.database.lanes()?, self.database.last()?);
             Ok(())
@@ -158,7 +175,7 @@ fn renew(
     let mut runs = Runs::default();
     // Above all that was ever given: what the ring says of a number is not to be said of a record.
     let (mut records, mut last) = (Vec::new(), floor.max(database.last().map_err(|error| refused(&error))?));
-    let mut keys: BTreeMap<LaneKey, LaneId> = lanes.into_iter().map(|lane| (lane.key, lane.id)).collect();
+    let mut lanes = Lanes::of(&lanes);
     // What was dropped before is told of once more: its record may have stood in what is damaged.
     let known = salvaged.runs.iter().flat_map(|run| {
         let range = |told: &DroppedRange| {
@@ -172,8 +189,7 @@ fn renew(
     runs.restore(salvaged.runs);
     for (range, reason) in &told {
         // A lane of which nothing could be read has its record all the same.
-        let next = keys.values().max().map_or(1, |id| id + 1);
-        let lane = *keys.entry(range.key.clone()).or_insert_with(|| lane(&range.key).unwrap_or(next));
+        let lane = lanes.number(&range.key, &lane);
         last += 1;
         let payload = ranges::record(range, *reason, ids);
         records.push(Row { number: last, lane, at: Moment::now().0, payload });
@@ -181,8 +197,7 @@ fn renew(
     }
     runs.all_dirty();
     let runs = runs.take_dirty(&runs.keys());
-    let key = |id| keys.iter().find(|(_, lane)| **lane == id).map(|(key, _)| key.clone());
-    database.write(&records, &[], &runs, key, Offset(None)).map_err(|error| refused(&error))?;
+    database.write(&records, &[], &runs, |id| lanes.key(id), Offset(None)).map_err(|error| refused(&error))?;
     // Closed, it is one file.
     drop(database);
     let mark = crate::wall::now_text()
