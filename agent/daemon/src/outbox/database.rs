@@ -13,24 +13,30 @@
 //! - `boot`: UTC minus boot time of each boot, as far as it was ever known, so that an item that was stored before the
 //!   clock was set still gets its time.
 //!
-//! - `run`: the last number and the dropped ranges of each run, as of the last commit of its stream ([`super::runs`]).
+//! - `run`: the last number and the dropped ranges of each run, as of the last commit of its stream ([`super::runs`]), and
+//!   which of its numbers are here ([`contents`]).
 //!
 //! A database that is damaged is set aside under another name, and what can be read of it goes into a new one
 //! ([`salvage`]).
 
+mod contents;
 mod salvage;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+pub use contents::Contents;
 pub use salvage::Salvaged;
 
+use limpet_wire::id::Serial;
+use limpet_wire::message::DroppedRange;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Transaction, params};
 
+use self::contents::Numbers;
 use super::book::{Boot, LaneId, LaneRows, Number, Placed, ROW, ReadRow, Row};
-use super::item::LaneKey;
+use super::item::{self, LaneKey};
 use super::ranges::Held;
 use super::runs::Remembered;
 use crate::config::DropPolicy;
@@ -47,7 +53,7 @@ const CHECKPOINT: i64 = if cfg!(test) { 50 } else { 2000 };
 const CACHE_KIB: i64 = 512;
 /// Rows that one read passes at most, so that commits need not wait for it.
 const SCAN: usize = 50_000;
-/// Runs that are remembered: more than a message of them holds.
+/// Runs that are remembered though nothing of them is here: more than a message of them holds.
 const RUNS: i64 = 2_000;
 /// Rows that one look for old ones gives at most.
 const OLD: usize = 5_000;
@@ -90,6 +96,8 @@ pub struct Database {
     /// The row of this boot, and what is on record of it.
     boot: i64,
     recorded: Offset,
+    /// What of each run is here.
+    contents: Contents,
 }
 
 /// A row that may be dropped.
@@ -118,9 +126,9 @@ impl Database {
         match version {
             0 => connection.execute_batch(&format!(
                 "BEGIN;
-                 CREATE TABLE lane (id INTEGER PRIMARY KEY, pipeline TEXT, stream TEXT, rows INTEGER NOT NULL, bytes INTEGER NOT NULL) STRICT;
+                 CREATE TABLE lane (id INTEGER PRIMARY KEY, pipeline TEXT NOT NULL, stream TEXT NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL) STRICT;
                  CREATE TABLE boot (id INTEGER PRIMARY KEY, kernel TEXT UNIQUE NOT NULL, offset INTEGER) STRICT;
-                 CREATE TABLE run (id INTEGER PRIMARY KEY, pipeline TEXT, stream TEXT, run INTEGER NOT NULL, last INTEGER NOT NULL, dropped TEXT NOT NULL) STRICT;
+                 CREATE TABLE run (id INTEGER PRIMARY KEY, pipeline TEXT NOT NULL, stream TEXT NOT NULL, run INTEGER NOT NULL, last INTEGER NOT NULL, dropped TEXT NOT NULL DEFAULT '[]', held TEXT NOT NULL DEFAULT '[]') STRICT;
                  CREATE UNIQUE INDEX run_of ON run (pipeline, stream, run);
                  CREATE TABLE item (number INTEGER PRIMARY KEY, lane INTEGER NOT NULL, boot INTEGER NOT NULL, at INTEGER NOT NULL, sum INTEGER NOT NULL, payload BLOB NOT NULL) STRICT;
                  PRAGMA application_id = {APPLICATION};
@@ -144,7 +152,13 @@ impl Database {
             }
         };
         connection.execute("DELETE FROM lane WHERE rows = 0", [])?;
-        let database = Self { connection, boot, recorded };
+        let mut contents = Contents::default();
+        read_runs(&connection, 0, |run| {
+            let RunRow { remembered: Remembered { key, run, .. }, held, .. } = run?;
+            *contents.run(&key, run) = held.map_err(DatabaseError::Damaged)?;
+            Ok(())
+        })?;
+        let database = Self { connection, boot, recorded, contents };
         let (lanes, last) = (database.lanes()?, database.last()?);
         Ok((database, lanes, last))
     }
@@ -172,18 +186,28 @@ impl Database {
         Ok(number(last.unwrap_or(0)))
     }
 
-    /// The runs that it remembers, the oldest first. Those that are too many are forgotten.
+    /// The runs of results that it remembers, the oldest first. Those that are too many are forgotten.
     ///
     /// # Errors
     /// If it is damaged, or the system says no.
     pub fn runs(&self) -> Result<Vec<Remembered>, DatabaseError> {
-        self.connection.execute("DELETE FROM run WHERE id <= (SELECT max(id) FROM run) - ?1", [RUNS])?;
+        let forget = "DELETE FROM run WHERE held = '[]' AND id <= (SELECT max(id) FROM run) - ?1";
+        self.connection.execute(forget, [RUNS])?;
         let mut runs = Vec::new();
-        read_runs(&self.connection, |run| {
-            runs.push(run.map_err(|(_, why)| DatabaseError::Damaged(why))?);
+        read_runs(&self.connection, 0, |run| {
+            let RunRow { remembered, dropped, .. } = run?;
+            let dropped = Some(dropped.map_err(DatabaseError::Damaged)?);
+            if remembered.key != LaneKey::Events {
+                runs.push(Remembered { dropped, ..remembered });
+            }
             Ok(())
         })?;
         Ok(runs)
+    }
+
+    /// Gives up the database for what it holds.
+    pub fn into_contents(self) -> Contents {
+        self.contents
     }
 
     /// Which of these numbers are here, and where.
@@ -215,20 +239,19 @@ impl Database {
         rows: &[Row],
         gone: &[Placed],
         runs: &[Remembered],
-        lane: impl Fn(LaneId) -> Option<LaneKey>,
         offset: Offset,
     ) -> Result<(), DatabaseError> {
         let boot = self.boot;
         // A clock that is set anew differs by more than what it drifts between two commits.
         let news = offset.0.is_some_and(|now| self.recorded.0.is_none_or(|then| now.abs_diff(then) > 100_000_000));
-        let transaction = self.connection.transaction()?;
-        insert(&transaction, rows.iter().map(|row| (row, boot)), &lane)?;
-        delete(&transaction, gone)?;
-        remember(&transaction, runs)?;
+        let mut change = self.change()?;
+        change.insert(rows.iter().map(|row| (row, boot)))?;
+        change.delete(gone)?;
+        change.remember(runs)?;
         if news {
-            transaction.execute("UPDATE boot SET offset = ?1 WHERE id = ?2", params![offset.0, boot])?;
+            change.transaction.execute("UPDATE boot SET offset = ?1 WHERE id = ?2", params![offset.0, boot])?;
         }
-        transaction.commit()?;
+        change.commit()?;
         if news {
             self.recorded = offset;
         }
@@ -239,21 +262,20 @@ impl Database {
     ///
     /// # Errors
     /// Nothing has changed then.
-    pub fn take_over(
-        &mut self,
-        kernel: &str,
-        rows: &[Row],
-        lane: impl Fn(LaneId) -> Option<LaneKey>,
-    ) -> Result<(), DatabaseError> {
+    pub fn take_over(&mut self, kernel: &str, rows: &[Row]) -> Result<(), DatabaseError> {
         let numbers: Vec<Number> = rows.iter().map(|row| row.number).collect();
         let there: HashSet<Number> = self.placed(&numbers)?.iter().map(|row| row.number).collect();
-        let transaction = self.connection.transaction()?;
+        let mut change = self.change()?;
+        let transaction = &change.transaction;
         transaction.execute("INSERT INTO boot (kernel) VALUES (?1) ON CONFLICT (kernel) DO NOTHING", [kernel])?;
         let boot: i64 = transaction.query_row("SELECT id FROM boot WHERE kernel = ?1", [kernel], |row| row.get(0))?;
-        let new = rows.iter().filter(|row| !there.contains(&row.number));
-        insert(&transaction, new.map(|row| (row, boot)), &lane)?;
-        transaction.commit()?;
-        Ok(())
+        change.insert(rows.iter().filter(|row| !there.contains(&row.number)).map(|row| (row, boot)))?;
+        change.commit()
+    }
+
+    fn change(&mut self) -> Result<Change<'_>, DatabaseError> {
+        let Self { connection, contents, .. } = self;
+        Ok(Change { transaction: connection.transaction()?, contents, changed: Contents::default() })
     }
 
     /// Reads rows of these lanes from a number on, as many as fit into so many bytes, at least one if there is one. Gives
@@ -426,22 +448,39 @@ impl Database {
     }
 }
 
-/// Gives each run, the oldest first; one of which it cannot be read what was dropped, with the reason.
+/// A run as it is on record. What of it cannot be read is the reason.
+struct RunRow {
+    /// Where it stands.
+    id: u64,
+    /// It, without what was dropped.
+    remembered: Remembered,
+    dropped: Result<Vec<DroppedRange>, String>,
+    /// Which of its numbers the database holds.
+    held: Result<Numbers, String>,
+}
+
+/// Gives each run from a place on, the oldest first.
 fn read_runs(
     connection: &Connection,
-    mut each: impl FnMut(Result<Remembered, (Remembered, String)>) -> Result<(), DatabaseError>,
+    from: u64,
+    mut each: impl FnMut(Result<RunRow, DatabaseError>) -> Result<(), DatabaseError>,
 ) -> Result<(), DatabaseError> {
-    let mut statement = connection.prepare("SELECT pipeline, stream, run, last, dropped FROM run ORDER BY id")?;
-    let mut rows = statement.query([])?;
+    let mut statement = connection
+        .prepare("SELECT id, pipeline, stream, run, last, dropped, held FROM run WHERE id >= ?1 ORDER BY id")?;
+    let mut rows = statement.query([signed(from)])?;
+    let read = |row: &rusqlite::Row<'_>| -> Result<RunRow, DatabaseError> {
+        let (run, last): (i64, i64) = (row.get(3)?, row.get(4)?);
+        let key = lane_key(row.get(1)?, row.get(2)?);
+        let text = |column| row.get_ref(column)?.as_bytes().map_err(rusqlite::Error::from);
+        Ok(RunRow {
+            id: number(row.get(0)?),
+            remembered: Remembered { key, run: run.cast_unsigned(), last: number(last), dropped: None },
+            dropped: serde_json::from_slice(text(5)?).map_err(|error| error.to_string()),
+            held: contents::of_text(text(6)?),
+        })
+    };
     while let Some(row) = rows.next()? {
-        let (run, last): (i64, i64) = (row.get(2)?, row.get(3)?);
-        let key = lane_key(row.get(0)?, row.get(1)?);
-        let run = Remembered { key, run: run.cast_unsigned(), last: number(last), dropped: Some(Vec::new()) };
-        let text = row.get_ref(4)?.as_bytes().map_err(rusqlite::Error::from)?;
-        each(match serde_json::from_slice(text) {
-            Ok(dropped) => Ok(Remembered { dropped: Some(dropped), ..run }),
-            Err(error) => Err((run, error.to_string())),
-        })?;
+        each(read(row))?;
     }
     Ok(())
 }
@@ -466,76 +505,120 @@ fn victim(number: Number, lane: LaneId, payload: &[u8]) -> Result<Victim, Databa
     Ok(Victim { placed: Placed { number, lane, bytes: payload.len() as u64 + ROW }, what })
 }
 
-fn insert<'a>(
-    transaction: &Transaction<'_>,
-    rows: impl Iterator<Item = (&'a Row, i64)>,
-    lane: &impl Fn(LaneId) -> Option<LaneKey>,
-) -> Result<(), rusqlite::Error> {
-    let mut statement = transaction
-        .prepare_cached("INSERT INTO item (number, lane, boot, at, sum, payload) VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
-    let mut more: HashMap<LaneId, (i64, i64)> = HashMap::new();
-    for (row, boot) in rows {
-        let sum = checksum(&row.payload);
-        statement.execute(params![signed(row.number), row.lane, boot, signed(row.at), sum, &*row.payload])?;
-        let sum = more.entry(row.lane).or_default();
-        *sum = (sum.0 + 1, sum.1 + signed(row.payload.len() as u64 + ROW));
-    }
-    let mut statement = transaction.prepare_cached(
-        "INSERT INTO lane (id, pipeline, stream, rows, bytes) VALUES (?1, ?2, ?3, ?4, ?5)
-         ON CONFLICT (id) DO UPDATE SET rows = rows + ?4, bytes = bytes + ?5",
-    )?;
-    for (id, (rows, bytes)) in more {
-        let names = match lane(id) {
-            Some(LaneKey::Results(pipeline, stream)) => (Some(pipeline), Some(stream)),
-            Some(LaneKey::Events) | None => (None, None),
-        };
-        statement.execute(params![id, names.0.as_deref(), names.1.as_deref(), rows, bytes])?;
-    }
-    Ok(())
+/// What is to be changed in one transaction, and what of each run is here after it.
+struct Change<'a> {
+    transaction: Transaction<'a>,
+    contents: &'a mut Contents,
+    changed: Contents,
 }
 
-fn delete(transaction: &Transaction<'_>, gone: &[Placed]) -> Result<(), rusqlite::Error> {
-    let mut statement = transaction.prepare_cached("DELETE FROM item WHERE number = ?1")?;
-    let mut less: HashMap<LaneId, (i64, i64)> = HashMap::new();
-    for row in gone {
-        // One that a salvage did not find is not counted either.
-        if statement.execute([signed(row.number)])? == 1 {
-            let sum = less.entry(row.lane).or_default();
-            *sum = (sum.0 + 1, sum.1 + signed(row.bytes));
+impl Change<'_> {
+    /// Adds rows, each with its boot.
+    fn insert<'a>(&mut self, rows: impl Iterator<Item = (&'a Row, i64)>) -> Result<(), DatabaseError> {
+        let Self { transaction, contents, changed } = self;
+        let mut statement = transaction.prepare_cached(
+            "INSERT INTO item (number, lane, boot, at, sum, payload) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?;
+        let mut more: HashMap<LaneId, (LaneKey, i64, i64)> = HashMap::new();
+        for (row, boot) in rows {
+            // What is none is thrown away before it comes here.
+            let label = item::label(&row.payload).map_err(|error| DatabaseError::Refused(error.to_string()))?;
+            let sum = checksum(&row.payload);
+            statement.execute(params![signed(row.number), row.lane, boot, signed(row.at), sum, &*row.payload])?;
+            if let Some(Serial { run, seq }) = label.serial {
+                changed.run_as_in(contents, &label.lane, run).insert(seq..=seq);
+            }
+            let (_, rows, bytes) = more.entry(row.lane).or_insert((label.lane, 0, 0));
+            *rows += 1;
+            *bytes += signed(row.payload.len() as u64 + ROW);
         }
+        let mut statement = transaction.prepare_cached(
+            "INSERT INTO lane (id, pipeline, stream, rows, bytes) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT (id) DO UPDATE SET rows = rows + ?4, bytes = bytes + ?5",
+        )?;
+        for (id, (key, rows, bytes)) in more {
+            let (pipeline, stream) = names(&key);
+            statement.execute(params![id, pipeline, stream, rows, bytes])?;
+        }
+        Ok(())
     }
-    let mut statement =
-        transaction.prepare_cached("UPDATE lane SET rows = rows - ?2, bytes = bytes - ?3 WHERE id = ?1")?;
-    for (lane, (rows, bytes)) in less {
-        statement.execute(params![lane, rows, bytes])?;
+
+    fn delete(&mut self, gone: &[Placed]) -> Result<(), DatabaseError> {
+        let Self { transaction, contents, changed } = self;
+        let mut statement = transaction.prepare_cached("DELETE FROM item WHERE number = ?1 RETURNING payload")?;
+        let mut less: HashMap<LaneId, (i64, i64)> = HashMap::new();
+        for row in gone {
+            let deleted = |row: &rusqlite::Row<'_>| Ok(item::label(row.get_ref(0)?.as_blob()?));
+            // One that a salvage did not find is not counted either.
+            let Some(label) = statement.query_row([signed(row.number)], deleted).optional()? else { continue };
+            if let Ok(item::Label { lane, serial: Some(Serial { run, seq }) }) = label {
+                changed.run_as_in(contents, &lane, run).remove(seq..=seq);
+            }
+            let (rows, bytes) = less.entry(row.lane).or_default();
+            *rows += 1;
+            *bytes += signed(row.bytes);
+        }
+        let mut statement =
+            transaction.prepare_cached("UPDATE lane SET rows = rows - ?2, bytes = bytes - ?3 WHERE id = ?1")?;
+        for (lane, (rows, bytes)) in less {
+            statement.execute(params![lane, rows, bytes])?;
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn remember(&self, runs: &[Remembered]) -> Result<(), DatabaseError> {
+        let mut statement = self.transaction.prepare_cached(
+            "INSERT INTO run (pipeline, stream, run, last, dropped) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT (pipeline, stream, run) DO UPDATE SET last = max(last, ?4), dropped = ?5",
+        )?;
+        let mut goes_on = self
+            .transaction
+            .prepare_cached("UPDATE run SET last = max(last, ?4) WHERE pipeline = ?1 AND stream = ?2 AND run = ?3")?;
+        for Remembered { key, run, last, dropped } in runs.iter().filter(|run| run.key != LaneKey::Events) {
+            let (pipeline, stream) = names(key);
+            let Some(dropped) = dropped else {
+                goes_on.execute(params![pipeline, stream, run.cast_signed(), signed(*last)])?;
+                continue;
+            };
+            let dropped = serde_json::to_string(dropped).expect("writing plain values into memory cannot fail");
+            statement.execute(params![pipeline, stream, run.cast_signed(), signed(*last), dropped])?;
+        }
+        Ok(())
+    }
+
+    fn commit(mut self) -> Result<(), DatabaseError> {
+        let mut statement = self.transaction.prepare_cached(
+            "INSERT INTO run (pipeline, stream, run, last, held) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT (pipeline, stream, run) DO UPDATE SET last = max(last, ?4), held = ?5",
+        )?;
+        for (key, run, numbers) in self.changed.iter_mut() {
+            contents::coalesce(numbers);
+            let ((pipeline, stream), last) = (names(key), numbers.last().map_or(0, |range| *range.end()));
+            statement.execute(params![
+                pipeline,
+                stream,
+                run.cast_signed(),
+                signed(last),
+                contents::to_text(numbers)
+            ])?;
+        }
+        drop(statement);
+        self.transaction.commit()?;
+        self.contents.replace(self.changed);
+        Ok(())
+    }
 }
 
-fn remember(transaction: &Transaction<'_>, runs: &[Remembered]) -> Result<(), rusqlite::Error> {
-    let mut statement = transaction.prepare_cached(
-        "INSERT INTO run (pipeline, stream, run, last, dropped) VALUES (?1, ?2, ?3, ?4, ?5)
-         ON CONFLICT (pipeline, stream, run) DO UPDATE SET last = ?4, dropped = ?5",
-    )?;
-    let mut goes_on =
-        transaction.prepare_cached("UPDATE run SET last = ?4 WHERE pipeline = ?1 AND stream = ?2 AND run = ?3")?;
-    for Remembered { key, run, last, dropped } in runs {
-        let LaneKey::Results(pipeline, stream) = key else { continue };
-        let Some(dropped) = dropped else {
-            goes_on.execute(params![&**pipeline, &**stream, run.cast_signed(), signed(*last)])?;
-            continue;
-        };
-        let dropped = serde_json::to_string(dropped).expect("writing plain values into memory cannot fail");
-        statement.execute(params![&**pipeline, &**stream, run.cast_signed(), signed(*last), dropped])?;
+/// A lane as it is written down; events have no names.
+fn names(key: &LaneKey) -> (&str, &str) {
+    match key {
+        LaneKey::Results(pipeline, stream) => (pipeline, stream),
+        LaneKey::Events => ("", ""),
     }
-    Ok(())
 }
 
-fn lane_key(pipeline: Option<String>, stream: Option<String>) -> LaneKey {
-    match (pipeline, stream) {
-        (Some(pipeline), Some(stream)) => LaneKey::Results(pipeline.into(), stream.into()),
-        _ => LaneKey::Events,
-    }
+fn lane_key(pipeline: String, stream: String) -> LaneKey {
+    if pipeline.is_empty() { LaneKey::Events } else { LaneKey::Results(pipeline.into(), stream.into()) }
 }
 
 /// SQLite's integers are signed; no number comes near the end of them.

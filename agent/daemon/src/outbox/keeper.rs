@@ -11,7 +11,7 @@ use limpet_wire::message::DroppedRange;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::book::{LaneId, LaneRows, Number, Placed, Row, Work};
-use super::database::{Database, DatabaseError, Offset, Salvaged, Victim};
+use super::database::{Contents, Database, DatabaseError, Offset, Salvaged, Victim};
 use super::item::{self, LaneKey};
 use super::ranges::{self, Held, Range};
 use super::ring::{FoundItem, Ring};
@@ -70,10 +70,6 @@ impl Lanes {
         let next = self.0.values().max().map_or(1, |id| id + 1);
         *self.0.entry(key.clone()).or_insert_with(|| known(key).unwrap_or(next))
     }
-
-    fn key(&self, id: LaneId) -> Option<LaneKey> {
-        self.0.iter().find(|(_, lane)| **lane == id).map(|(key, _)| key.clone())
-    }
 }
 
 impl Opened {
@@ -97,7 +93,7 @@ impl Opened {
         }
         let mut take = || {
             for (boot, rows) in &of_boot {
-                self.database.take_over(boot, rows, |id| lanes.key(id))?;
+                self.database.take_over(boot, rows)?;
             }
             (self.lanes, self.last) = (self.database.lanes()?, self.database.last()?);
             Ok(())
@@ -131,7 +127,7 @@ pub fn open(
         Ok(opened) => Ok(opened),
         Err(DatabaseError::Refused(why)) => Err(format!("{}: {why}", path.display())),
         Err(error) => {
-            let (opened, notice) = renew(path, &error, None, floor, ids, |_| true, lane)?;
+            let (opened, notice) = renew(path, &error, Known::default(), floor, ids, |_| true, lane)?;
             _ = notices.send(notice);
             Ok(opened)
         }
@@ -144,12 +140,24 @@ fn put_in_place(new: &Path, path: &Path) -> std::io::Result<()> {
     path.parent().map_or(Ok(()), |folder| std::fs::File::open(folder)?.sync_all())
 }
 
-/// Sets a database aside and starts a new one with what can be read of it. `held` is how many items it is known to have
-/// held, `wanted` says which of them are, and `lane` by which number a stream is known that has no row any more.
-fn renew(
+/// What is known of a damaged database by who had it open.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// How many items it held.
+    pub items: Option<u64>,
+    /// Which results and events.
+    pub contents: Option<Contents>,
+}
+
+/// Sets a database aside and starts a new one with what can be read of it: of it what is `wanted`. `lane` says by which
+/// number a stream is known that has no row any more.
+///
+/// # Errors
+/// What the system says.
+pub fn renew(
     path: &Path,
     error: &DatabaseError,
-    held: Option<u64>,
+    known: Known,
     floor: Number,
     ids: &EventIds,
     wanted: impl Fn(Number) -> bool,
@@ -157,7 +165,7 @@ fn renew(
 ) -> Result<(Opened, Notice), String> {
     let refused = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
     // What its lanes say, if they can be read, is how many there were.
-    let held = held.or_else(|| {
+    let held = known.items.or_else(|| {
         let lanes = Database::open(path).ok()?.1;
         Some(lanes.iter().map(|lane| lane.rows).sum())
     });
@@ -169,7 +177,7 @@ fn renew(
     let (mut database, ..) = Database::open(&beside).map_err(|error| refused(&error))?;
     let salvaged = match error {
         DatabaseError::Newer(_) => Salvaged::default(),
-        _ => database.salvage(path, wanted).map_err(|error| refused(&error))?,
+        _ => database.salvage(path, wanted, known.contents).map_err(|error| refused(&error))?,
     };
     let lanes = database.lanes().map_err(|error| refused(&error))?;
     let mut runs = Runs::default();
@@ -177,7 +185,7 @@ fn renew(
     let (mut records, mut last) = (Vec::new(), floor.max(database.last().map_err(|error| refused(&error))?));
     let mut lanes = Lanes::of(&lanes);
     // What was dropped before is told of once more: its record may have stood in what is damaged.
-    let known = salvaged.runs.iter().flat_map(|run| {
+    let told_before = salvaged.runs.iter().flat_map(|run| {
         let range = |told: &DroppedRange| {
             let DroppedRange { first, last, every, reason } = *told;
             (Range { key: run.key.clone(), run: run.run, first, last, every }, reason)
@@ -185,7 +193,7 @@ fn renew(
         run.dropped.iter().flatten().map(range).collect::<Vec<_>>()
     });
     let lost = salvaged.lost.iter().map(|range| (range.clone(), Reason::Damaged));
-    let told: Vec<(Range, Reason)> = known.chain(lost).collect();
+    let told: Vec<(Range, Reason)> = told_before.chain(lost).collect();
     runs.restore(salvaged.runs);
     for (range, reason) in &told {
         // A lane of which nothing could be read has its record all the same.
@@ -197,7 +205,7 @@ fn renew(
     }
     runs.all_dirty();
     let runs = runs.take_dirty(&runs.keys());
-    database.write(&records, &[], &runs, |id| lanes.key(id), Offset(None)).map_err(|error| refused(&error))?;
+    database.write(&records, &[], &runs, Offset(None)).map_err(|error| refused(&error))?;
     // Closed, it is one file.
     drop(database);
     let mark = crate::wall::now_text()
@@ -227,7 +235,7 @@ impl Keeper {
     pub fn delete_settled(&mut self, numbers: &[Number]) {
         let Some(database) = &mut self.database else { return };
         let outcome = database.placed(numbers).and_then(|gone| {
-            database.write(&[], &gone, &[], |_| None, Offset(None))?;
+            database.write(&[], &gone, &[], Offset(None))?;
             Ok(gone)
         });
         match outcome {
@@ -319,14 +327,12 @@ impl Keeper {
         let Some(database) = &mut self.database else { return };
         let outbox = &self.outbox;
         let lanes: BTreeSet<LaneId> = rows.iter().map(|row| row.lane).collect();
-        let (keys, runs) = {
+        let runs = {
             let mut state = outbox.lock();
-            let key = |lane: &LaneId| Some((*lane, state.book.key(*lane)?.clone()));
-            let keys: BTreeMap<LaneId, LaneKey> = lanes.iter().filter_map(key).collect();
-            let runs = state.runs.take_dirty(&keys.values().cloned().collect());
-            (keys, runs)
+            let keys = lanes.iter().filter_map(|lane| state.book.key(*lane).cloned()).collect();
+            state.runs.take_dirty(&keys)
         };
-        match database.write(&rows, &gone, &runs, |lane| keys.get(&lane).cloned(), Offset(Wall::now().offset())) {
+        match database.write(&rows, &gone, &runs, Offset(Wall::now().offset())) {
             Ok(()) => {
                 let mut state = outbox.lock();
                 let closed = state.book.written(&rows, &gone, Instant::now());
@@ -375,19 +381,19 @@ impl Keeper {
         let mut state = self.outbox.lock();
         let mut records = Vec::new();
         let held = victims.into_iter().map(|victim| victim.what);
-        let mut keys = BTreeMap::new();
+        let mut keys = BTreeSet::new();
         for (range, reason) in ranges::fold(held, every, reason) {
             let (number, lane) = (state.book.number(), state.book.lane(&range.key));
             let payload = ranges::record(&range, reason, &self.outbox.ids);
             records.push(Row { number, lane, at: Moment::now().0, payload });
-            keys.insert(lane, range.key.clone());
+            keys.insert(range.key.clone());
             state.runs.dropped(&range, reason);
         }
         // On record with the rows: a record may be lost by damage, and is told again then.
-        let runs = state.runs.take_dirty(&keys.values().cloned().collect());
+        let runs = state.runs.take_dirty(&keys);
         drop(state);
         let outbox = &self.outbox;
-        match database.write(&records, &placed, &runs, |lane| keys.get(&lane).cloned(), Offset(None)) {
+        match database.write(&records, &placed, &runs, Offset(None)) {
             Ok(()) => {
                 let mut state = outbox.lock();
                 state.book.dropped(&placed, &records, Instant::now());
@@ -417,8 +423,8 @@ impl Keeper {
             }
             return;
         }
-        self.database = None;
-        let (held, gone) = {
+        let contents = self.database.take().map(Database::into_contents);
+        let (items, gone) = {
             let state = self.outbox.lock();
             let depth = state.book.depth();
             (state.book.waiting() - depth.live, state.book.gone())
@@ -432,7 +438,8 @@ impl Keeper {
         } else {
             let floor = self.outbox.lock().book.leave_numbers(RECORDS);
             let lane = |key: &LaneKey| Some(self.outbox.lock().book.lane(key));
-            renew(&self.path, &error, Some(held), floor, &self.outbox.ids, |number| !gone.contains(&number), lane)
+            let known = Known { items: Some(items), contents };
+            renew(&self.path, &error, known, floor, &self.outbox.ids, |number| !gone.contains(&number), lane)
         };
         match renewed {
             Ok((opened, notice)) => {

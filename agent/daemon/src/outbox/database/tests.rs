@@ -1,11 +1,15 @@
 //! What is on the disk, and what is left of it when it is damaged.
 
+use std::collections::BTreeMap;
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::sync::Arc;
 
+use limpet_wire::dropped::Reason;
 use limpet_wire::result::{Captured, Clock, ResultRecord, Verdict};
+use proptest::prelude::*;
 
 use super::*;
+use crate::outbox::keeper::{self, Opened};
 use crate::outbox::{EventIds, item};
 
 fn key(stream: &str) -> LaneKey {
@@ -18,10 +22,6 @@ fn payload(stream: &str, seq: u64) -> Arc<[u8]> {
 }
 
 /// Lane 1 is stream `a`, lane 2 is `b`.
-fn lane(id: LaneId) -> Option<LaneKey> {
-    Some(key(if id == 1 { "a" } else { "b" }))
-}
-
 fn row(number: Number, lane: LaneId, seq: u64) -> Row {
     let stream = if lane == 1 { "a" } else { "b" };
     Row { number, lane, at: number * 1_000_000_000, payload: payload(stream, seq) }
@@ -47,11 +47,16 @@ impl Disk {
         Database::open(&self.path()).unwrap()
     }
 
+    /// A new one beside it.
+    fn open_another(&self) -> (Database, Vec<LaneRows>, Number) {
+        Database::open(&self.0.path().join("another.db")).unwrap()
+    }
+
     /// One with `count` rows of lane 1, numbered from 1, all of them in the main file.
     fn with_rows(count: u64) -> Self {
         let disk = Self::new();
         let rows: Vec<Row> = (1..=count).map(|number| row(number, 1, number)).collect();
-        disk.open().0.write(&rows, &[], &[], lane, Offset(None)).unwrap();
+        disk.open().0.write(&rows, &[], &[], Offset(None)).unwrap();
         disk
     }
 
@@ -78,10 +83,10 @@ fn rows_are_there_after_a_restart_and_lanes_know_how_many() {
     let rows = [row(1, 1, 1), row(2, 2, 1), row(3, 1, 2)];
     let (mut database, lanes, last) = disk.open();
     assert_eq!((lanes.len(), last), (0, 0));
-    database.write(&rows, &[], &[], lane, Offset(None)).unwrap();
-    database.write(&[], &[placed(&rows[0])], &[], lane, Offset(None)).unwrap();
+    database.write(&rows, &[], &[], Offset(None)).unwrap();
+    database.write(&[], &[placed(&rows[0])], &[], Offset(None)).unwrap();
     // What is not there is not counted.
-    database.write(&[], &[placed(&rows[0])], &[], lane, Offset(None)).unwrap();
+    database.write(&[], &[placed(&rows[0])], &[], Offset(None)).unwrap();
     drop(database);
     let (mut database, mut lanes, last) = disk.open();
     lanes.sort_by_key(|lane| lane.id);
@@ -97,7 +102,7 @@ fn a_read_ends_where_it_has_enough_and_passes_other_lanes() {
     let disk = Disk::new();
     let (mut database, ..) = disk.open();
     let rows: Vec<Row> = (1..=10).map(|number| row(number, 1 + number as LaneId % 2, number)).collect();
-    database.write(&rows, &[], &[], lane, Offset(None)).unwrap();
+    database.write(&rows, &[], &[], Offset(None)).unwrap();
     let (found, upto) = database.read(2, &[1].into(), 2 * rows[0].payload.len() as u64).unwrap();
     assert_eq!((found.iter().map(|row| row.number).collect::<Vec<_>>(), upto), (vec![2, 4], Some(4)));
     let (found, upto) = database.read(5, &[1].into(), u64::MAX).unwrap();
@@ -108,9 +113,9 @@ fn a_read_ends_where_it_has_enough_and_passes_other_lanes() {
 fn what_was_stored_before_the_clock_was_set_gets_its_time_even_under_another_boot() {
     let disk = Disk::new();
     let (mut database, ..) = disk.open();
-    database.write(&[row(1, 1, 1)], &[], &[], lane, Offset(None)).unwrap();
+    database.write(&[row(1, 1, 1)], &[], &[], Offset(None)).unwrap();
     // The clock is set, and says so with a later commit of the same boot.
-    database.write(&[row(2, 1, 2)], &[], &[], lane, Offset(Some(1_000))).unwrap();
+    database.write(&[row(2, 1, 2)], &[], &[], Offset(Some(1_000))).unwrap();
     let offsets = |database: &mut Database| {
         let (rows, _) = database.read(0, &[1].into(), u64::MAX).unwrap();
         rows.iter().map(|row| row.boot).collect::<Vec<_>>()
@@ -120,7 +125,7 @@ fn what_was_stored_before_the_clock_was_set_gets_its_time_even_under_another_boo
     drop(database);
     let (mut database, ..) = disk.open();
     assert_eq!(offsets(&mut database), [Boot::Known(1_000), Boot::Known(1_000)]);
-    database.write(&[row(3, 1, 3)], &[], &[], lane, Offset(None)).unwrap();
+    database.write(&[row(3, 1, 3)], &[], &[], Offset(None)).unwrap();
     assert_eq!(offsets(&mut database), [Boot::Known(1_000), Boot::Known(1_000), Boot::This]);
 }
 
@@ -130,7 +135,7 @@ fn each_policy_drops_what_it_says() {
     let (mut database, ..) = disk.open();
     let mut rows: Vec<Row> = (1..=40).map(|number| row(number, 1, number)).collect();
     rows.push(row(41, 2, 1));
-    database.write(&rows, &[], &[], lane, Offset(None)).unwrap();
+    database.write(&rows, &[], &[], Offset(None)).unwrap();
     let size = placed(&rows[0]).bytes;
     let drop = |policy, rows: u64| {
         let (victims, every) = database.victims(&[1].into(), policy, rows * size, |number| number != 2).unwrap();
@@ -149,7 +154,7 @@ fn what_has_waited_too_long_is_found_and_what_nobody_knows_the_age_of_is_not() {
     let disk = Disk::new();
     let (mut database, ..) = disk.open();
     // Stored 1, 2, 3 seconds after boot.
-    database.write(&[row(1, 1, 1), row(2, 1, 2), row(3, 1, 3)], &[], &[], lane, Offset(None)).unwrap();
+    database.write(&[row(1, 1, 1), row(2, 1, 2), row(3, 1, 3)], &[], &[], Offset(None)).unwrap();
     let second = 1_000_000_000;
     let old = |database: &Database, offset| {
         let victims =
@@ -170,9 +175,8 @@ fn every_page_may_be_damaged_and_what_is_lost_is_what_was_in_it() {
         disk.damage(page);
         let ids = EventIds::new("g".into());
         let (notices, _noticed) = tokio::sync::mpsc::unbounded_channel();
-        let opened = crate::outbox::keeper::open(&disk.path(), 0, &ids, &notices, |_| None);
-        let crate::outbox::keeper::Opened { mut database, .. } =
-            opened.unwrap_or_else(|why| panic!("page {page}: {why}"));
+        let opened = keeper::open(&disk.path(), 0, &ids, &notices, |_| None);
+        let Opened { mut database, .. } = opened.unwrap_or_else(|why| panic!("page {page}: {why}"));
         // Damage that shows only when rows are read shows then.
         let read = database.read(0, &[1].into(), u64::MAX);
         let rows = match read {
@@ -182,7 +186,7 @@ fn every_page_may_be_damaged_and_what_is_lost_is_what_was_in_it() {
                 drop(database);
                 let aside = Database::set_aside(&disk.path(), "test").unwrap();
                 let (mut new, ..) = disk.open();
-                let salvaged = new.salvage(&aside, |_| true).unwrap();
+                let salvaged = new.salvage(&aside, |_| true, None).unwrap();
                 let (rows, _) = new.read(0, &[1].into(), u64::MAX).unwrap();
                 assert_eq!(salvaged.rows, rows.len() as u64);
                 let there: BTreeSet<u64> = rows.iter().map(|row| row.number).collect();
@@ -229,7 +233,166 @@ fn an_item_that_the_disk_has_changed_is_no_result_any_more() {
     drop(database);
     let aside = Database::set_aside(&disk.path(), "test").unwrap();
     let (mut new, ..) = disk.open();
-    let salvaged = new.salvage(&aside, |_| true).unwrap();
+    let salvaged = new.salvage(&aside, |_| true, None).unwrap();
     let lost: Vec<_> = salvaged.lost.iter().map(|range| (range.first, range.last)).collect();
     assert_eq!((salvaged.rows, lost), (39, vec![(20, 20)]));
+}
+
+/// What a database went through, in one of three lanes: two streams and the events.
+#[derive(Debug, Clone)]
+enum Step {
+    /// So many items were committed.
+    Commit(usize, usize),
+    /// The process began anew, and with it every run.
+    Restart,
+    /// Of the items of a lane the oldest that are there were delivered, or each so many.
+    Deliver { lane: usize, count: usize, every: usize },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => (0..3_usize, 1..60_usize).prop_map(|(lane, count)| Step::Commit(lane, count)),
+        1 => Just(Step::Restart),
+        2 => (0..3_usize, 1..40_usize, 1..4_usize)
+            .prop_map(|(lane, count, every)| Step::Deliver { lane, count, every }),
+    ];
+    prop::collection::vec(step, 1..25)
+}
+
+/// The same, and what is in it then.
+#[derive(Default)]
+struct History {
+    rows: BTreeMap<Number, (Placed, LaneKey, Serial)>,
+    numbers: Number,
+    run: u64,
+    seqs: [u64; 3],
+}
+
+impl History {
+    fn take(&mut self, step: &Step, database: &mut Database) {
+        match *step {
+            Step::Restart => (self.run, self.seqs) = (self.run + 1, [0; 3]),
+            Step::Commit(lane, count) => {
+                let rows: Vec<Row> = (0..count).map(|_| self.row(lane)).collect();
+                database.write(&rows, &[], &[], Offset(None)).unwrap();
+                self.rows.extend(rows.iter().map(|row| {
+                    let label = item::label(&row.payload).unwrap();
+                    (row.number, (placed(row), label.lane, label.serial.unwrap()))
+                }));
+            }
+            Step::Deliver { lane, count, every } => {
+                let of_lane = self.rows.values().filter(|(row, ..)| row.lane as usize == lane + 1);
+                let gone: Vec<Placed> = of_lane.step_by(every).take(count).map(|(row, ..)| *row).collect();
+                database.write(&[], &gone, &[], Offset(None)).unwrap();
+                gone.iter().for_each(|row| _ = self.rows.remove(&row.number));
+            }
+        }
+    }
+
+    fn row(&mut self, lane: usize) -> Row {
+        self.numbers += 1;
+        self.seqs[lane] += 1;
+        let serial = Serial { run: self.run + 1, seq: self.seqs[lane] };
+        let payload = if lane == 2 {
+            format!(r#"{{"v":1,"type":"event","id":"g/event/{serial}","text":"{}"}}"#, "x".repeat(150))
+                .into_bytes()
+                .into()
+        } else {
+            let verdict = Verdict::Regression { values: vec![0.5; 40] };
+            let record = item::fixture::record("p", ["a", "b"][lane], serial.seq, verdict);
+            item::of_result(&ResultRecord { serial: Some(serial), ..record })
+        };
+        Row { number: self.numbers, lane: lane as LaneId + 1, at: self.numbers, payload }
+    }
+
+    fn stored(&self) -> BTreeSet<(LaneKey, u64, u64)> {
+        self.rows.values().map(|(_, key, serial)| (key.clone(), serial.run, serial.seq)).collect()
+    }
+}
+
+/// All that a database says: items, and what is told of damage.
+fn said(database: &mut Database, lanes: &[LaneRows]) -> [BTreeSet<(LaneKey, u64, u64)>; 2] {
+    let (rows, _) = database.read(0, &lanes.iter().map(|lane| lane.id).collect(), u64::MAX).unwrap();
+    let [mut items, mut told] = [BTreeSet::new(), BTreeSet::new()];
+    for row in rows {
+        match Held::of(&row.payload).unwrap() {
+            Held::Serial(key, Serial { run, seq }) => _ = items.insert((key, run, seq)),
+            Held::Range(range, reason) => {
+                assert_eq!(reason, Reason::Damaged);
+                told.extend((range.first..=range.last).map(|seq| (range.key.clone(), range.run, seq)));
+            }
+        }
+    }
+    [items, told]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    /// Whatever was stored and delivered in however many streams and runs, and however many pages are damaged at once:
+    /// what cannot be read is told of, all of it and nothing else, as long as the run's record can be read, or the
+    /// database was open.
+    #[test]
+    fn what_cannot_be_read_is_told_of_and_nothing_else(
+        steps in steps(),
+        pages in prop::collection::vec(any::<prop::sample::Index>(), 1..4),
+    ) {
+        let disk = Disk::new();
+        let (mut database, ..) = disk.open();
+        let mut history = History::default();
+        steps.iter().for_each(|step| history.take(step, &mut database));
+        let known = database.into_contents();
+        // The first page says what the others are.
+        for page in pages.iter().filter(|_| disk.pages() > 1) {
+            disk.damage(1 + page.index(disk.pages() as usize - 1) as u64);
+        }
+        // What is on record is what is there, or a little more where that is in many pieces.
+        let stored = history.stored();
+        let held: BTreeSet<_> = known.iter()
+            .flat_map(|(key, run, numbers)| numbers.iter().cloned().flatten().map(move |seq| (key.clone(), run, seq)))
+            .collect();
+        let in_pieces = steps.iter().any(|step| matches!(step, Step::Deliver { every: 2.., .. }));
+        prop_assert!(held.is_superset(&stored) && (in_pieces || held == stored));
+        let copy = Disk::new();
+        fs::copy(disk.path(), copy.path()).unwrap();
+        let readable: BTreeSet<(LaneKey, u64)> = {
+            let old = Connection::open(copy.path()).unwrap();
+            let run = |id: i64| {
+                let all = "SELECT pipeline, stream, run, last, dropped, held FROM run WHERE id = ?1";
+                old.query_row(all, [id], |row| Ok((lane_key(row.get(0)?, row.get(1)?), row.get::<_, i64>(2)?)))
+            };
+            (1..100).filter_map(|id| run(id).ok()).map(|(key, run)| (key, run.cast_unsigned())).collect()
+        };
+
+        // It was open when it was found to be damaged.
+        let (mut new, ..) = copy.open_another();
+        let salvaged = new.salvage(&copy.path(), |_| true, Some(known)).unwrap();
+        let lanes = new.lanes().unwrap();
+        let [items, _] = said(&mut new, &lanes);
+        let told: BTreeSet<_> = salvaged.lost.iter()
+            .flat_map(|range| (range.first..=range.last).map(|seq| (range.key.clone(), range.run, seq)))
+            .collect();
+        prop_assert_eq!(&told, &held.difference(&items).cloned().collect());
+
+        // It is opened; or it can be, and what it is asked for first is damaged.
+        let ids = EventIds::new("g".into());
+        let (notices, _noticed) = tokio::sync::mpsc::unbounded_channel();
+        let open = || keeper::open(&disk.path(), 0, &ids, &notices, |_| None).unwrap();
+        let Opened { mut database, mut lanes, .. } = open();
+        let all = lanes.iter().map(|lane| lane.id).collect();
+        if database.read(0, &all, u64::MAX).is_err() {
+            drop(database);
+            let damaged = DatabaseError::Damaged("it was read".into());
+            let renewed = keeper::renew(&disk.path(), &damaged, keeper::Known::default(), 0, &ids, |_| true, |_| None);
+            (Opened { database, lanes, .. }, _) = renewed.unwrap();
+        }
+        let [items, told] = said(&mut database, &lanes);
+        prop_assert!(items.is_subset(&stored));
+        let on_record = |(key, run, _): &&(LaneKey, u64, u64)| readable.contains(&(key.clone(), *run));
+        let told: BTreeSet<_> = told.iter().filter(on_record).cloned().collect();
+        let missing: BTreeSet<_> = stored.difference(&items).filter(on_record).cloned().collect();
+        // Damage where nothing is needs no telling.
+        prop_assert!(told.is_superset(&missing), "{told:?}, and missing are {missing:?}");
+        prop_assert!(told.is_subset(&held.difference(&items).cloned().collect()), "{told:?}, and held were {held:?}");
+    }
 }
