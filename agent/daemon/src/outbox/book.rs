@@ -458,6 +458,25 @@ impl Book {
         self.lanes.get_mut(&id).expect("it is there now")
     }
 
+    /// A lane without rows gets another number: the one under which the database knows it, or its stream would have two,
+    /// and lose its order.
+    fn renumber_lane(&mut self, from: LaneId, to: LaneId) {
+        if self.lanes.contains_key(&to) {
+            return;
+        }
+        let Some(lane) = self.lanes.remove(&from) else { return };
+        let head = lane.live.front().map(|live| live.number);
+        move_head(&mut self.live_heads, from, head, None);
+        move_head(&mut self.live_heads, to, None, head);
+        self.by_key.insert(lane.key.clone(), to);
+        self.lanes.insert(to, lane);
+        self.next_lane = self.next_lane.max(to + 1);
+        self.hand.values_mut().filter(|(id, _)| *id == from).for_each(|(id, _)| *id = to);
+        if let Some(until) = self.parked.remove(&from) {
+            self.parked.insert(to, until);
+        }
+    }
+
     /// Changes what is live in a lane, and with it the place of the lane among those that have something.
     fn edit_live<T>(&mut self, id: LaneId, edit: impl FnOnce(&mut VecDeque<Live>) -> T) -> T {
         let live = &mut self.lanes.get_mut(&id).expect("lanes with live items stay").live;
@@ -491,7 +510,9 @@ impl Book {
         let empty: Vec<LaneId> =
             self.lanes.iter().filter(|(id, lane)| lane.is_empty() && !busy.contains(id)).map(|(id, _)| *id).collect();
         for id in empty {
-            if let Some(lane) = self.lanes.remove(&id) {
+            if let Some(lane) = self.lanes.remove(&id)
+                && self.by_key.get(&lane.key) == Some(&id)
+            {
                 self.by_key.remove(&lane.key);
             }
             self.parked.remove(&id);
@@ -703,7 +724,9 @@ impl Book {
                 earlier(until);
                 return false;
             }
-            if self.rules.order == OutboxOrder::BacklogFirst && lane.has_backlog() {
+            // Where the disk takes no deletion, nothing more is read, and what is new waits for nothing.
+            let reads = self.gone.len() < GONE_MOST;
+            if self.rules.order == OutboxOrder::BacklogFirst && lane.has_backlog() && reads {
                 return false;
             }
             // Not before the disk has it; but a disk that says no stops no link that works.
@@ -1115,6 +1138,11 @@ impl Book {
         missing
     }
 
+    /// Making room failed.
+    pub fn not_dropped(&mut self, now: Instant) {
+        self.drop_from = Some(now + DROP_AGAIN);
+    }
+
     /// Reading failed.
     pub fn not_read(&mut self, now: Instant) {
         self.reading = false;
@@ -1215,11 +1243,17 @@ impl Book {
         self.gone.is_empty() && self.deleting.is_empty() && self.orphans.is_empty()
     }
 
-    /// Numbers of live items, waiting or in hand.
-    pub fn live_numbers(&self) -> Vec<Number> {
-        let waiting = self.lanes.values().flat_map(|lane| &lane.live).map(|live| live.number);
-        let held = self.hand.iter().filter(|(_, (_, held))| matches!(held, Held::Live(_)));
-        waiting.chain(held.map(|(number, _)| *number)).collect()
+    /// Live items, waiting or in hand, by their numbers: each with the boot time at which it was stored, and what it says.
+    pub fn live_items(&self) -> Vec<(Number, u64, Payload)> {
+        let waiting = self.lanes.values().flat_map(|lane| &lane.live);
+        let held = self.hand.values().filter_map(|(_, held)| match held {
+            Held::Live(live) => Some(live),
+            Held::Back(_) => None,
+        });
+        let item = |live: &Live| (live.number, live.at, Arc::clone(&live.payload));
+        let mut items: Vec<_> = waiting.chain(held).map(item).collect();
+        items.sort_unstable_by_key(|(number, ..)| *number);
+        items
     }
 
     /// These live items turn out to be in the database that was adopted just now, as the last process had committed them:
@@ -1254,9 +1288,15 @@ impl Book {
         self.gone.keys().chain(&self.deleting).chain(self.orphans.keys()).copied().collect()
     }
 
-    /// A row that the last process had settled was deleted before anything was read.
-    pub fn deleted_at_start(&mut self, row: Placed) {
-        self.forget_unread(row);
+    /// The last process had settled these rows, and could not delete them any more. Nothing was read of them yet.
+    pub fn settled_before(&mut self, rows: &[Placed], now: Instant) {
+        for row in rows {
+            if let Some(lane) = self.lanes.get_mut(&row.lane) {
+                lane.unread = lane.unread.saturating_sub(1);
+            }
+            self.gone.insert(row.number, *row);
+            self.gone_since.get_or_insert(now);
+        }
     }
 
     /// The database was damaged, and a new one holds these lanes, with numbers up to `last`. What was in the old one is
@@ -1281,6 +1321,11 @@ impl Book {
     pub fn adopt(&mut self, stored: Vec<LaneRows>, last: Number) {
         self.next_number = self.next_number.max(last + 1);
         for LaneRows { id, key, rows, bytes } in stored {
+            if let Some(other) =
+                self.by_key.get(&key).copied().filter(|other| *other != id && self.lanes[other].rows == 0)
+            {
+                self.renumber_lane(other, id);
+            }
             let lane = self.open_lane(id, &key);
             (lane.rows, lane.row_bytes) = (rows, bytes);
             (lane.unread, lane.unread_from) = (rows, 0);

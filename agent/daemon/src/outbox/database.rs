@@ -10,8 +10,8 @@
 //!   more.) Who reads a lane scans, and what was delivered is not there any more.
 //! - `lane`: how many items each lane has, and their bytes, changed in the same transaction as the items: a start need not
 //!   count a million rows.
-//! - `boot`: UTC minus boot time of each boot, as far as it was ever known, so that an item that was stored before the
-//!   clock was set still gets its time.
+//! - `boot`: UTC minus boot time of each boot, as far as it was ever known, and whether a time server had set it, so that an
+//!   item that was stored before the clock was set still gets its time.
 //!
 //! - `run`: the last number and the dropped ranges of each run, as of the last commit of its stream ([`super::runs`]), and
 //!   which of its numbers are here ([`contents`]).
@@ -32,7 +32,7 @@ pub use salvage::Salvaged;
 use limpet_wire::id::Serial;
 use limpet_wire::message::DroppedRange;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Transaction, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Transaction, ffi, params};
 
 use self::contents::Numbers;
 use super::book::{Boot, LaneId, LaneRows, Number, Placed, ROW, ReadRow, Row};
@@ -40,6 +40,7 @@ use super::item::{self, LaneKey};
 use super::ranges::Held;
 use super::runs::Remembered;
 use crate::config::DropPolicy;
+use crate::wall::{self, Wall};
 
 /// What the name of a database that was set aside starts with.
 pub const ASIDE: &str = "outbox-damaged-";
@@ -55,13 +56,16 @@ const CACHE_KIB: i64 = 512;
 const SCAN: usize = 50_000;
 /// Runs that are remembered though nothing of them is here: more than a message of them holds.
 const RUNS: i64 = 2_000;
+/// What SQLite says where a page cannot be read.
+const UNREADABLE: [i32; 4] =
+    [ffi::SQLITE_IOERR_READ, ffi::SQLITE_IOERR_SHORT_READ, ffi::SQLITE_IOERR_DATA, ffi::SQLITE_IOERR_CORRUPTFS];
 /// Rows that one look for old ones gives at most.
 const OLD: usize = 5_000;
 
 /// Why the database did not do what it should.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
-    /// What it holds is not what was written.
+    /// What it holds is not what was written, or a place of it cannot be read, as where a card wears out.
     #[error("it is damaged: {0}")]
     Damaged(String),
     /// The system or the disk says no, for now.
@@ -79,25 +83,69 @@ impl From<rusqlite::Error> for DatabaseError {
             Some(code) if damaged.contains(&code) => Self::Damaged(error.to_string()),
             // Tables or columns that are not there, or hold what they cannot hold.
             Some(ErrorCode::Unknown | ErrorCode::TypeMismatch) => Self::Damaged(error.to_string()),
+            // A sector that is gone says so each time; whoever waits for it to come back waits for ever.
+            Some(ErrorCode::SystemIoFailure)
+                if extended_code(&error).is_some_and(|code| UNREADABLE.contains(&code)) =>
+            {
+                Self::Damaged(error.to_string())
+            }
             None => Self::Damaged(error.to_string()),
             Some(_) => Self::Refused(error.to_string()),
         }
     }
 }
 
-/// The relation of boot time to UTC under this boot.
+/// What only makes room: a disk that takes nothing at the moment can be read all the same.
+fn tidy(outcome: Result<usize, rusqlite::Error>) -> Result<(), DatabaseError> {
+    match outcome.map_err(DatabaseError::from) {
+        Ok(_) | Err(DatabaseError::Refused(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn extended_code(error: &rusqlite::Error) -> Option<i32> {
+    match error {
+        rusqlite::Error::SqliteFailure(error, _) => Some(error.extended_code),
+        _ => None,
+    }
+}
+
+/// The relation of boot time to UTC under a boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Offset(pub Option<i64>);
+pub struct Offset {
+    /// UTC minus boot time, in nanoseconds, if it is known.
+    pub utc: Option<i64>,
+    /// Whether a time server had set the clock: good enough to judge how old something is, and not only to label it. A
+    /// clock that was merely restored at the start may be weeks behind.
+    pub right: bool,
+}
+
+impl Offset {
+    /// As of now.
+    pub fn now() -> Self {
+        Self { utc: Wall::now().offset(), right: wall::is_right() }
+    }
+
+    /// Whether this says more than what is on record.
+    fn is_news(self, recorded: Self) -> bool {
+        // A clock that is set anew differs by more than what it drifts between two commits.
+        let differs = self.utc.is_some_and(|now| recorded.utc.is_none_or(|then| now.abs_diff(then) > 100_000_000));
+        (differs && (self.right || !recorded.right)) || (self.right && self.utc.is_some() && !recorded.right)
+    }
+}
 
 /// The database of an outbox.
 #[derive(Debug)]
 pub struct Database {
     connection: Connection,
-    /// The row of this boot, and what is on record of it.
-    boot: i64,
+    /// The kernel's id of this boot; its row, which comes with the first commit; and what is on record of it.
+    kernel: String,
+    boot: Option<i64>,
     recorded: Offset,
     /// What of each run is here.
     contents: Contents,
+    /// Rows before this one are of boots of which nobody will ever know how long ago they were.
+    timed_from: Number,
 }
 
 /// A row that may be dropped.
@@ -127,7 +175,7 @@ impl Database {
             0 => connection.execute_batch(&format!(
                 "BEGIN;
                  CREATE TABLE lane (id INTEGER PRIMARY KEY, pipeline TEXT NOT NULL, stream TEXT NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL) STRICT;
-                 CREATE TABLE boot (id INTEGER PRIMARY KEY, kernel TEXT UNIQUE NOT NULL, offset INTEGER) STRICT;
+                 CREATE TABLE boot (id INTEGER PRIMARY KEY, kernel TEXT UNIQUE NOT NULL, offset INTEGER, right INTEGER NOT NULL DEFAULT 0) STRICT;
                  CREATE TABLE run (id INTEGER PRIMARY KEY, pipeline TEXT NOT NULL, stream TEXT NOT NULL, run INTEGER NOT NULL, last INTEGER NOT NULL, dropped TEXT NOT NULL DEFAULT '[]', held TEXT NOT NULL DEFAULT '[]') STRICT;
                  CREATE UNIQUE INDEX run_of ON run (pipeline, stream, run);
                  CREATE TABLE item (number INTEGER PRIMARY KEY, lane INTEGER NOT NULL, boot INTEGER NOT NULL, at INTEGER NOT NULL, sum INTEGER NOT NULL, payload BLOB NOT NULL) STRICT;
@@ -138,27 +186,19 @@ impl Database {
             VERSION => {}
             newer => return Err(DatabaseError::Newer(newer)),
         }
-        let kernel = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let find = "SELECT id, offset FROM boot WHERE kernel = ?1";
-        let known = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, Offset(row.get(1)?)));
-        let known = connection.query_row(find, [kernel.trim()], known).optional()?;
-        let (boot, recorded) = match known {
-            Some(known) => known,
-            None => {
-                // Those of boots of which nothing is left are forgotten.
-                connection.execute("DELETE FROM boot WHERE NOT EXISTS (SELECT 1 FROM item LIMIT 1)", [])?;
-                connection.execute("INSERT INTO boot (kernel) VALUES (?1)", [kernel.trim()])?;
-                (connection.last_insert_rowid(), Offset(None))
-            }
-        };
-        connection.execute("DELETE FROM lane WHERE rows = 0", [])?;
+        let kernel = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        let find = "SELECT id, offset, right FROM boot WHERE kernel = ?1";
+        let known = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, Offset { utc: row.get(1)?, right: row.get(2)? }));
+        let known = connection.query_row(find, [&kernel], known).optional()?;
+        let (boot, recorded) = known.map_or((None, Offset::default()), |(boot, offset)| (Some(boot), offset));
+        tidy(connection.execute("DELETE FROM lane WHERE rows = 0", []))?;
         let mut contents = Contents::default();
         read_runs(&connection, 0, |run| {
             let RunRow { remembered: Remembered { key, run, .. }, held, .. } = run?;
             *contents.run(&key, run) = held.map_err(DatabaseError::Damaged)?;
             Ok(())
         })?;
-        let database = Self { connection, boot, recorded, contents };
+        let database = Self { connection, kernel, boot, recorded, contents, timed_from: 0 };
         let (lanes, last) = (database.lanes()?, database.last()?);
         Ok((database, lanes, last))
     }
@@ -168,7 +208,8 @@ impl Database {
     /// # Errors
     /// If it is damaged, or the system says no.
     pub fn lanes(&self) -> Result<Vec<LaneRows>, DatabaseError> {
-        let mut statement = self.connection.prepare("SELECT id, pipeline, stream, rows, bytes FROM lane")?;
+        let mut statement =
+            self.connection.prepare("SELECT id, pipeline, stream, rows, bytes FROM lane WHERE rows > 0")?;
         let lanes = statement.query_map([], |row| {
             let key = lane_key(row.get(1)?, row.get(2)?);
             let (rows, bytes): (i64, i64) = (row.get(3)?, row.get(4)?);
@@ -192,7 +233,7 @@ impl Database {
     /// If it is damaged, or the system says no.
     pub fn runs(&self) -> Result<Vec<Remembered>, DatabaseError> {
         let forget = "DELETE FROM run WHERE held = '[]' AND id <= (SELECT max(id) FROM run) - ?1";
-        self.connection.execute(forget, [RUNS])?;
+        tidy(self.connection.execute(forget, [RUNS]))?;
         let mut runs = Vec::new();
         read_runs(&self.connection, 0, |run| {
             let RunRow { remembered, dropped, .. } = run?;
@@ -241,17 +282,26 @@ impl Database {
         runs: &[Remembered],
         offset: Offset,
     ) -> Result<(), DatabaseError> {
-        let boot = self.boot;
-        // A clock that is set anew differs by more than what it drifts between two commits.
-        let news = offset.0.is_some_and(|now| self.recorded.0.is_none_or(|then| now.abs_diff(then) > 100_000_000));
+        let news = offset.is_news(self.recorded);
+        let (known, kernel) = (self.boot, self.kernel.clone());
         let mut change = self.change()?;
+        let boot = match known {
+            Some(boot) => boot,
+            None => {
+                // Those of boots of which nothing is left are forgotten.
+                change.transaction.execute("DELETE FROM boot WHERE NOT EXISTS (SELECT 1 FROM item LIMIT 1)", [])?;
+                change.boot(&kernel)?
+            }
+        };
         change.insert(rows.iter().map(|row| (row, boot)))?;
         change.delete(gone)?;
         change.remember(runs)?;
         if news {
-            change.transaction.execute("UPDATE boot SET offset = ?1 WHERE id = ?2", params![offset.0, boot])?;
+            let update = "UPDATE boot SET offset = ?1, right = ?2 WHERE id = ?3";
+            change.transaction.execute(update, params![offset.utc, offset.right, boot])?;
         }
         change.commit()?;
+        self.boot = Some(boot);
         if news {
             self.recorded = offset;
         }
@@ -266,9 +316,7 @@ impl Database {
         let numbers: Vec<Number> = rows.iter().map(|row| row.number).collect();
         let there: HashSet<Number> = self.placed(&numbers)?.iter().map(|row| row.number).collect();
         let mut change = self.change()?;
-        let transaction = &change.transaction;
-        transaction.execute("INSERT INTO boot (kernel) VALUES (?1) ON CONFLICT (kernel) DO NOTHING", [kernel])?;
-        let boot: i64 = transaction.query_row("SELECT id FROM boot WHERE kernel = ?1", [kernel], |row| row.get(0))?;
+        let boot = change.boot(kernel)?;
         change.insert(rows.iter().filter(|row| !there.contains(&row.number)).map(|row| (row, boot)))?;
         change.commit()
     }
@@ -309,7 +357,7 @@ impl Database {
                 taken += payload.len() as u64;
                 let boot: i64 = row.get(2)?;
                 let boot = match offsets.get(&boot).copied().flatten() {
-                    _ if boot == self.boot => Boot::This,
+                    _ if Some(boot) == self.boot => Boot::This,
                     Some(offset) => Boot::Known(offset),
                     None => Boot::Unknown,
                 };
@@ -383,36 +431,52 @@ impl Database {
         Ok(found)
     }
 
-    /// The oldest rows, as far as they were stored more than `age` ns ago, going by the UTC that is now. Of what was
-    /// stored under a boot that never knew the time, nobody can say how old it is.
+    /// The oldest rows, as far as they were stored more than `age` ns ago: under this boot by the boot time `now`, and under
+    /// an earlier one by UTC, if both clocks were right. Of what was stored under a boot that never knew the time, nobody
+    /// can say how old it is.
     ///
     /// # Errors
     /// If it is damaged, or the system says no.
     pub fn old(
-        &self,
+        &mut self,
         age: u64,
-        utc: i64,
+        now: u64,
         offset: Offset,
         may: impl Fn(Number) -> bool,
     ) -> Result<Vec<Victim>, DatabaseError> {
+        let utc = offset.utc.filter(|_| offset.right).map(|offset| offset.saturating_add_unsigned(now));
         let mut statement = self.connection.prepare_cached(
-            "SELECT number, lane, at, item.boot, boot.offset, payload, sum FROM item LEFT JOIN boot ON boot.id = item.boot ORDER BY number",
+            "SELECT number, lane, at, item.boot, boot.offset, payload, sum
+             FROM item LEFT JOIN boot ON boot.id = item.boot AND boot.right WHERE number >= ?1 ORDER BY number",
         )?;
-        let mut rows = statement.query([])?;
+        let mut rows = statement.query([signed(self.timed_from)])?;
         let mut found = Vec::new();
+        // Whether all that was passed so far is of boots that will never be known.
+        let mut timeless = true;
         while found.len() < OLD
             && let Some(row) = rows.next()?
         {
-            let boot: i64 = row.get(3)?;
-            let offset = if boot == self.boot { offset.0 } else { row.get(4)? };
-            let at: i64 = row.get(2)?;
-            let Some(stored) = offset.map(|offset| offset.saturating_add(at)) else { continue };
-            if utc.saturating_sub(stored) <= i64::try_from(age).unwrap_or(i64::MAX) {
+            let (at, boot): (i64, i64) = (row.get(2)?, row.get(3)?);
+            let known: Option<i64> = row.get(4)?;
+            let waited = if Some(boot) == self.boot {
+                Some(i128::from(now) - i128::from(at))
+            } else {
+                timeless &= known.is_none();
+                known.zip(utc).map(|(offset, utc)| i128::from(utc) - (i128::from(offset) + i128::from(at)))
+            };
+            let number = number(row.get(0)?);
+            let Some(waited) = waited else {
+                if timeless {
+                    self.timed_from = number + 1;
+                }
+                continue;
+            };
+            timeless = false;
+            if waited <= i128::from(age) {
                 break;
             }
-            let at = number(row.get(0)?);
-            if may(at) {
-                found.push(victim(at, row.get(1)?, sound(at, row.get_ref(5)?, row.get(6)?)?)?);
+            if may(number) {
+                found.push(victim(number, row.get(1)?, sound(number, row.get_ref(5)?, row.get(6)?)?)?);
             }
         }
         Ok(found)
@@ -513,6 +577,14 @@ struct Change<'a> {
 }
 
 impl Change<'_> {
+    /// The row of a boot.
+    fn boot(&self, kernel: &str) -> Result<i64, DatabaseError> {
+        let new = "INSERT INTO boot (kernel) VALUES (?1) ON CONFLICT (kernel) DO NOTHING";
+        self.transaction.execute(new, [kernel])?;
+        let find = "SELECT id FROM boot WHERE kernel = ?1";
+        Ok(self.transaction.query_row(find, [kernel], |row| row.get(0))?)
+    }
+
     /// Adds rows, each with its boot.
     fn insert<'a>(&mut self, rows: impl Iterator<Item = (&'a Row, i64)>) -> Result<(), DatabaseError> {
         let Self { transaction, contents, changed } = self;

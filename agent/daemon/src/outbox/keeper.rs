@@ -18,7 +18,6 @@ use super::ring::{FoundItem, Ring};
 use super::runs::{Remembered, Runs};
 use super::{EventIds, Notice, Outbox};
 use crate::marks;
-use crate::wall::Wall;
 
 /// Where numbers start if nobody knows which ones the database holds: above them all.
 pub const UNKNOWN: Number = 1 << 48;
@@ -30,7 +29,7 @@ const RECORDS: u64 = 1 << 24;
 /// A new database that is whole, until the damaged one is set aside and it has its place.
 const SALVAGED: &str = "outbox-salvaged.db";
 /// How often the disk is asked again that said no when the database was to be opened.
-const AGAIN: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 5000 });
 
 /// The keeper of an outbox's database.
 pub struct Keeper {
@@ -43,6 +42,16 @@ pub struct Keeper {
     renewed: Option<Instant>,
     /// Whether it was told that nothing can be written.
     failing: bool,
+}
+
+/// What failed.
+enum Attempt {
+    /// To commit, and to delete these.
+    Write(Vec<Placed>),
+    /// To read.
+    Read,
+    /// To make room.
+    Drop,
 }
 
 /// A database that was opened.
@@ -78,11 +87,11 @@ impl Opened {
     ///
     /// # Errors
     /// What the system says.
-    pub fn take_over(&mut self, found: &[FoundItem]) -> Result<(), String> {
+    pub fn take_over(&mut self, foreign: &[FoundItem]) -> Result<(), String> {
         let mut lanes = Lanes::of(&self.lanes);
         let mut of_boot: BTreeMap<&str, Vec<Row>> = BTreeMap::new();
-        let foreign = found.iter().filter_map(|item| Some((item, item.boot.as_deref()?)));
-        for (FoundItem { number, at, payload, .. }, boot) in foreign {
+        for FoundItem { number, at, payload, boot } in foreign {
+            let Some(boot) = boot.as_deref() else { continue };
             // One that is none is thrown away with the others.
             let Ok(label) = item::label(payload) else { continue };
             let lane = lanes.number(&label.lane, |_| None);
@@ -205,7 +214,7 @@ pub fn renew(
     }
     runs.all_dirty();
     let runs = runs.take_dirty(&runs.keys());
-    database.write(&records, &[], &runs, Offset(None)).map_err(|error| refused(&error))?;
+    database.write(&records, &[], &runs, Offset::default()).map_err(|error| refused(&error))?;
     // Closed, it is one file.
     drop(database);
     let mark = crate::wall::now_text()
@@ -231,19 +240,17 @@ impl Keeper {
         Self { outbox, path, database, again: Instant::now() + AGAIN, renewed: None, failing }
     }
 
-    /// Deletes what the last process had settled and could not delete any more.
-    pub fn delete_settled(&mut self, numbers: &[Number]) {
+    /// What the last process had settled and could not delete any more is not read again, and goes with the next commit.
+    pub fn take_settled(&mut self) {
         let Some(database) = &mut self.database else { return };
-        let outcome = database.placed(numbers).and_then(|gone| {
-            database.write(&[], &gone, &[], Offset(None))?;
-            Ok(gone)
-        });
-        match outcome {
-            Ok(gone) => {
+        let settled = self.outbox.lock().settled_before.clone();
+        match database.placed(&settled) {
+            Ok(rows) => {
                 let mut state = self.outbox.lock();
-                gone.iter().for_each(|row| state.book.deleted_at_start(*row));
+                state.settled_before.clear();
+                state.book.settled_before(&rows, Instant::now());
             }
-            Err(error) => self.failed(error, Vec::new()),
+            Err(error) => self.failed(error, Attempt::Read),
         }
     }
 
@@ -254,7 +261,7 @@ impl Keeper {
         match database.placed(&numbers) {
             Ok(rows) => rows.into_iter().map(|row| row.number).collect(),
             Err(error) => {
-                self.failed(error, Vec::new());
+                self.failed(error, Attempt::Read);
                 // There may be a new one by now, which holds what could be read.
                 let stored = self.database.as_ref().and_then(|database| database.placed(&numbers).ok());
                 stored.unwrap_or_default().into_iter().map(|row| row.number).collect()
@@ -302,11 +309,11 @@ impl Keeper {
                             let missing = self.outbox.lock().book.read(&lanes, rows, from, upto);
                             if missing > 0 {
                                 let why = format!("{missing} items that it should hold are not there");
-                                self.failed(DatabaseError::Damaged(why), Vec::new());
+                                self.failed(DatabaseError::Damaged(why), Attempt::Read);
                             }
                             self.outbox.bell.notify_one();
                         }
-                        Err(error) => self.failed(error, Vec::new()),
+                        Err(error) => self.failed(error, Attempt::Read),
                     }
                 }
                 Work::Drop { lanes, policy, bytes } => {
@@ -315,7 +322,7 @@ impl Keeper {
                     let victims = database.victims(&lanes, policy, bytes, |number| outbox.lock().book.is_free(number));
                     match victims {
                         Ok((victims, every)) => self.drop_rows(victims, every, Reason::Full),
-                        Err(error) => self.failed(error, Vec::new()),
+                        Err(error) => self.failed(error, Attempt::Drop),
                     }
                 }
                 Work::DropOld => self.drop_old(),
@@ -332,7 +339,7 @@ impl Keeper {
             let keys = lanes.iter().filter_map(|lane| state.book.key(*lane).cloned()).collect();
             state.runs.take_dirty(&keys)
         };
-        match database.write(&rows, &gone, &runs, Offset(Wall::now().offset())) {
+        match database.write(&rows, &gone, &runs, Offset::now()) {
             Ok(()) => {
                 let mut state = outbox.lock();
                 let closed = state.book.written(&rows, &gone, Instant::now());
@@ -350,26 +357,23 @@ impl Keeper {
             }
             Err(error) => {
                 outbox.lock().runs.still_dirty(&runs);
-                self.failed(error, gone);
+                self.failed(error, Attempt::Write(gone));
             }
         }
     }
 
     fn drop_old(&mut self) {
-        let Some(database) = &self.database else { return };
+        let Some(database) = &mut self.database else { return };
         let outbox = &self.outbox;
-        let offset = Wall::now().offset();
-        // Without a clock nobody can say how old anything is.
-        let Some(known) = offset.filter(|_| crate::wall::is_right()) else { return };
         let age = u64::try_from(outbox.lock().book.max_age().as_nanos()).unwrap_or(u64::MAX);
-        let utc = known.saturating_add_unsigned(Moment::now().0);
-        match database.old(age, utc, Offset(offset), |number| outbox.lock().book.is_free(number)) {
+        let may = |number| outbox.lock().book.is_free(number);
+        match database.old(age, Moment::now().0, Offset::now(), may) {
             Ok(victims) if victims.is_empty() => {}
             Ok(victims) => {
                 self.drop_rows(victims, 1, Reason::Age);
                 self.outbox.lock().book.look_at_age_again();
             }
-            Err(error) => self.failed(error, Vec::new()),
+            Err(error) => self.failed(error, Attempt::Drop),
         }
     }
 
@@ -393,7 +397,7 @@ impl Keeper {
         let runs = state.runs.take_dirty(&keys);
         drop(state);
         let outbox = &self.outbox;
-        match database.write(&records, &placed, &runs, Offset(None)) {
+        match database.write(&records, &placed, &runs, Offset::default()) {
             Ok(()) => {
                 let mut state = outbox.lock();
                 state.book.dropped(&placed, &records, Instant::now());
@@ -401,19 +405,19 @@ impl Keeper {
             }
             Err(error) => {
                 outbox.lock().runs.still_dirty(&runs);
-                self.failed(error, Vec::new());
+                self.failed(error, Attempt::Drop);
             }
         }
     }
 
     /// Something could not be done: by the disk, and it is tried again, or since the database is damaged, and there will be
     /// a new one.
-    fn failed(&mut self, error: DatabaseError, gone: Vec<Placed>) {
-        {
-            let mut state = self.outbox.lock();
-            let now = Instant::now();
-            state.book.not_written(gone, now);
-            state.book.not_read(now);
+    fn failed(&mut self, error: DatabaseError, attempt: Attempt) {
+        let now = Instant::now();
+        match attempt {
+            Attempt::Write(gone) => self.outbox.lock().book.not_written(gone, now),
+            Attempt::Read => self.outbox.lock().book.not_read(now),
+            Attempt::Drop => self.outbox.lock().book.not_dropped(now),
         }
         self.outbox.settled.notify_all();
         if let DatabaseError::Refused(why) = &error {
@@ -429,7 +433,6 @@ impl Keeper {
             let depth = state.book.depth();
             (state.book.waiting() - depth.live, state.book.gone())
         };
-        let now = Instant::now();
         let soon = self.renewed.is_some_and(|renewed| now.duration_since(renewed) < BETWEEN_RENEWALS);
         self.renewed = Some(now);
         let renewed = if soon {
@@ -480,19 +483,28 @@ impl Keeper {
         }
         let floor = self.outbox.lock().book.leave_numbers(RECORDS);
         let lane = |key: &LaneKey| Some(self.outbox.lock().book.lane(key));
-        match open(&self.path, floor, &self.outbox.ids, &self.outbox.notices, lane) {
+        let foreign = self.outbox.lock().foreign.clone();
+        let opened = open(&self.path, floor, &self.outbox.ids, &self.outbox.notices, lane).and_then(|mut opened| {
+            opened.take_over(&foreign)?;
+            Ok(opened)
+        });
+        match opened {
             Ok(Opened { database, lanes, last, runs }) => {
-                let live = self.outbox.lock().book.live_numbers();
+                let live: Vec<Number> =
+                    self.outbox.lock().book.live_items().iter().map(|(number, ..)| *number).collect();
                 let stored = database.placed(&live).unwrap_or_default();
                 let mut state = self.outbox.lock();
                 state.book.adopt(lanes, last);
                 state.book.already_stored(&stored);
                 let numbers: Vec<Number> = stored.iter().map(|row| row.number).collect();
+                state.foreign.clear();
                 state.close_in_ring(&numbers);
+                state.close_in_ring(&foreign.iter().map(|item| item.number).collect::<Vec<_>>());
                 state.runs.restore(runs);
                 state.runs.all_dirty();
                 drop(state);
                 self.database = Some(database);
+                self.take_settled();
                 self.works();
             }
             Err(why) => {

@@ -170,6 +170,10 @@ struct State {
     runs: Runs,
     /// What segments before this one settled has left the database.
     absorbed: u64,
+    /// What the last process had settled, until a database was asked which of it it has.
+    settled_before: Vec<Number>,
+    /// Items of another boot in the ring, whose time only a database can put right, until there is one.
+    foreign: Vec<FoundItem>,
     figures: Figures,
     /// Nothing is kept any more: the process is about to end.
     closed: bool,
@@ -229,7 +233,7 @@ impl Outbox {
         notices: UnboundedSender<Notice>,
     ) -> io::Result<Arc<Self>> {
         let history = rules.history;
-        let (ring, found) = match Ring::open(ring, rules.ring) {
+        let (mut ring, mut found) = match Ring::open(ring, rules.ring) {
             Ok((ring, found)) => (Some(ring), found),
             Err(error) => {
                 let why = format!("{}: {error}", ring.display());
@@ -243,14 +247,18 @@ impl Outbox {
                 "a segment of the ring ends early, as after a kill in the middle of a write"
             );
         }
+        let (mut foreign, items): (Vec<_>, Vec<_>) = found.items.into_iter().partition(|item| item.boot.is_some());
+        found.items = items;
         let opened = keeper::open(&path, found.last, &ids, &notices, |_| None).and_then(|mut opened| {
-            opened.take_over(&found.items)?;
+            opened.take_over(&foreign)?;
             Ok(opened)
         });
         let mut runs = Runs::default();
         let (database, lanes, last) = match opened {
             Ok(Opened { database, lanes, last, runs: known }) => {
                 runs.restore(known);
+                let taken = foreign.drain(..).map(|item| item.number);
+                taken.for_each(|number| ring.iter_mut().for_each(|ring| ring.close(number)));
                 (Some(database), lanes, last)
             }
             Err(why) => {
@@ -277,6 +285,8 @@ impl Outbox {
             unringed: HashSet::new(),
             runs,
             absorbed: 0,
+            settled_before: std::mem::take(&mut found.settled),
+            foreign,
             figures: Figures::default(),
             closed: false,
             ended: false,
@@ -298,23 +308,21 @@ impl Outbox {
         Ok(outbox)
     }
 
-    /// Takes up what the ring of the last process held: what was settled leaves the database, and what is not in the
-    /// database is live again.
+    /// Takes up what the ring of the last process held: what was settled is not read from the database again, and what is
+    /// not in the database is live again.
     fn recover(&self, keeper: &mut Keeper, found: ring::Found) {
-        keeper.delete_settled(&found.settled);
+        keeper.take_settled();
         let stored = keeper.which_are_stored(found.items.iter().map(|item| item.number));
         let (mut state, now) = (self.lock(), Instant::now());
-        let State { book, ring, absorbed, runs, .. } = &mut *state;
+        let State { book, ring, runs, .. } = &mut *state;
         let mut labeled = |payload: &[u8]| {
             let label = item::label(payload).ok()?;
             label.serial.into_iter().for_each(|serial| runs.stored(&label.lane, serial));
             Some(label)
         };
         found.done.iter().for_each(|item| _ = labeled(&item.payload));
-        for FoundItem { number, at, payload, boot } in found.items {
+        for FoundItem { number, at, payload, .. } in found.items {
             match labeled(&payload) {
-                // Its time would be put right by the wrong boot: it waits in the ring for a database.
-                Some(_) if boot.is_some() && !stored.contains(&number) => {}
                 Some(label) if !stored.contains(&number) => {
                     let lane = book.lane(&label.lane);
                     book.take_up(lane, number, at, payload.into(), now);
@@ -323,10 +331,7 @@ impl Outbox {
                 _ => ring.iter_mut().for_each(|ring| ring.close(number)),
             }
         }
-        if let Some(ring) = ring {
-            *absorbed = ring.current();
-            ring.trim(*absorbed);
-        }
+        state.trim_ring();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -497,7 +502,7 @@ impl Outbox {
         let mut state = self.lock();
         state.book.flush_now();
         loop {
-            if state.book.depth().live == 0 && state.book.is_absorbed() {
+            if state.book.depth().live == 0 && state.is_absorbed() {
                 return true;
             }
             let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
@@ -542,9 +547,16 @@ impl State {
         let (at, now) = (Moment::now().0, Instant::now());
         let (number, lane) = (self.book.number(), self.book.lane(key));
         let (mut ringed, mut refused) = (false, false);
-        if let Some(ring) = &mut self.ring {
-            let appended =
-                if urgent { ring.append_urgent(number, at, &payload) } else { ring.append(number, at, &payload) };
+        let append = |state: &mut Self| {
+            let ring = state.ring.as_mut()?;
+            Some(if urgent { ring.append_urgent(number, at, &payload) } else { ring.append(number, at, &payload) })
+        };
+        let mut appended = append(self);
+        if matches!(appended, Some(Err(NoRoom::Full))) {
+            self.rewrite_ring();
+            appended = append(self);
+        }
+        if let Some(appended) = appended {
             (ringed, refused) = (appended.is_ok(), appended.is_err());
             if let Err(NoRoom::System(error)) = appended {
                 tracing::debug!(%error, "the ring takes no item");
@@ -564,25 +576,38 @@ impl State {
         let closed = self.book.settle(custody, Instant::now());
         self.settle_in_ring(&custody.numbers);
         self.close_in_ring(&closed);
-        !self.book.is_absorbed()
+        !self.is_absorbed()
     }
 
     /// What is settled is not sent again after a kill.
     fn settle_in_ring(&mut self, numbers: &[Number]) {
-        let Some(ring) = &mut self.ring else { return };
-        if ring.is_overfull() && ring.current() > self.absorbed {
-            // The database takes no deletion, and what was settled fills segment after segment. What of it is still to be
-            // deleted is said once more, all in one place, and those before are needed no more.
-            let mut gone: Vec<Number> = self.book.gone().into_iter().collect();
-            gone.sort_unstable();
-            match ring.settle_anew(&gone) {
-                Ok(current) => self.absorbed = current,
-                Err(error) => tracing::debug!(%error, "the ring cannot be made smaller"),
-            }
-            ring.trim(self.absorbed);
+        if self.ring.as_ref().is_some_and(Ring::is_overfull) {
+            self.rewrite_ring();
         }
-        if let Err(error) = ring.settle(numbers) {
+        let Some(ring) = &mut self.ring else { return };
+        // Of what is neither in the ring nor in the database nothing needs to be said, and it would fill the ring.
+        let known: Vec<Number> = numbers.iter().copied().filter(|number| !self.unringed.contains(number)).collect();
+        if let Err(error) = ring.settle(&known) {
             tracing::debug!(%error, "the ring does not take that items are settled; after a kill they are sent again");
+        }
+    }
+
+    /// Makes the ring smaller, if that is worth while: what is still needed of it is written once more, all in one place,
+    /// and what was before goes. It is full of what is needed no more where the database takes no deletion, or a single
+    /// item that nobody takes holds the segments after it back.
+    fn rewrite_ring(&mut self) {
+        let Some(ring) = &mut self.ring else { return };
+        if self.book.live_bytes() > ring.capacity() / 4 || !self.foreign.is_empty() {
+            return;
+        }
+        let mut settled: Vec<Number> =
+            self.book.gone().into_iter().chain(self.settled_before.iter().copied()).collect();
+        settled.sort_unstable();
+        let mut items = self.book.live_items();
+        items.retain(|(number, ..)| !self.unringed.contains(number));
+        match ring.rewrite(&items, &settled) {
+            Ok(begun) => self.absorbed = begun,
+            Err(error) => tracing::debug!(%error, "the ring cannot be made smaller"),
         }
     }
 
@@ -594,7 +619,17 @@ impl State {
                 ring.close(*number);
             }
         }
-        ring.trim(if self.book.is_absorbed() { u64::MAX } else { self.absorbed });
+        self.trim_ring();
+    }
+
+    /// Whether the database holds nothing that was settled: what the ring says of that is needed no more.
+    fn is_absorbed(&self) -> bool {
+        self.settled_before.is_empty() && self.book.is_absorbed()
+    }
+
+    fn trim_ring(&mut self) {
+        let absorbed = if self.is_absorbed() { u64::MAX } else { self.absorbed };
+        self.ring.iter_mut().for_each(|ring| ring.trim(absorbed));
     }
 
     /// Stores a range record.

@@ -20,14 +20,14 @@
 //! synced, since nothing here is meant to survive more than the process. A process that is killed inside write(2) leaves
 //! a frame that is cut; reading ends there.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::book::Number;
+use super::book::{Number, Payload};
 
 /// First bytes of a segment.
 const HEAD: &[u8; 8] = b"LIMPETR\x01";
@@ -87,7 +87,7 @@ pub struct Found {
 }
 
 /// An item in the ring of the process before.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundItem {
     /// Its number.
     pub number: Number,
@@ -134,7 +134,8 @@ impl Ring {
         }
         names.sort_unstable();
         let mut found = Found::default();
-        let (mut items, mut settled) = (Vec::new(), std::collections::HashSet::new());
+        // One that was being written once more when the process was killed stands in two segments; the last one counts.
+        let (mut items, mut settled) = (BTreeMap::new(), HashSet::new());
         for (index, path) in names {
             let mut bytes = Vec::new();
             File::open(&path)?.read_to_end(&mut bytes)?;
@@ -145,7 +146,7 @@ impl Ring {
                     item.boot.clone_from(&boot);
                     range = Some((range.map_or(item.number, |(first, _)| first.min(item.number)), item.number));
                     found.last = found.last.max(item.number);
-                    items.push(item);
+                    items.insert(item.number, item);
                 }
                 Frame::Settled(number) => {
                     found.last = found.last.max(number);
@@ -167,7 +168,7 @@ impl Ring {
             });
         }
         let (done, items): (Vec<FoundItem>, Vec<FoundItem>) =
-            items.into_iter().partition(|item: &FoundItem| settled.contains(&item.number));
+            items.into_values().partition(|item: &FoundItem| settled.contains(&item.number));
         found.done = done;
         for item in &items {
             ring.segment_of(item.number).expect("it was read from one").open += 1;
@@ -199,11 +200,15 @@ impl Ring {
         if self.bytes + length as u64 > most {
             return Err(NoRoom::Full);
         }
+        self.write_item(number, at, payload).map_err(NoRoom::System)
+    }
+
+    fn write_item(&mut self, number: Number, at: u64, payload: &[u8]) -> io::Result<()> {
         self.frame(ITEM, number, |frame| {
             frame.extend_from_slice(&at.to_le_bytes());
             frame.extend_from_slice(payload);
         });
-        self.write().map_err(NoRoom::System)?;
+        self.write()?;
         let segment = self.segments.back_mut().expect("there is one, or the frame was not written");
         segment.items = Some((segment.items.map_or(number, |(first, _)| first), number));
         segment.open += 1;
@@ -231,16 +236,34 @@ impl Ring {
         self.bytes > self.capacity + self.capacity / SEGMENTS
     }
 
-    /// Writes to a new segment that all these items are done with, and gives its index: what segments before it say of items
-    /// that are done with is needed no more.
+    /// Writes to a new segment all items that are open, in the order of their numbers, each with its boot time, and the
+    /// numbers of settled ones that are needed still; and removes all segments before it. Gives its index.
     ///
     /// # Errors
-    /// What the system says.
-    pub fn settle_anew(&mut self, numbers: &[Number]) -> io::Result<u64> {
+    /// What the system says; then all that was there is there.
+    pub fn rewrite(&mut self, open: &[(Number, u64, Payload)], settled: &[Number]) -> io::Result<u64> {
         self.begin_segment()?;
         let begun = self.current();
-        self.settle(numbers)?;
+        let mut write = || {
+            open.iter().try_for_each(|(number, at, payload)| self.write_item(*number, *at, payload))?;
+            self.settle(settled)
+        };
+        if let Err(error) = write() {
+            while let Some(segment) = self.segments.pop_back_if(|segment| segment.index >= begun) {
+                _ = fs::remove_file(&segment.path);
+                self.bytes -= segment.bytes;
+            }
+            return Err(error);
+        }
+        // From now on they are open there.
+        self.segments.iter_mut().filter(|segment| segment.index < begun).for_each(|segment| segment.open = 0);
+        self.trim(begun);
         Ok(begun)
+    }
+
+    /// Most bytes in all segments.
+    pub fn capacity(&self) -> u64 {
+        self.capacity
     }
 
     /// An item is settled, or in the database.
@@ -508,11 +531,42 @@ mod tests {
         let gone: Vec<Number> = (1..=5000).collect();
         gone.iter().for_each(|number| ring.settle(&[*number]).unwrap());
         assert!(ring.is_overfull());
-        let current = ring.settle_anew(&gone).unwrap();
-        ring.trim(current);
+        ring.rewrite(&[], &gone).unwrap();
         assert!(ring.bytes() < 8 * 1024 && segments(folder.path()) == 1, "{} bytes", ring.bytes());
         drop(ring);
         assert_eq!(open(folder.path()).1.settled, gone);
+    }
+
+    #[test]
+    fn an_item_that_nobody_takes_does_not_hold_back_all_that_came_after_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut ring, _) = open(folder.path());
+        let mut number = 0;
+        while ring.append(number + 1, 7, &[1; 100]).is_ok() {
+            number += 1;
+            if number != 3 {
+                ring.settle(&[number]).unwrap();
+                ring.close(number);
+            }
+            ring.trim(u64::MAX);
+        }
+        let before: Vec<(PathBuf, Vec<u8>)> = fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .map(|path| (path.clone(), fs::read(&path).unwrap()))
+            .collect();
+        assert!(before.len() > 1);
+        ring.rewrite(&[(3, 7, Arc::from([1; 100]))], &[]).unwrap();
+        assert_eq!(segments(folder.path()), 1);
+        ring.append(number + 1, 7, &[1; 100]).unwrap();
+        drop(ring);
+        // As if it had been killed before the segments before it were removed.
+        before.iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
+        let (mut ring, found) = open(folder.path());
+        assert_eq!(found.items.iter().map(|item| item.number).collect::<Vec<_>>(), [3, number + 1]);
+        ring.trim(u64::MAX);
+        assert_eq!(segments(folder.path()), 1, "what was written once more is open in one place");
+        ring.append(number + 2, 7, &[1; 100]).unwrap();
     }
 
     proptest! {

@@ -59,6 +59,26 @@ impl Gateway {
     fn cut_the_power(&self) {
         fs::remove_dir_all(self.folder.path().join(RING)).unwrap();
     }
+
+    /// What the ring holds is of another boot.
+    fn reboot_with_its_ring(&self) {
+        let this = fs::read("/proc/sys/kernel/random/boot_id").unwrap().trim_ascii().to_vec();
+        let other = b"11111111-2222-3333-4444-555555555555";
+        for segment in fs::read_dir(self.folder.path().join(RING)).unwrap() {
+            let path = segment.unwrap().path();
+            let mut bytes = fs::read(&path).unwrap();
+            let at = bytes.windows(this.len()).position(|window| window == this).unwrap();
+            bytes[at..at + other.len()].copy_from_slice(other);
+            fs::write(&path, bytes).unwrap();
+        }
+    }
+
+    /// The disk cannot be reached, or can again.
+    fn take_the_disk(&self, away: bool) {
+        let [there, gone] = ["state", "elsewhere"].map(|name| self.folder.path().join(name));
+        let (from, to) = if away { (there, gone) } else { (gone, there) };
+        fs::rename(from, to).unwrap();
+    }
 }
 
 impl Drop for Running {
@@ -128,15 +148,7 @@ fn what_a_ring_on_a_disk_holds_of_another_boot_keeps_the_time_of_that_boot() {
     assert!(running.commit_all());
     running.offer(3..=4);
     drop(running);
-    let this = fs::read("/proc/sys/kernel/random/boot_id").unwrap().trim_ascii().to_vec();
-    let other = b"11111111-2222-3333-4444-555555555555";
-    for segment in fs::read_dir(gateway.folder.path().join(RING)).unwrap() {
-        let path = segment.unwrap().path();
-        let mut bytes = fs::read(&path).unwrap();
-        let at = bytes.windows(this.len()).position(|window| window == this).unwrap();
-        bytes[at..at + other.len()].copy_from_slice(other);
-        fs::write(&path, bytes).unwrap();
-    }
+    gateway.reboot_with_its_ring();
     let running = gateway.start();
     assert!(running.commit_all());
     let mut boots = Vec::new();
@@ -242,6 +254,60 @@ fn a_disk_that_comes_back_takes_what_waits() {
     drop(running);
     gateway.cut_the_power();
     assert_eq!(gateway.start().deliver().0, (1..=10).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_the_ring_says_to_a_database_waits_for_a_disk_that_is_not_there_at_the_start() {
+    let gateway = Gateway::new().with_disk();
+    let running = gateway.start();
+    running.offer(1..=10);
+    assert!(running.commit_all());
+    let batch = running.take();
+    running.outbox.settle(&batch.custody, true);
+    running.offer(11..=12);
+    drop(running);
+    gateway.take_the_disk(true);
+    let running = gateway.start();
+    // Segments of the process before have nothing open any more, and are needed all the same.
+    let batch = running.take();
+    running.outbox.settle(&batch.custody, true);
+    running.offer(13..=13);
+    gateway.take_the_disk(false);
+    assert!(running.commit_all());
+    let (delivered, _) = running.deliver();
+    assert!(delivered.iter().all(|seq| *seq > 10) && delivered.contains(&13), "{delivered:?}");
+    assert!(running.commit_all());
+    drop(running);
+    gateway.cut_the_power();
+    assert_eq!(gateway.start().deliver().0, [0; 0]);
+}
+
+#[test]
+fn what_is_of_another_boot_waits_for_a_disk_that_is_not_there_at_the_start() {
+    let gateway = Gateway::new().with_disk();
+    let running = gateway.start();
+    running.offer(1..=3);
+    drop(running);
+    gateway.reboot_with_its_ring();
+    gateway.take_the_disk(true);
+    let running = gateway.start();
+    running.offer(4..=4);
+    assert_eq!(running.outbox.figures().depth.live, 1, "who sent them now would put their time right by this boot");
+    gateway.take_the_disk(false);
+    assert!(running.commit_all());
+    let boots = [(1, super::book::Boot::Unknown), (4, super::book::Boot::This)];
+    let mut found = Vec::new();
+    while running.outbox.waiting() > 0 {
+        let batch = running.take();
+        found.extend(batch.items.iter().map(|item| match binary::read(&item.payload).unwrap() {
+            Item::Result(record) => (record.serial.unwrap().seq, item.boot),
+            Item::Dropped(_) => panic!("nothing was dropped"),
+        }));
+        running.outbox.settle(&batch.custody, true);
+    }
+    found.sort_by_key(|(seq, _)| *seq);
+    assert_eq!(found.len(), 4);
+    assert!(boots.iter().all(|boot| found.contains(boot)), "{found:?}");
 }
 
 #[test]

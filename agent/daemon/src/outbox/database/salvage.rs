@@ -97,15 +97,16 @@ impl Database {
     /// Takes over what a damaged database knows of boots, and gives the ids here of the ids there. A boot of which it
     /// does not say anything any more is one that never knew the time.
     fn adopt_boots(&mut self, old: &Connection) -> Result<HashMap<i64, i64>, DatabaseError> {
-        let read = || -> Result<Vec<(i64, String, Option<i64>)>, rusqlite::Error> {
-            let mut statement = old.prepare("SELECT id, kernel, offset FROM boot")?;
-            statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect()
+        let read = || -> Result<Vec<(i64, String, Option<i64>, bool)>, rusqlite::Error> {
+            let mut statement = old.prepare("SELECT id, kernel, offset, right FROM boot")?;
+            statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?.collect()
         };
         let mut boots = HashMap::new();
-        for (id, kernel, offset) in read().unwrap_or_default() {
+        for (id, kernel, offset, right) in read().unwrap_or_default() {
             self.connection.execute(
-                "INSERT INTO boot (kernel, offset) VALUES (?1, ?2) ON CONFLICT (kernel) DO UPDATE SET offset = coalesce(offset, ?2)",
-                params![kernel, offset],
+                "INSERT INTO boot (kernel, offset, right) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (kernel) DO UPDATE SET offset = coalesce(offset, ?2), right = max(right, ?3)",
+                params![kernel, offset, right],
             )?;
             let new = self.connection.query_row("SELECT id FROM boot WHERE kernel = ?1", [kernel], |row| row.get(0))?;
             boots.insert(id, new);

@@ -56,7 +56,7 @@ impl Disk {
     fn with_rows(count: u64) -> Self {
         let disk = Self::new();
         let rows: Vec<Row> = (1..=count).map(|number| row(number, 1, number)).collect();
-        disk.open().0.write(&rows, &[], &[], Offset(None)).unwrap();
+        disk.open().0.write(&rows, &[], &[], Offset::default()).unwrap();
         disk
     }
 
@@ -83,10 +83,10 @@ fn rows_are_there_after_a_restart_and_lanes_know_how_many() {
     let rows = [row(1, 1, 1), row(2, 2, 1), row(3, 1, 2)];
     let (mut database, lanes, last) = disk.open();
     assert_eq!((lanes.len(), last), (0, 0));
-    database.write(&rows, &[], &[], Offset(None)).unwrap();
-    database.write(&[], &[placed(&rows[0])], &[], Offset(None)).unwrap();
+    database.write(&rows, &[], &[], Offset::default()).unwrap();
+    database.write(&[], &[placed(&rows[0])], &[], Offset::default()).unwrap();
     // What is not there is not counted.
-    database.write(&[], &[placed(&rows[0])], &[], Offset(None)).unwrap();
+    database.write(&[], &[placed(&rows[0])], &[], Offset::default()).unwrap();
     drop(database);
     let (mut database, mut lanes, last) = disk.open();
     lanes.sort_by_key(|lane| lane.id);
@@ -102,7 +102,7 @@ fn a_read_ends_where_it_has_enough_and_passes_other_lanes() {
     let disk = Disk::new();
     let (mut database, ..) = disk.open();
     let rows: Vec<Row> = (1..=10).map(|number| row(number, 1 + number as LaneId % 2, number)).collect();
-    database.write(&rows, &[], &[], Offset(None)).unwrap();
+    database.write(&rows, &[], &[], Offset::default()).unwrap();
     let (found, upto) = database.read(2, &[1].into(), 2 * rows[0].payload.len() as u64).unwrap();
     assert_eq!((found.iter().map(|row| row.number).collect::<Vec<_>>(), upto), (vec![2, 4], Some(4)));
     let (found, upto) = database.read(5, &[1].into(), u64::MAX).unwrap();
@@ -113,9 +113,9 @@ fn a_read_ends_where_it_has_enough_and_passes_other_lanes() {
 fn what_was_stored_before_the_clock_was_set_gets_its_time_even_under_another_boot() {
     let disk = Disk::new();
     let (mut database, ..) = disk.open();
-    database.write(&[row(1, 1, 1)], &[], &[], Offset(None)).unwrap();
+    database.write(&[row(1, 1, 1)], &[], &[], Offset::default()).unwrap();
     // The clock is set, and says so with a later commit of the same boot.
-    database.write(&[row(2, 1, 2)], &[], &[], Offset(Some(1_000))).unwrap();
+    database.write(&[row(2, 1, 2)], &[], &[], Offset { utc: Some(1_000), right: true }).unwrap();
     let offsets = |database: &mut Database| {
         let (rows, _) = database.read(0, &[1].into(), u64::MAX).unwrap();
         rows.iter().map(|row| row.boot).collect::<Vec<_>>()
@@ -125,7 +125,7 @@ fn what_was_stored_before_the_clock_was_set_gets_its_time_even_under_another_boo
     drop(database);
     let (mut database, ..) = disk.open();
     assert_eq!(offsets(&mut database), [Boot::Known(1_000), Boot::Known(1_000)]);
-    database.write(&[row(3, 1, 3)], &[], &[], Offset(None)).unwrap();
+    database.write(&[row(3, 1, 3)], &[], &[], Offset::default()).unwrap();
     assert_eq!(offsets(&mut database), [Boot::Known(1_000), Boot::Known(1_000), Boot::This]);
 }
 
@@ -135,7 +135,7 @@ fn each_policy_drops_what_it_says() {
     let (mut database, ..) = disk.open();
     let mut rows: Vec<Row> = (1..=40).map(|number| row(number, 1, number)).collect();
     rows.push(row(41, 2, 1));
-    database.write(&rows, &[], &[], Offset(None)).unwrap();
+    database.write(&rows, &[], &[], Offset::default()).unwrap();
     let size = placed(&rows[0]).bytes;
     let drop = |policy, rows: u64| {
         let (victims, every) = database.victims(&[1].into(), policy, rows * size, |number| number != 2).unwrap();
@@ -151,18 +151,32 @@ fn each_policy_drops_what_it_says() {
 
 #[test]
 fn what_has_waited_too_long_is_found_and_what_nobody_knows_the_age_of_is_not() {
+    let second = 1_000_000_000;
     let disk = Disk::new();
     let (mut database, ..) = disk.open();
     // Stored 1, 2, 3 seconds after boot.
-    database.write(&[row(1, 1, 1), row(2, 1, 2), row(3, 1, 3)], &[], &[], Offset(None)).unwrap();
-    let second = 1_000_000_000;
-    let old = |database: &Database, offset| {
-        let victims =
-            database.old(10 * second as u64, 1000 * second + 12 * second + 1, Offset(offset), |_| true).unwrap();
+    database.write(&[row(1, 1, 1), row(2, 1, 2), row(3, 1, 3)], &[], &[], Offset::default()).unwrap();
+    let old = |database: &mut Database, utc: Option<i64>, right| {
+        let offset = Offset { utc: utc.map(|utc| utc - 12 * second - 1), right };
+        let victims = database.old(10 * second as u64, 12 * second as u64 + 1, offset, |_| true).unwrap();
         victims.iter().map(|victim| victim.placed.number).collect::<Vec<_>>()
     };
-    assert_eq!(old(&database, Some(1000 * second)), [1, 2]);
-    assert_eq!(old(&database, None), Vec::<Number>::new());
+    assert_eq!(old(&mut database, None, false), [1, 2], "under this boot no clock is needed");
+    let another_boot = |mut database: Database, before: Offset| {
+        database.write(&[], &[], &[], before).unwrap();
+        database.connection.execute("UPDATE boot SET kernel = 'an earlier one'", []).unwrap();
+        drop(database);
+        disk.open().0
+    };
+    // A clock that was restored at the start may have been weeks behind.
+    let mut database = another_boot(database, Offset { utc: Some(1000 * second), right: false });
+    assert_eq!(old(&mut database, Some(9000 * second), true), [0; 0]);
+    database.connection.execute("UPDATE boot SET offset = ?1, right = 1", [1000 * second]).unwrap();
+    drop(database);
+    let mut database = disk.open().0;
+    assert_eq!(old(&mut database, Some(1012 * second + 1), true), [1, 2]);
+    assert_eq!(old(&mut database, Some(1012 * second + 1), false), [0; 0], "nor is this one known to be right");
+    assert_eq!(old(&mut database, Some(1012 * second + 1), true), [1, 2], "and it may be later");
 }
 
 #[test]
@@ -205,6 +219,17 @@ fn every_page_may_be_damaged_and_what_is_lost_is_what_was_in_it() {
         let lost = count - rows.iter().filter(|row| item::label(&row.payload).unwrap().serial.is_some()).count() as u64;
         // The first page is the schema, and one is the root of all rows: without it nothing is found.
         assert!(lost <= 25 || lost == count && page < 8, "page {page}: {lost} lost");
+    }
+}
+
+#[test]
+fn a_place_that_cannot_be_read_is_damage_and_a_disk_that_is_full_is_not() {
+    let error = |code| DatabaseError::from(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None));
+    for code in UNREADABLE.into_iter().chain([ffi::SQLITE_CORRUPT, ffi::SQLITE_NOTADB, ffi::SQLITE_ERROR]) {
+        assert!(matches!(error(code), DatabaseError::Damaged(_)), "{code}");
+    }
+    for code in [ffi::SQLITE_FULL, ffi::SQLITE_READONLY, ffi::SQLITE_IOERR_WRITE, ffi::SQLITE_IOERR_FSYNC] {
+        assert!(matches!(error(code), DatabaseError::Refused(_)), "{code}");
     }
 }
 
@@ -274,7 +299,7 @@ impl History {
             Step::Restart => (self.run, self.seqs) = (self.run + 1, [0; 3]),
             Step::Commit(lane, count) => {
                 let rows: Vec<Row> = (0..count).map(|_| self.row(lane)).collect();
-                database.write(&rows, &[], &[], Offset(None)).unwrap();
+                database.write(&rows, &[], &[], Offset::default()).unwrap();
                 self.rows.extend(rows.iter().map(|row| {
                     let label = item::label(&row.payload).unwrap();
                     (row.number, (placed(row), label.lane, label.serial.unwrap()))
@@ -283,7 +308,7 @@ impl History {
             Step::Deliver { lane, count, every } => {
                 let of_lane = self.rows.values().filter(|(row, ..)| row.lane as usize == lane + 1);
                 let gone: Vec<Placed> = of_lane.step_by(every).take(count).map(|(row, ..)| *row).collect();
-                database.write(&[], &gone, &[], Offset(None)).unwrap();
+                database.write(&[], &gone, &[], Offset::default()).unwrap();
                 gone.iter().for_each(|row| _ = self.rows.remove(&row.number));
             }
         }
