@@ -71,6 +71,7 @@ fn store(arguments: &Arguments) -> Result<String, String> {
         order: OutboxOrder::LiveFirst,
         drain_rate: 16 << 20,
         history: 0,
+        history_on_disk: false,
         pipelines: [("motor".into(), pipeline)].into(),
     };
     let (notices, _noticed) = tokio::sync::mpsc::unbounded_channel();

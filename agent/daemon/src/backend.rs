@@ -111,7 +111,13 @@ impl Backend for LocalBackend {
             let _turn = self.examining.lock().await;
             let mut probed = Vec::new();
             for (name, link) in self.links.iter() {
-                let refused = link.refused_filters();
+                let (refused, topics) = (link.refused_filters(), link.refused_topics());
+                if let Some(times) = link.throws_off() {
+                    probed.push((name.to_string(), Probed::ThrownOff(times)));
+                }
+                if !topics.is_empty() {
+                    probed.push((name.to_string(), Probed::TakesNot(topics)));
+                }
                 let found = match link.is_connected() {
                     false => Probed::Away(link.why().unwrap_or_else(|| "it is being connected to".to_owned())),
                     true if !refused.is_empty() => Probed::Refuses(refused),

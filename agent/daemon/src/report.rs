@@ -22,9 +22,10 @@ use crate::wall;
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// Every kind of event, with the keys that say what one is about. docs/events.md says when each comes.
-const EVENTS: [(&str, &[&str]); 44] = [
+const EVENTS: [(&str, &[&str]); 45] = [
     ("begins-again", &[]),
     ("certificate-expires", &["broker"]),
+    ("clock-step", &[]),
     ("configuration-activated", &["configuration"]),
     ("configuration-not-on-record", &[]),
     ("configuration-passed", &["configuration"]),
@@ -73,14 +74,16 @@ const EVENTS: [(&str, &[&str]); 44] = [
 pub struct Reporter {
     outbox: Arc<Outbox>,
     ids: Arc<EventIds>,
+    /// The topic of events.
+    events: String,
     /// What keeps each broker from being reached and needs a person, as far as it was said since the last connection.
     barred: Mutex<BTreeMap<String, BTreeSet<String>>>,
 }
 
 impl Reporter {
-    /// Events with these ids, through the outbox.
-    pub fn new(outbox: Arc<Outbox>, ids: Arc<EventIds>) -> Self {
-        Self { outbox, ids, barred: Mutex::default() }
+    /// Events with these ids on this topic, through the outbox.
+    pub fn new(outbox: Arc<Outbox>, ids: Arc<EventIds>, events: String) -> Self {
+        Self { outbox, ids, events, barred: Mutex::default() }
     }
 
     /// Sends an event: a word for programs, a sentence for people, and what it is about.
@@ -151,7 +154,7 @@ impl Reporter {
             format!("broker {broker} refuses a message on {topic} ({why}); allow it in the broker's access list");
         tracing::error!(broker, topic, "{message}");
         // Not as an event through the same broker if events are what it refuses.
-        if !topic.ends_with("/event") {
+        if topic != self.events {
             self.event("publish-refused", &message, &[("broker", broker), ("topic", topic)]);
         }
     }
@@ -163,6 +166,12 @@ impl Reporter {
         );
         tracing::error!(broker, topic, bytes, "{message}");
         self.event("too-large", &message, &[("broker", broker), ("topic", topic)]);
+    }
+
+    /// The clock was set.
+    pub fn clock_stepped(&self, how: &str) {
+        tracing::warn!("{how}");
+        self.event("clock-step", how, &[]);
     }
 
     /// A certificate ends soon, or has ended.
@@ -436,7 +445,7 @@ mod tests {
     fn reporter() -> (Reporter, Arc<Outbox>, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
         let outbox = Outbox::for_test(folder.path(), crate::link::outgoing::Packing::SINGLE, &Arc::default());
-        (Reporter::new(Arc::clone(&outbox), Arc::new(EventIds::new("g".into()))), outbox, folder)
+        (Reporter::new(Arc::clone(&outbox), Arc::new(EventIds::new("g".into())), "l/1/g/event".into()), outbox, folder)
     }
 
     fn url() -> BrokerUrl {

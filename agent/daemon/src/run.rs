@@ -5,6 +5,7 @@
 //! as `proving` by whoever watches.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +16,8 @@ use anyhow::Context as _;
 use limpet_runtime::{Clock, Ledger, Moment, Pool};
 use limpet_wire::message::{Message, PipelineTelemetry, SystemFigures, Telemetry};
 use limpet_wire::topic::Topics;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use sysinfo::{Components, Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedSender};
@@ -123,15 +126,38 @@ fn begin_again() -> anyhow::Error {
     anyhow::Error::new(error).context("the agent cannot begin again")
 }
 
-/// Creates the state folder, for this user alone.
+/// Creates the state folder, for this user alone; one that others can read is closed to them, if it is this user's.
 fn prepare_state(path: &Path) -> Result<(), CliError> {
-    use std::os::unix::fs::DirBuilderExt as _;
+    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| {
         CliError::configuration(vec![format!(
             "gateway.state: the folder {} cannot be made: {error}; create it, or name another",
             path.display()
         )])
-    })
+    })?;
+    let others = std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0);
+    if others && let Err(error) = std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)) {
+        let path = path.display();
+        tracing::warn!(%path, %error, "gateway.state can be read by others, and that cannot be changed");
+    }
+    Ok(())
+}
+
+/// Takes the state folder for this process alone, for as long as what is given back lives: two agents on one store and one
+/// outbox would each undo what the other does.
+fn take_state(path: &Path) -> Result<OwnedFd, CliError> {
+    let refused = |why: String| CliError::configuration(vec![format!("gateway.state: {why}")]);
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    let folder = rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|error| refused(format!("the folder {} cannot be opened: {error}", path.display())))?;
+    match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(folder),
+        Err(Errno::WOULDBLOCK) => Err(refused(format!(
+            "another limpet works with the folder {}; stop that one, or give each its own",
+            path.display()
+        ))),
+        Err(error) => Err(refused(format!("the folder {} cannot be locked: {error}", path.display()))),
+    }
 }
 
 /// What tells of sessions that hang, and ends the process for them.
@@ -173,6 +199,7 @@ async fn serve(path: &Path, file: Loaded, library: Library) -> Result<End, Faile
     // A second agent on this run directory ends here, before it touches anything there.
     let socket = Socket::bind(&file.config.gateway.run)
         .map_err(|error| before(CliError::configuration(vec![error.to_string()])))?;
+    let _state = take_state(&file.config.gateway.state).map_err(before)?;
     // What the last process left, and what tells of the end of this one.
     let crashes = Crashes::take(&file.config.gateway.run, &file.config.gateway.state);
     let begun = configured::begin(path, file.clone(), &library).map_err(before)?;
@@ -219,7 +246,7 @@ async fn serve_by(
     let uplink = Arc::clone(
         links.get(&*config.uplink.broker).expect("the configuration was checked: the uplink's broker exists"),
     );
-    let reporter = Arc::new(Reporter::new(Arc::clone(&outbox), ids));
+    let reporter = Arc::new(Reporter::new(Arc::clone(&outbox), ids, topics.event()));
     if let Some(death) = crashes.last() {
         reporter.crashed(death);
     }
@@ -376,6 +403,7 @@ async fn serve_by(
     let probe = Arc::new(Mutex::new(Probe::new(&config.pressure.root)));
     let (felt, mut feelings) = mpsc::channel(1);
     let mut pressure = Pressure::new(limits);
+    let mut clock = wall::Steps::new(wall::Wall::now());
     // At the start, and once a day.
     let mut certificates = tokio::time::interval(EXPIRIES);
     let mut sweep = tokio::time::interval(SWEEP);
@@ -415,10 +443,13 @@ async fn serve_by(
             }
             Some(notice) = noticed.recv() => reporter.outbox(&notice),
             Some(system) = read.recv() => {
-                let body = Body::Json(figures(config, &plan, &outbox, system, started).to_json());
+                let body = Body::Json(figures(config, &plan, &outbox, &links, system, started).to_json());
                 uplink.offer_fleeting(Fleeting { topic: topics.telemetry(), body, at_least_once: false, expiry_s: None, correlation: None });
             }
             _ = feel.tick() => {
+                if let Some(step) = clock.look(wall::Wall::now()) {
+                    reporter.clock_stepped(&step.to_string());
+                }
                 let (probe, felt) = (Arc::clone(&probe), felt.clone());
                 tokio::task::spawn_blocking(move || {
                     let Ok(mut probe) = probe.try_lock() else { return };
@@ -489,7 +520,7 @@ async fn serve_by(
     let _ = tokio::time::timeout(Duration::from_secs(1), api).await;
     // What the broker did not acknowledge by now goes with the next start.
     let written = outbox.commit_all(Instant::now() + STOP / 4);
-    if !outbox.close(Instant::now() + STOP / 8) {
+    if !outbox.close(Instant::now() + STOP / 4) && !written {
         tracing::error!("the disk does not answer; what was written last goes by the ring with the next start");
     }
     let left = outbox.waiting();
@@ -638,7 +669,14 @@ fn written_bytes() -> u64 {
     field("write_bytes:").saturating_sub(field("cancelled_write_bytes:"))
 }
 
-fn figures(config: &Config, plan: &Plan, outbox: &Outbox, system: SystemFigures, started: Instant) -> Telemetry {
+fn figures(
+    config: &Config,
+    plan: &Plan,
+    outbox: &Outbox,
+    links: &BTreeMap<Arc<str>, Arc<Outgoing>>,
+    system: SystemFigures,
+    started: Instant,
+) -> Telemetry {
     Telemetry {
         gateway: config.gateway.id.to_string(),
         at: wall::now_text(),
@@ -651,6 +689,7 @@ fn figures(config: &Config, plan: &Plan, outbox: &Outbox, system: SystemFigures,
             .map(|pipeline| (pipeline.name.as_ref().to_owned(), pipeline_telemetry(pipeline)))
             .collect(),
         outbox: outbox.figures().into(),
+        links: links.iter().map(|(name, link)| (name.to_string(), link.figures())).collect(),
     }
 }
 

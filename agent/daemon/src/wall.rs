@@ -1,5 +1,6 @@
 //! The wall clock, which is for labels only: durations, deadlines and rates use CLOCK_BOOTTIME.
 
+use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use limpet_runtime::Moment;
@@ -64,10 +65,80 @@ impl Wall {
     }
 }
 
+/// Notices when the clock is set: between two looks, UTC and the time since boot go on by the same.
+#[derive(Debug)]
+pub struct Steps {
+    before: Wall,
+}
+
+/// How the clock was set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// It knows the time now.
+    Known,
+    /// It does not know it any more.
+    Unknown,
+    /// It went on or back by so many nanoseconds.
+    Moved(i64),
+}
+
+impl Steps {
+    /// A time server that only slows or speeds a clock up changes it by at most 0.5 ms a second; who sets it means more.
+    const LEAST_NS: u64 = 500_000_000;
+
+    /// What is shown now is no news.
+    pub fn new(now: Wall) -> Self {
+        Self { before: now }
+    }
+
+    /// Whether the clock was set since the last look, which was a few seconds ago at most.
+    pub fn look(&mut self, now: Wall) -> Option<Step> {
+        let before = std::mem::replace(&mut self.before, now);
+        match (before.offset, now.offset) {
+            (None, Some(_)) => Some(Step::Known),
+            (Some(_), None) => Some(Step::Unknown),
+            (Some(before), Some(now)) if now.abs_diff(before) >= Self::LEAST_NS => Some(Step::Moved(now - before)),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Known => f.write_str("the clock was set, and shows a time that can be right"),
+            Self::Unknown => f.write_str("the clock was set, and shows a time before this program was built"),
+            Self::Moved(ns) => {
+                let (way, seconds) = (if *ns < 0 { "back" } else { "on" }, ns.unsigned_abs() as f64 / 1e9);
+                write!(f, "the clock was set {way} by {seconds:.1} s")
+            }
+        }
+    }
+}
+
 /// The time as RFC 3339, or none where it is not known.
 pub fn now_text() -> Option<String> {
     match Wall::now().captured(Moment::now(), None).0 {
         Captured::Utc(ns) => Some(rfc3339_micros(ns)),
         Captured::Boottime(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_is_noticed_once_and_one_that_drifts_is_not() {
+        let at = |offset| Wall { offset };
+        let mut steps = Steps::new(at(None));
+        assert_eq!(steps.look(at(None)), None);
+        assert_eq!(steps.look(at(Some(1_000_000_000))), Some(Step::Known));
+        assert_eq!(steps.look(at(Some(1_400_000_000))), None, "less than a step");
+        assert_eq!(steps.look(at(Some(3_601_400_000_000))), Some(Step::Moved(3_600_000_000_000)));
+        assert_eq!(steps.look(at(Some(3_601_400_000_000))), None);
+        assert_eq!(steps.look(at(Some(1_400_000_000))), Some(Step::Moved(-3_600_000_000_000)));
+        assert_eq!(steps.look(at(None)), Some(Step::Unknown));
+        assert_eq!(Step::Moved(-3_600_000_000_000).to_string(), "the clock was set back by 3600.0 s");
     }
 }

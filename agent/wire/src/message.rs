@@ -273,6 +273,20 @@ pub struct Telemetry {
     pub pipelines: BTreeMap<String, PipelineTelemetry>,
     /// What waits for the uplink, and what became of it.
     pub outbox: OutboxFigures,
+    /// By broker name.
+    #[serde(default)]
+    pub links: BTreeMap<String, LinkFigures>,
+}
+
+/// The link to a broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LinkFigures {
+    /// Whether it is up.
+    pub connected: bool,
+    /// Connections that were made since the start.
+    pub connections: u64,
+    /// Messages since the start that go out now or not at all, and found no link or no place.
+    pub unsent: u64,
 }
 
 impl Message for Telemetry {

@@ -173,8 +173,18 @@ pub enum Unanswered {
 
 impl From<Unanswered> for CliError {
     fn from(why: Unanswered) -> Self {
-        Self::Unavailable(why.to_string())
+        match why {
+            // What was asked for is not there; the agent is.
+            Unanswered::Refused(_, StatusCode::NOT_FOUND, why) => Self::Usage(why),
+            why => Self::Unavailable(why.to_string()),
+        }
     }
+}
+
+/// What the API says in its errors.
+#[derive(Deserialize)]
+struct Said {
+    error: String,
 }
 
 fn connect_sentence(socket: &Path, error: &io::Error) -> String {
@@ -242,7 +252,9 @@ pub async fn send(socket: &Path, method: Method, path: &str, patience: Duration)
         if status.is_success() {
             Ok(body)
         } else {
-            Err(Unanswered::Refused(socket.into(), status, String::from_utf8_lossy(&body).into_owned()))
+            let said = serde_json::from_slice(&body).map(|said: Said| said.error);
+            let why = said.unwrap_or_else(|_| String::from_utf8_lossy(&body).into_owned());
+            Err(Unanswered::Refused(socket.into(), status, why))
         }
     });
     asked.await.unwrap_or_else(|_| Err(Unanswered::Late(socket.into(), patience)))

@@ -14,7 +14,7 @@ use crate::{CliError, console};
 /// Prints the results.
 ///
 /// # Errors
-/// [`CliError::Unavailable`] if no agent answers or it has no such pipeline: why, and what to do.
+/// [`CliError::Unavailable`] if no agent answers, [`CliError::Usage`] if it has no such pipeline: why, and what to do.
 pub fn results(args: &ResultsArgs) -> Result<(), CliError> {
     let (socket, doubt) = socket_path(&args.config, args.socket.as_deref());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio does not start")?;
@@ -65,8 +65,9 @@ fn text(args: &ResultsArgs, records: &[ResultRecord]) -> String {
     if records.is_empty() {
         let since =
             args.since.map_or_else(|| "since the agent started".to_owned(), |since| format!("in the last {since}"));
+        let of = args.stream.as_ref().map_or_else(String::new, |stream| format!(" of stream {stream}"));
         return format!(
-            "pipeline {} has published nothing {since}; only what publish selects is kept, the last outbox.history results\n",
+            "pipeline {} has published nothing{of} {since}; only what publish selects is kept, the last outbox.history_results results\n",
             args.pipeline
         );
     }

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::codec::{Codec, Column};
 use super::units::{Fraction, Interval, Size};
 use super::{
-    Class, DropPolicy, Durability, Encoding, LogFormat, LogLevel, OnGap, OutboxOrder, Publish, QueuePolicy, Swap,
-    TimeOrigin,
+    Class, DropPolicy, Durability, Encoding, HistoryPlace, LogFormat, LogLevel, OnGap, OutboxOrder, Publish,
+    QueuePolicy, Swap, TimeOrigin,
 };
 
 #[derive(Debug, Deserialize)]
@@ -119,7 +119,8 @@ pub struct Outbox {
     pub policy: Option<DropPolicy>,
     pub order: Option<OutboxOrder>,
     pub drain_rate: Option<Size>,
-    pub history: Option<u32>,
+    pub history: Option<HistoryPlace>,
+    pub history_results: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]

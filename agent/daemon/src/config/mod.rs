@@ -248,8 +248,14 @@ impl Broker {
     pub fn password(&self) -> std::io::Result<Option<String>> {
         let Some(path) = &self.password_file else { return Ok(None) };
         let text = std::fs::read_to_string(path)?;
-        let line = text.strip_suffix('\n').unwrap_or(&text);
-        Ok(Some(line.strip_suffix('\r').unwrap_or(line).to_owned()))
+        let mut lines = text.lines();
+        let (first, more) = (lines.next().unwrap_or_default(), lines.next());
+        let wrong = |what: &str| Err(std::io::Error::new(std::io::ErrorKind::InvalidData, what));
+        match (first, more) {
+            ("", _) => wrong("its first line is empty, and should be the password"),
+            (_, Some(more)) if !more.is_empty() => wrong("it has several lines, and should have one"),
+            _ => Ok(Some(first.to_owned())),
+        }
     }
 }
 
@@ -350,8 +356,10 @@ pub struct Outbox {
     pub order: OutboxOrder,
     /// Most bytes of the backlog a second.
     pub drain_rate: Size,
-    /// Results of each pipeline that stay in memory for whoever asks at the gateway.
-    pub history: u32,
+    /// Where results stay after delivery, for whoever asks at the gateway.
+    pub history: HistoryPlace,
+    /// How many of each pipeline.
+    pub history_results: u32,
 }
 
 impl Default for Outbox {
@@ -365,9 +373,20 @@ impl Default for Outbox {
             policy: DropPolicy::DropOldest,
             order: OutboxOrder::LiveFirst,
             drain_rate: Size(16 << 20),
-            history: 1000,
+            history: HistoryPlace::Memory,
+            history_results: 1000,
         }
     }
+}
+
+/// Where results stay after delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HistoryPlace {
+    /// They end with the process.
+    Memory,
+    /// The next process has them again.
+    Disk,
 }
 
 /// What survives the power.

@@ -103,9 +103,23 @@ impl FromStr for BrokerUrl {
     }
 }
 
+impl BrokerUrl {
+    /// Host and port, as they stand in an address.
+    pub fn authority(&self) -> String {
+        Authority(&self.host, self.port).to_string()
+    }
+
+    /// The whole of it, as it is connected to.
+    pub fn address(&self) -> String {
+        format!("{}://{}{}", self.scheme.word(), Authority(&self.host, self.port), self.path)
+    }
+}
+
+/// As it may be shown: a query may be a token, and is left out.
 impl fmt::Display for BrokerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}{}", self.scheme.word(), Authority(&self.host, self.port), self.path)
+        let (path, query) = self.path.split_once('?').map_or((&self.path[..], ""), |(path, _)| (path, "?…"));
+        write!(f, "{}://{}{path}{query}", self.scheme.word(), Authority(&self.host, self.port))
     }
 }
 

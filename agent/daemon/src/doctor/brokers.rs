@@ -22,8 +22,12 @@ pub enum Probed {
     Away(String),
     /// Another broker, which was connected to.
     Reached,
-    /// Another broker, which refuses these subscriptions.
+    /// One that refuses these subscriptions.
     Refuses(Vec<String>),
+    /// One that refuses messages on these topics.
+    TakesNot(Vec<String>),
+    /// So many connections to it in a row ended soon after they were made.
+    ThrownOff(u32),
 }
 
 /// What an agent's probes found.
@@ -34,22 +38,38 @@ pub fn check(patient: &Patient<'_>) -> Vec<Finding> {
             Err(found) => Finding::error(
                 CHECK,
                 format!("{name}: {found}"),
-                "docs/outbox.md and config/mosquitto.conf show what a broker must allow",
+                "docs/remote.md and config/mosquitto.acl show what a broker must allow",
             ),
         },
-        Probed::Away(why) => Finding::error(
-            CHECK,
-            format!("{name}: {why}"),
-            "see that the broker runs and can be reached, and that url, user and certificates are right",
-        ),
+        Probed::Away(why) => {
+            Finding::error(CHECK, format!("{name}: {why}"), "put that right; the agent tries again by itself")
+        }
         Probed::Reached => Finding::ok(CHECK, format!("{name}: connected, and it has refused no subscription")),
         Probed::Refuses(filters) => Finding::error(
             CHECK,
             format!("{name}: it refuses to let this gateway read {}", filters.join(", ")),
             "allow it in the broker's access list",
         ),
+        Probed::TakesNot(topics) => Finding::error(
+            CHECK,
+            format!("{name}: it refuses what this gateway publishes on {}", shortened(topics)),
+            "allow it in the broker's access list; until then it waits in the outbox",
+        ),
+        Probed::ThrownOff(times) => Finding::error(
+            CHECK,
+            format!("{name}: the last {times} connections ended soon after they were made"),
+            "another client may use the same client id: give each gateway a gateway.id of its own",
+        ),
     };
     patient.probed.iter().map(finding).collect()
+}
+
+/// The first of them, and how many more there are.
+fn shortened(topics: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let more = topics.len().saturating_sub(SHOWN);
+    let shown = topics[..topics.len() - more].join(", ");
+    if more == 0 { shown } else { format!("{shown} and {more} more") }
 }
 
 /// Probes all brokers by connections of its own, under the names that the agent has there: only where no agent runs.

@@ -19,7 +19,7 @@ pub fn check(_patient: &Patient<'_>) -> Vec<Finding> {
         ),
         (_, false) => Finding::warning(
             CHECK,
-            format!("it shows {now}, and no time server sets it"),
+            format!("it shows {now}, which no time server keeps right"),
             "timedatectl set-ntp true, and let UDP port 123 out",
         ),
         (_, true) => Finding::ok(CHECK, format!("it shows {now}, set by a time server")),

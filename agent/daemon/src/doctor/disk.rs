@@ -1,26 +1,52 @@
 //! Whether there is room where the agent keeps its state.
 
+use rustix::io::Errno;
+
 use super::{Finding, Patient};
+use crate::outbox::DATABASE;
 
 const CHECK: &str = "disk";
+/// What statfs(2) says of a tmpfs.
+const TMPFS: rustix::fs::FsWord = 0x0102_1994;
 /// Without so much nothing can be kept.
 const LEAST: u64 = 16 << 20;
 
 pub fn check(patient: &Patient<'_>) -> Vec<Finding> {
+    let mut findings = vec![state(patient)];
+    // Without the folder there is no agent, which says so elsewhere.
+    let run = &patient.config.gateway.run;
+    if let Ok(stat) = rustix::fs::statfs(run)
+        && stat.f_type != TMPFS
+    {
+        findings.push(Finding::warning(
+            CHECK,
+            format!("gateway.run, {}, is on a disk: each result is written there", run.display()),
+            "name a folder on tmpfs, such as one below /run",
+        ));
+    }
+    findings
+}
+
+fn state(patient: &Patient<'_>) -> Finding {
     let (state, outbox) = (&patient.config.gateway.state, &patient.config.outbox);
     let stat = match rustix::fs::statvfs(state) {
         Ok(stat) => stat,
+        Err(Errno::NOENT) if patient.status.is_none() => {
+            let found = format!("there is no {} yet", state.display());
+            return Finding::warning(CHECK, found, "the agent makes it when it starts, if its user may");
+        }
         Err(error) => {
             let todo = "create the folder of gateway.state for the user that runs the agent";
-            return vec![Finding::error(CHECK, format!("{}: {error}", state.display()), todo)];
+            return Finding::error(CHECK, format!("{}: {error}", state.display()), todo);
         }
     };
     let mib = |bytes: u64| bytes >> 20;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    let used = patient.status.map_or(0, |status| status.outbox.stored_bytes);
+    // Its file does not shrink: what was deleted is room for what comes.
+    let used = std::fs::metadata(state.join(DATABASE)).map_or(0, |file| file.len());
     let wanted = outbox.max_bytes.0.saturating_sub(used);
     let found = format!("{} MiB are free in {}", mib(free), state.display());
-    vec![if stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
+    if stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
         Finding::error(
             CHECK,
             format!("{} cannot be written: the file system is read-only", state.display()),
@@ -33,5 +59,5 @@ pub fn check(patient: &Patient<'_>) -> Vec<Finding> {
         Finding::warning(CHECK, found, "make room, or lower outbox.max_bytes")
     } else {
         Finding::ok(CHECK, found)
-    }]
+    }
 }

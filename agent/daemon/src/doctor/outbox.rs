@@ -1,7 +1,7 @@
 //! Whether results get away.
 
 use super::{Finding, Patient};
-use crate::outbox::{ASIDE, DATABASE};
+use crate::outbox::{self, ASIDE, DATABASE};
 
 const CHECK: &str = "outbox";
 
@@ -22,11 +22,16 @@ pub fn check(patient: &Patient<'_>) -> Vec<Finding> {
     }));
     let Some(status) = patient.status else {
         let path = state.join(DATABASE);
-        let found = match std::fs::metadata(&path) {
-            Ok(data) => format!("{} has {} KiB", path.display(), data.len() >> 10),
-            Err(_) => "nothing waits on the disk".to_owned(),
-        };
-        findings.push(Finding::ok(CHECK, found));
+        let shown = path.display();
+        findings.push(match outbox::examine(&path) {
+            Ok(None) => Finding::ok(CHECK, "nothing waits on the disk"),
+            Ok(Some(rows)) => Finding::ok(CHECK, format!("{rows} wait on the disk, in {shown}")),
+            Err(why) => Finding::error(
+                CHECK,
+                format!("{shown}: {why}"),
+                "the agent sets it aside when it starts, reads what can be read, and tells what cannot; look at the disk (dmesg, smartctl)",
+            ),
+        });
         return findings;
     };
     let (outbox, most) = (&status.outbox, patient.config.outbox.max_bytes.0);

@@ -1,6 +1,6 @@
 //! Whether pipelines run, and have anything to run on.
 
-use super::{Finding, Patient};
+use super::{Finding, Patient, Probed};
 use crate::api::report::PipelineState;
 
 const CHECK: &str = "pipelines";
@@ -26,11 +26,23 @@ pub fn check(patient: &Patient<'_>) -> Vec<Finding> {
     }
     for (name, source) in &status.sources {
         if source.samples == 0 && source.refused.values().all(|count| *count == 0) {
-            findings.push(Finding::warning(
-                CHECK,
-                format!("source {name} is silent since the start"),
-                "is the sensor on, and does the broker's access list let this gateway read it?",
-            ));
+            let broker = patient.config.sources.iter().find(|known| *known.name == *name.as_str());
+            let away = |broker: &str| {
+                let away = |(name, probed): &(String, Probed)| name == broker && matches!(probed, Probed::Away(_));
+                patient.probed.iter().any(away)
+            };
+            findings.push(match broker.map(|source| &*source.broker).filter(|broker| away(broker)) {
+                Some(broker) => Finding::warning(
+                    CHECK,
+                    format!("source {name} is silent since the start: broker {broker} is not connected"),
+                    "see what is said of that broker",
+                ),
+                None => Finding::warning(
+                    CHECK,
+                    format!("source {name} is silent since the start"),
+                    "is the sensor on, and does the broker's access list let this gateway read it?",
+                ),
+            });
         }
     }
     if findings.is_empty() {

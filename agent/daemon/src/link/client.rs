@@ -105,6 +105,8 @@ pub enum Happened {
         places: u16,
         /// Maximum Packet Size.
         largest: usize,
+        /// The keep-alive that it asks for in place of ours, if it does.
+        keep_alive: Option<std::time::Duration>,
     },
     /// A message came in.
     Arrived {
@@ -193,6 +195,10 @@ pub enum Cause {
     Proxy,
     /// It is no WebSocket.
     WebSocket,
+    /// What answers is no broker.
+    Strange,
+    /// Nobody knows the name.
+    Unresolved,
     /// Something else.
     Other,
 }
@@ -375,7 +381,9 @@ fn sent(outgoing: &Outgoing) -> Happened {
 
 fn from_v4(event: v4::Event) -> Happened {
     match event {
-        v4::Event::Incoming(v4::Packet::ConnAck(_)) => Happened::Connected { places: u16::MAX, largest: usize::MAX },
+        v4::Event::Incoming(v4::Packet::ConnAck(_)) => {
+            Happened::Connected { places: u16::MAX, largest: usize::MAX, keep_alive: None }
+        }
         v4::Event::Incoming(v4::Packet::Publish(v4::Publish { topic, payload, retain, .. })) => {
             Happened::Arrived { topic: topic.into(), payload, retained: retain, reply: None }
         }
@@ -402,6 +410,11 @@ fn from_v5(event: v5::Event) -> Happened {
             Happened::Connected {
                 places: properties.and_then(|p| p.receive_max).unwrap_or(u16::MAX),
                 largest: properties.and_then(|p| p.max_packet_size).map_or(usize::MAX, |bytes| bytes as usize),
+                // 0 is none at all.
+                keep_alive: properties
+                    .and_then(|p| p.server_keep_alive)
+                    .filter(|seconds| *seconds > 0)
+                    .map(|seconds| std::time::Duration::from_secs(seconds.into())),
             }
         }
         v5::Event::Incoming(five::Packet::Publish(five::Publish { topic, payload, retain, properties, .. })) => {
@@ -440,6 +453,8 @@ fn of_io(error: &io::Error) -> Cause {
     match error.kind() {
         ConnectionRefused => Cause::NobodyThere,
         ConnectionAborted | ConnectionReset | UnexpectedEof => Cause::Closed,
+        // The standard library has no kind for it.
+        _ if error.to_string().contains("failed to lookup address") => Cause::Unresolved,
         _ => Cause::Other,
     }
 }
@@ -464,6 +479,9 @@ impl From<v4::ConnectionError> for Lost {
             ConnectionError::MqttState(StateError::Deserialization(
                 v4::mqttbytes::Error::PayloadSizeLimitExceeded(bytes),
             )) => Cause::TooLarge { bytes: *bytes },
+            ConnectionError::MqttState(StateError::Deserialization(_)) | ConnectionError::NotConnAck(_) => {
+                Cause::Strange
+            }
             ConnectionError::NetworkTimeout | ConnectionError::FlushTimeout => Cause::Timeout,
             ConnectionError::Tls(v4::TlsError::Io(_)) => Cause::Tls,
             ConnectionError::Proxy(_) => Cause::Proxy,
@@ -508,6 +526,9 @@ impl From<v5::ConnectionError> for Lost {
                 StateError::Io(error) | StateError::Deserialization(five_bytes::Error::Io(error)),
             )
             | ConnectionError::Io(error) => of_io(error),
+            ConnectionError::MqttState(StateError::Deserialization(_)) | ConnectionError::NotConnAck(_) => {
+                Cause::Strange
+            }
             ConnectionError::Timeout(_) => Cause::Timeout,
             ConnectionError::Tls(v4::TlsError::Io(_)) => Cause::Tls,
             ConnectionError::Proxy(_) => Cause::Proxy,

@@ -16,6 +16,7 @@ pub mod client;
 pub mod depot;
 pub mod direct;
 pub mod expiry;
+mod flight;
 pub mod outgoing;
 pub mod probe;
 pub mod tls;
@@ -35,11 +36,11 @@ use tokio::sync::watch;
 
 use self::backoff::Backoff;
 use self::client::{Cause, Client, Happened, Kept, Lost, Options, Properties, Protocol, Reply, Verdict};
-use self::outgoing::{BATCH_BYTES, Next, Outgoing, Ready, Room};
+use self::flight::{Flight, Flying};
+use self::outgoing::{BATCH_BYTES, Next, OVERHEAD, Outgoing, Ready, Room};
 use self::probe::Prober;
 use crate::commands::Commands;
 use crate::config::{Broker, BrokerUrl, ProxyUrl, Scheme};
-use crate::outbox::book::Custody;
 use crate::report::Reporter;
 use crate::wall;
 
@@ -54,6 +55,10 @@ const SHORT_LIVED: Duration = Duration::from_secs(30);
 const RIVALS: u32 = 3;
 /// Messages that the client may hold without having sent them: fewer than it takes.
 const HANDED: usize = CLIENT_QUEUE / 2;
+/// Keep-alive periods without anything from the broker after which the line is dead.
+const KEEP_ALIVES: f64 = 2.5;
+/// How long a broker may acknowledge nothing at least, though something waits for it.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a goodbye may take beyond the time for sending what waits.
 const GOODBYE: Duration = Duration::from_secs(1);
 /// Filters in one SUBSCRIBE.
@@ -108,11 +113,14 @@ pub async fn run(role: Role, reporter: Arc<Reporter>, receive: impl Fn(Received<
             End::Stopped => return,
             End::Lost { why, connected } => {
                 reporter.link_lost(&role.name, url, &why, connected);
-                role.outgoing.lost(&why.text);
+                role.outgoing.lost(url, &why.text);
                 let held = if connected { started.elapsed() } else { Duration::ZERO };
                 short_lived = if connected && held < SHORT_LIVED { short_lived + 1 } else { 0 };
                 if short_lived == RIVALS {
                     reporter.rival(&role.name, &role.broker.client_id, RIVALS);
+                }
+                if short_lived >= RIVALS {
+                    role.outgoing.short_lived(short_lived);
                 }
                 held
             }
@@ -173,34 +181,6 @@ enum End {
     Lost { why: Why, connected: bool },
 }
 
-/// Messages that were handed to the client, until the broker has acknowledged them.
-#[derive(Default)]
-struct Flight {
-    /// In the order in which they were handed over; the client gives them their ids in this order.
-    handed: VecDeque<Flying>,
-    /// With their ids.
-    numbered: HashMap<u16, Flying>,
-}
-
-struct Flying {
-    topic: String,
-    acknowledged: bool,
-    kept: Option<Custody>,
-}
-
-impl Flight {
-    /// Messages without acknowledgement.
-    fn len(&self) -> usize {
-        self.numbered.len() + self.handed.iter().filter(|m| m.acknowledged).count()
-    }
-
-    /// Everything that was not settled.
-    fn ground(&mut self) -> Vec<Custody> {
-        let numbered = self.numbered.drain().map(|(_, message)| message);
-        self.handed.drain(..).chain(numbered).filter_map(|message| message.kept).collect()
-    }
-}
-
 /// One connection from its beginning to its end.
 async fn connection(
     role: &Role,
@@ -225,9 +205,11 @@ async fn connection(
     let (mut probing, mut all) = (false, 1);
     // A healthy connection has an event at least once in a keep-alive period, when the client pings. The client's own
     // check of that stands still while it waits for a socket that takes no more.
-    let longest = role.broker.keep_alive.0.mul_f64(2.5);
+    let mut longest = role.broker.keep_alive.0.mul_f64(KEEP_ALIVES);
     let mut guard = std::pin::pin!(tokio::time::sleep(longest));
     let mut last_event = Instant::now();
+    // Pings tell nothing of acknowledgements, which a bridge or a proxy may swallow.
+    let mut unanswered = std::pin::pin!(tokio::time::sleep(longest.max(PATIENCE)));
     // Made once, not for every event: each holds a place in the queue of those who wait for the stop.
     let mut waiting = stop.clone();
     let mut stopped = std::pin::pin!(stopped(&mut waiting));
@@ -256,6 +238,16 @@ async fn connection(
                         }
                         guard.as_mut().reset((last_event + longest).into());
                     }
+                    () = &mut unanswered => {
+                        let patience = longest.max(PATIENCE);
+                        let (now, due) = (Instant::now(), flight.borrow().due(patience));
+                        if due.is_some_and(|due| due <= now) {
+                            let (count, seconds) = (flight.borrow().len(), patience.as_secs());
+                            let why = Why::passing(format!("the broker answers, but has acknowledged none of {count} messages for {seconds} s; something between takes its acknowledgements away, or it hangs"));
+                            break Err(End::Lost { why, connected: sender.is_some() });
+                        }
+                        unanswered.as_mut().reset(due.unwrap_or(now + patience).into());
+                    }
                 }
             }
         };
@@ -270,11 +262,15 @@ async fn connection(
                 let why = Why::passing("the broker took the connection twice, which no broker that is in order does");
                 break End::Lost { why, connected: true };
             }
-            Ok(Happened::Connected { places, largest }) => {
+            Ok(Happened::Connected { places, largest, keep_alive }) => {
+                // The client goes by what the broker says.
+                longest = keep_alive.unwrap_or(role.broker.keep_alive.0).mul_f64(KEEP_ALIVES);
+                let largest = largest.min(PACKET_BYTES as usize);
                 // One place stays free, because the client reads no request, not even a fleeting one, when all are taken.
                 let room = RoomRule {
                     places: usize::from(places.saturating_sub(1).clamp(1, IN_FLIGHT)),
-                    bytes: BATCH_BYTES.min(largest.saturating_sub(1024).max(1)),
+                    bytes: BATCH_BYTES.min(largest.saturating_sub(OVERHEAD).max(1)),
+                    largest,
                 };
                 all = room.places;
                 if let Some(topics) = &role.status {
@@ -290,7 +286,7 @@ async fn connection(
                 }
                 role.depot.iter().for_each(depot::Depot::connected);
                 reporter.link_made(&role.name, url);
-                role.outgoing.connected();
+                role.outgoing.connected(largest);
                 sender = Some(tokio::task::spawn_local(send(
                     Arc::clone(&role.name),
                     Arc::clone(reporter),
@@ -331,7 +327,7 @@ async fn connection(
                 }
             }
             Ok(Happened::Acknowledged { packet, verdict }) => {
-                let message = flight.borrow_mut().numbered.remove(&packet);
+                let message = flight.borrow_mut().answered(packet, last_event);
                 let message = message
                     .filter(|m| !role.prober.as_ref().is_some_and(|prober| prober.acknowledged(&m.topic, &verdict)));
                 if let Some(message) = message {
@@ -341,7 +337,7 @@ async fn connection(
                             role.outgoing.settle(&message.topic, message.kept.as_ref(), heard);
                         }
                         Verdict::Refused(reason) => {
-                            if role.outgoing.refuse(&message.topic, message.kept) {
+                            if role.outgoing.refuse(&message.topic, &reason, message.kept) {
                                 reporter.publish_refused(&role.name, &message.topic, &reason);
                             }
                         }
@@ -354,14 +350,10 @@ async fn connection(
             }
             Ok(Happened::SentPublish(id)) => {
                 let mut flight = flight.borrow_mut();
-                if flight.handed.len() >= HANDED {
+                if flight.handed() >= HANDED {
                     role.outgoing.bell.notify_one();
                 }
-                if let Some(message) = flight.handed.pop_front()
-                    && message.acknowledged
-                {
-                    flight.numbered.insert(id, message);
-                }
+                flight.went_out(id, last_event);
             }
             Ok(Happened::SentSubscribe(id)) => {
                 if let Some(filters) = asked.pop_front() {
@@ -402,7 +394,7 @@ fn begin_probe(
     }
     if prober.begin(client, asked) {
         let topic = prober.topic().to_owned();
-        flight.borrow_mut().handed.push_back(Flying { topic, acknowledged: true, kept: None });
+        flight.borrow_mut().hand(Flying { topic, acknowledged: true, kept: None });
     }
     true
 }
@@ -412,6 +404,7 @@ fn begin_probe(
 struct RoomRule {
     places: usize,
     bytes: usize,
+    largest: usize,
 }
 
 /// Hands messages to the client as long as there is room, and says goodbye when it is time.
@@ -431,12 +424,13 @@ async fn send(
             Stop::Run => None,
             Stop::Drain(until) => Some(until),
         };
-        if flight.borrow().handed.len() >= HANDED {
+        if flight.borrow().handed() >= HANDED {
             outgoing.bell.notified().await;
             continue;
         }
         let in_flight = flight.borrow().len();
-        let room = Room { in_flight, places: rule.places, bytes: rule.bytes, hurry: deadline.is_some() };
+        let RoomRule { places, bytes, largest } = rule;
+        let room = Room { in_flight, places, bytes, largest, hurry: deadline.is_some() };
         let wake = match outgoing.next(Instant::now(), room) {
             Next::Send(ready) => {
                 if let Err(ready) = hand_over(&client, &flight, *ready) {
@@ -447,7 +441,7 @@ async fn send(
                 continue;
             }
             Next::TooLarge { topic, bytes } => {
-                reporter.too_large(&name, &topic, bytes, rule.bytes);
+                reporter.too_large(&name, &topic, bytes, largest);
                 continue;
             }
             Next::Again => continue,
@@ -507,7 +501,7 @@ fn hand_over(client: &Client, flight: &RefCell<Flight>, mut ready: Ready) -> Res
     match client.publish(&ready.topic, ready.at_least_once, ready.retain, payload, properties) {
         Ok(()) => {
             let flying = Flying { topic: ready.topic, acknowledged: ready.at_least_once, kept: ready.kept };
-            flight.borrow_mut().handed.push_back(flying);
+            flight.borrow_mut().hand(flying);
             Ok(())
         }
         Err(error) => {
@@ -581,7 +575,7 @@ fn options(broker: &Broker, url: &BrokerUrl, will: Option<(String, Vec<u8>)>) ->
         protocol: if broker.mqtt == 4 { Protocol::V4 } else { Protocol::V5 },
         client_id: broker.client_id.clone(),
         // Over WebSocket the client takes the whole address in the place of the host.
-        host: if url.scheme.is_web() { url.to_string() } else { url.host.clone() },
+        host: if url.scheme.is_web() { url.address() } else { url.host.clone() },
         port: url.port,
         transport,
         proxy,
@@ -620,9 +614,15 @@ fn explain(lost: &Lost, broker: &Broker, url: &BrokerUrl, connected: bool) -> Wh
         return Why::lasting(why);
     }
     match cause {
-        Cause::Closed if !connected && !url.scheme.is_secure() => Why::passing(
-            "the broker closed the connection before it said anything; does it want TLS (mqtts://, wss://)?",
-        ),
+        Cause::Closed if !connected => {
+            let (other, tls) = (
+                if broker.mqtt == 4 { "only MQTT 5 (mqtt = 5)" } else { "only MQTT 3.1.1 (mqtt = 4)" },
+                if url.scheme.is_secure() { "" } else { "does it want TLS (mqtts://, wss://), or " },
+            );
+            Why::passing(format!(
+                "the broker closed the connection before it had accepted it; {tls}does it speak {other}?"
+            ))
+        }
         Cause::Closed => Why::passing("the broker closed the connection"),
         Cause::NotAuthorized(code) => {
             let user = match &broker.username {
@@ -638,7 +638,19 @@ fn explain(lost: &Lost, broker: &Broker, url: &BrokerUrl, connected: bool) -> Wh
             let (has, other) = if broker.mqtt == 4 { ("3.1.1", "mqtt = 5") } else { ("5", "mqtt = 4") };
             Why::lasting(format!("the broker does not speak MQTT {has}; try {other}"))
         }
-        Cause::Refused(code) => Why::passing(format!("the broker refuses the connection: {code}")),
+        Cause::Refused(code) => {
+            let todo = match code.as_str() {
+                "Banned" => "it has this client on a list; have it taken off",
+                "ClientIdentifierNotValid" | "BadClientId" => "give the broker a client_id that it takes",
+                "ServerBusy"
+                | "ServerUnavailable"
+                | "ServiceUnavailable"
+                | "ConnectionRateExceeded"
+                | "QuotaExceeded" => "it is busy, or allows no more clients",
+                _ => "its log says more",
+            };
+            Why::passing(format!("the broker refuses the connection ({code}); {todo}"))
+        }
         Cause::TakenOver => Why::lasting(format!(
             "another client connected with the client id '{}'; give each gateway an id of its own",
             broker.client_id
@@ -652,16 +664,29 @@ fn explain(lost: &Lost, broker: &Broker, url: &BrokerUrl, connected: bool) -> Wh
             "a message of {bytes} bytes came in, {PACKET_BYTES} are taken at most; make the sender split it"
         )),
         Cause::Timeout => {
-            Why::passing("no answer within 5 s; is the address right, and does a firewall let it through?")
+            let by = broker.proxy.as_ref().map_or_else(String::new, |proxy| format!(" by the proxy {proxy}"));
+            Why::passing(format!("no answer{by} within 5 s; is the address right, and does a firewall let it through?"))
         }
         Cause::NobodyThere => Why::passing("connection refused; does a broker listen there?"),
         Cause::Proxy => {
             let proxy = broker.proxy.as_ref().map_or_else(String::new, ToString::to_string);
+            let (error, to) = (error.to_string(), url.authority());
+            let error = error.trim_end_matches('.');
+            if error.contains("Connection refused") {
+                return Why::passing(format!("nothing listens at the proxy {proxy}; is it up, and is its port right?"));
+            }
             Why::lasting(format!(
-                "the proxy {proxy} does not let it through: {error}; is it right, and does it allow CONNECT to {url}?"
+                "the proxy {proxy} does not let it through: {error}; does it allow CONNECT to {to}, without a password?"
             ))
         }
         Cause::WebSocket => Why::lasting(format!("no WebSocket at {url}: {error}; are port and path right?")),
+        Cause::Strange => Why::lasting(format!(
+            "what answers at {url} does not speak MQTT ({error}); give the broker's port for MQTT, or the scheme of this one (ws://, mqtts://)"
+        )),
+        Cause::Unresolved => Why::passing(format!(
+            "the name '{}' cannot be looked up ({error}); is it right in url, and does this gateway have a name server?",
+            broker.proxy.as_ref().map_or(&url.host, |proxy| &proxy.host)
+        )),
         Cause::Other => Why::passing(error.to_string()),
     }
 }

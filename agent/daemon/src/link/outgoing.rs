@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use limpet_wire::dropped::Reason;
+use limpet_wire::message::LinkFigures;
 use limpet_wire::result::ResultRecord;
 use limpet_wire::topic::Topics;
 use limpet_wire::{WireError, binary, content_type};
 use tokio::sync::Notify;
 
-use crate::config::Encoding;
+use crate::config::{BrokerUrl, Encoding};
 use crate::outbox::book::{Batch, Boot, Custody, Take};
 use crate::outbox::{Outbox, item};
 use crate::wall::Wall;
@@ -28,8 +29,12 @@ use crate::wall::Wall;
 const FLEETING: usize = 1024;
 /// Largest batch, in bytes, where the broker takes it.
 pub const BATCH_BYTES: usize = 100 * 1024;
+/// What a packet has beside its payload, its topic and what it says of itself, at most: fixed header, lengths, ids.
+pub const OVERHEAD: usize = 1024;
 /// The latest decision of a stream goes out at most this often.
 const LATEST_EVERY: Duration = Duration::from_secs(1);
+/// How long it is of interest that connections did not last.
+const RECENT: Duration = Duration::from_secs(300);
 /// First time that a topic which the broker refused is left alone; doubles up to ten minutes.
 const PARKED: Duration = Duration::from_secs(5);
 const PARKED_LONGEST: Duration = Duration::from_secs(600);
@@ -122,14 +127,16 @@ pub struct Room {
     pub in_flight: usize,
     /// How many may.
     pub places: usize,
-    /// Largest payload the broker takes.
+    /// Bytes of a batch.
     pub bytes: usize,
+    /// Largest packet that the broker takes.
+    pub largest: usize,
     /// Whether nothing may wait for company any more, because the link is about to be closed.
     pub hurry: bool,
 }
 
-/// Topics that the broker refused: until when they are left alone, and for how long that was.
-type Parked = HashMap<String, (Instant, Duration)>;
+/// Topics that the broker refused: until when they are left alone, for how long that was, and why.
+type Parked = HashMap<String, (Instant, Duration, String)>;
 
 #[derive(Debug, Default)]
 struct State {
@@ -138,12 +145,19 @@ struct State {
     parked: Parked,
     latest: HashMap<(Arc<str>, Arc<str>), Latest>,
     retained: BTreeMap<String, (Vec<u8>, bool)>,
-    /// Fleeting messages that found no link or no place.
+    /// Connections that were made, and fleeting messages that found no link or no place.
+    connections: u64,
     unsent: u64,
-    /// Why there is no link, as far as that was said.
-    why: Option<String>,
+    /// Why there is no link, by address, as far as that was said.
+    why: BTreeMap<String, String>,
+    /// When the last of several connections ended that were hardly worth making, and how many those were.
+    short_lived: Option<(Instant, u32)>,
     /// Filters that the broker has refused.
     refused: BTreeSet<String>,
+    /// Largest packet that the broker took last, if there was a connection.
+    largest: Option<usize>,
+    /// Topics of which a message that the broker would keep is too large, since it was connected: told of once.
+    oversize: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -218,27 +232,61 @@ impl Outgoing {
         self.bell.notify_one();
     }
 
+    /// Figures since the start.
+    pub fn figures(&self) -> LinkFigures {
+        let State { connected, connections, unsent, .. } = *self.lock();
+        LinkFigures { connected, connections, unsent }
+    }
+
     /// Whether the link is up.
     pub fn is_connected(&self) -> bool {
         self.lock().connected
     }
 
     /// The link is up: everything retained goes out again, since the broker may have forgotten it.
-    pub fn connected(&self) {
+    /// `largest` is the largest packet that the broker takes.
+    pub fn connected(&self, largest: usize) {
         let mut state = self.lock();
-        (state.connected, state.why) = (true, None);
+        (state.connected, state.largest) = (true, Some(largest));
+        state.why.clear();
+        state.connections += 1;
+        state.oversize.clear();
         state.refused.clear();
         state.parked.clear();
         state.latest.values_mut().for_each(|latest| latest.dirty = true);
         state.retained.values_mut().for_each(|(_, dirty)| *dirty = true);
+        let told = state.retained.contains_key(&self.topics.delivery());
         drop(state);
         self.outbox.iter().for_each(|outbox| outbox.connected());
+        if told {
+            // What the last broker took may be too much for this one.
+            self.offer_delivery();
+        }
         self.bell.notify_one();
     }
 
-    /// There is no link, and this is why.
-    pub fn lost(&self, why: &str) {
-        self.lock().why = Some(why.to_owned());
+    /// There is no link to this address, and this is why.
+    pub fn lost(&self, url: &BrokerUrl, why: &str) {
+        self.lock().why.insert(url.to_string(), why.to_owned());
+    }
+
+    /// So many connections in a row ended soon after they were made, the last one now.
+    pub fn short_lived(&self, times: u32) {
+        self.lock().short_lived = Some((Instant::now(), times));
+    }
+
+    /// How many connections in a row ended soon after they were made, if that was a moment ago.
+    pub fn throws_off(&self) -> Option<u32> {
+        self.lock().short_lived.filter(|(at, _)| at.elapsed() < RECENT).map(|(_, times)| times)
+    }
+
+    /// Topics that the broker does not let this gateway publish on, each with its reason.
+    pub fn refused_topics(&self) -> Vec<String> {
+        let state = self.lock();
+        let mut topics: Vec<String> =
+            state.parked.iter().map(|(topic, (.., why))| format!("{topic} ({why})")).collect();
+        topics.sort_unstable();
+        topics
     }
 
     /// The broker does not grant this subscription.
@@ -253,7 +301,9 @@ impl Outgoing {
 
     /// Why there is no link, if that is known.
     pub fn why(&self) -> Option<String> {
-        self.lock().why.clone()
+        let state = self.lock();
+        let said: Vec<String> = state.why.iter().map(|(url, why)| format!("{url}: {why}")).collect();
+        (!said.is_empty()).then(|| said.join("; "))
     }
 
     /// The link is down: fleeting messages are lost, and what was handed out comes back to where it stood.
@@ -291,18 +341,18 @@ impl Outgoing {
 
     /// The broker refused a message: what it held waits again, and its topic is left alone for a while, twice as long as
     /// the last time. Says whether this is news: messages of that topic that were in flight already are refused too.
-    pub fn refuse(&self, topic: &str, kept: Option<Custody>) -> bool {
+    pub fn refuse(&self, topic: &str, why: &str, kept: Option<Custody>) -> bool {
         let mut state = self.lock();
         let now = Instant::now();
         let (until, news) = match state.parked.get_mut(topic) {
-            Some((until, _)) if *until > now => (*until, false),
-            Some((until, wait)) => {
+            Some((until, ..)) if *until > now => (*until, false),
+            Some((until, wait, _)) => {
                 *wait = (*wait * 2).min(PARKED_LONGEST);
                 *until = now + *wait;
                 (*until, true)
             }
             None => {
-                state.parked.insert(topic.to_owned(), (now + PARKED, PARKED));
+                state.parked.insert(topic.to_owned(), (now + PARKED, PARKED, why.to_owned()));
                 (now + PARKED, true)
             }
         };
@@ -316,7 +366,8 @@ impl Outgoing {
 
     /// What the uplink has stored and dropped, if there is news of it; it goes out like everything retained.
     pub fn offer_delivery(&self) {
-        if let Some(json) = self.outbox.as_ref().and_then(|outbox| outbox.delivery()) {
+        let most = self.lock().largest.map_or(usize::MAX, |largest| largest.saturating_sub(OVERHEAD));
+        if let Some(json) = self.outbox.as_ref().and_then(|outbox| outbox.delivery(most)) {
             self.offer_retained(self.topics.delivery(), json);
         }
     }
@@ -340,18 +391,17 @@ impl Outgoing {
         if let Some(message) = first.and_then(|at| state.fleeting.remove(at)) {
             drop(state);
             let ready = fleeting(message);
-            let bytes = ready.payload.len();
-            if bytes > room.bytes && room.bytes < BATCH_BYTES {
+            if ready.packet_bytes() > room.largest {
                 // The broker would end the connection over it.
                 self.lock().unsent += 1;
-                return Next::TooLarge { topic: ready.topic, bytes };
+                return ready.too_large();
             }
             return Next::Send(Box::new(ready));
         }
         let mut wake: Option<Instant> = None;
         let mut earlier = |at: Instant| wake = Some(wake.map_or(at, |w| w.min(at)));
         if !full && let Some(ready) = state.next_retained(now, &mut earlier) {
-            return Next::Send(Box::new(ready));
+            return state.send_if_it_fits(ready, room);
         }
         drop(state);
         // It is asked even if there is no place: that is how it learns of it.
@@ -364,14 +414,40 @@ impl Outgoing {
         if full {
             return Next::Wait(None);
         }
-        match self.lock().next_latest(&self.topics, now, room, &mut earlier) {
-            Some(ready) => Next::Send(Box::new(ready)),
+        let mut state = self.lock();
+        match state.next_latest(&self.topics, now, room, &mut earlier) {
+            Some(ready) => state.send_if_it_fits(ready, room),
             None => Next::Wait(wake),
         }
     }
 }
 
+impl Ready {
+    /// Bytes of its packet, or a little more.
+    fn packet_bytes(&self) -> usize {
+        let beside = [self.id.as_ref().map(String::len), self.correlation.as_ref().map(Bytes::len)];
+        // Fixed header, packet id, lengths and marks of all properties.
+        const FRAME: usize = 64;
+        let beside: usize = beside.into_iter().flatten().sum();
+        FRAME + self.topic.len() + self.content_type.len() + beside + self.payload.len()
+    }
+
+    fn too_large(self) -> Next {
+        Next::TooLarge { bytes: self.packet_bytes(), topic: self.topic }
+    }
+}
+
 impl State {
+    /// A message that the broker would keep goes out, unless it is so large that the broker would end the connection over it.
+    fn send_if_it_fits(&mut self, ready: Ready, room: Room) -> Next {
+        if ready.packet_bytes() <= room.largest {
+            return Next::Send(Box::new(ready));
+        }
+        self.unsent += 1;
+        // The next one, in a second, is as large.
+        if self.oversize.insert(ready.topic.clone()) { ready.too_large() } else { Next::Again }
+    }
+
     /// Has the retained message of a topic sent again. Says whether the topic has one.
     fn make_dirty(&mut self, topic: &str, topics: &Topics) -> bool {
         if let Some((_, dirty)) = self.retained.get_mut(topic) {
@@ -424,7 +500,7 @@ impl State {
 
 /// Until when a topic is left alone, if it is.
 fn parked(parked: &Parked, topic: &str, now: Instant) -> Option<Instant> {
-    parked.get(topic).map(|(until, _)| *until).filter(|until| *until > now)
+    parked.get(topic).map(|(until, ..)| *until).filter(|until| *until > now)
 }
 
 /// Makes one message of a batch: as many items as fit, at least one; the others go back.
@@ -462,14 +538,8 @@ fn pack(outbox: &Outbox, batch: Batch, topics: &Topics, room: Room) -> Next {
         outbox.give_up(&lost, odd.iter().map(|item| &*item.payload), Reason::Damaged);
     }
     let Some((payload, content_type, id)) = parcel else { return Next::Again };
-    if payload.len() > room.bytes && room.bytes < BATCH_BYTES {
-        // It holds one item, and the broker takes no message as large.
-        let item = items[..taken].iter().find(|item| custody.numbers.first() == Some(&item.number));
-        outbox.give_up(&custody, item.map(|item| &*item.payload), Reason::TooLarge);
-        return Next::TooLarge { topic, bytes: payload.len() };
-    }
     outbox.learn_ratio(custody.lane, payload.len(), stored);
-    Next::Send(Box::new(Ready {
+    let mut ready = Ready {
         topic,
         payload,
         content_type,
@@ -479,7 +549,16 @@ fn pack(outbox: &Outbox, batch: Batch, topics: &Topics, room: Room) -> Next {
         expiry_s: None,
         correlation: None,
         kept: Some(custody),
-    }))
+    };
+    if ready.packet_bytes() > room.largest {
+        // It holds one item: several are no longer than a batch, which fits.
+        if let Some(custody) = ready.kept.take() {
+            let item = items[..taken].iter().find(|item| custody.numbers.first() == Some(&item.number));
+            outbox.give_up(&custody, item.map(|item| &*item.payload), Reason::TooLarge);
+        }
+        return ready.too_large();
+    }
+    Next::Send(Box::new(ready))
 }
 
 /// Stored items on their way into one message.

@@ -30,6 +30,11 @@ pub fn client(broker: &Broker) -> Result<Arc<ClientConfig>, String> {
             let (chain, key) = (certificates("cert_file", cert_file)?, key(key_file)?);
             builder.with_client_auth_cert(chain, key).map_err(|error| {
                 let (cert, key) = (cert_file.display(), key_file.display());
+                if let rustls::Error::InvalidCertificate(CertificateError::Other(why)) = &error
+                    && says(why, "UnsupportedCertVersion")
+                {
+                    return format!("cert_file {cert} is of X.509 version 1, which TLS does not take; have one of version 3 made (openssl x509 -req with -extfile)");
+                }
                 format!("cert_file {cert} and key_file {key} do not go together ({error}); give the key that the certificate was made for")
             })?
         }
@@ -66,7 +71,10 @@ fn roots(broker: &Broker) -> Result<RootCertStore, String> {
 /// A sentence that names the file and what to do.
 pub fn certificates(key: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let shown = path.display();
-    let read = fs::read(path).map_err(|error| format!("{key} {shown} cannot be read: {error}"))?;
+    let read = fs::read(path).map_err(|error| match error.kind() {
+        io::ErrorKind::IsADirectory => format!("{key} {shown} is a folder; name the file in it"),
+        _ => format!("{key} {shown} cannot be read: {error}"),
+    })?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read).collect();
     let found = found.map_err(|error| format!("{key} {shown} holds no certificates in PEM ({error}); convert it"))?;
     if found.is_empty() {
@@ -119,19 +127,26 @@ pub fn explain(error: &(dyn Error + 'static), broker: &Broker, url: &BrokerUrl) 
             CertificateError::UnknownIssuer | CertificateError::BadSignature => format!(
                 "the broker's certificate is signed by nobody in {ca}; put the certificate of the authority that signed it there"
             ),
+            // The day and not the moment: a sentence that is another one each time would be told each time.
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => format!(
-                "the broker's certificate has expired by this gateway's clock, which says {}; renew it at the broker, or set the clock",
-                crate::wall::now_text().as_deref().unwrap_or("nothing that can be right")
+                "the broker's certificate has expired by this gateway's clock, which shows {}; renew it at the broker, or set the clock",
+                today()
             ),
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => format!(
-                "the broker's certificate is not valid yet by this gateway's clock, which says {}; set the clock",
-                crate::wall::now_text().as_deref().unwrap_or("nothing that can be right")
+                "the broker's certificate is not valid yet by this gateway's clock, which shows {}; set the clock",
+                today()
             ),
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => format!(
                 "the broker's certificate is not for '{host}'; write the name into url that it is for, or have one made for this name"
             ),
             CertificateError::Revoked => {
                 "the broker's certificate was revoked; have the broker get another one".to_owned()
+            }
+            CertificateError::Other(why) if says(why, "UnsupportedCertVersion") => {
+                "the broker's certificate is of X.509 version 1, which says nothing of names; have one of version 3 made, with a subjectAltName".to_owned()
+            }
+            CertificateError::Other(why) if says(why, "CaUsedAsEndEntity") => {
+                "the broker shows the certificate of an authority as its own; have one made for the broker that this authority signs".to_owned()
             }
             other => format!("the broker's certificate is not accepted: {other}; have the broker get another one"),
         },
@@ -164,6 +179,18 @@ pub fn explain(error: &(dyn Error + 'static), broker: &Broker, url: &BrokerUrl) 
         }
         other => format!("TLS with the broker failed: {other}"),
     })
+}
+
+/// The day that the clock shows.
+fn today() -> String {
+    let now = crate::wall::now_text();
+    now.and_then(|now| Some(now.split_once('T')?.0.to_owned()))
+        .unwrap_or_else(|| "nothing that can be right".to_owned())
+}
+
+/// Whether it is this error of the certificates' library, which has no type that can be named here.
+fn says(why: &rustls::OtherError, word: &str) -> bool {
+    format!("{why:?}").contains(word)
 }
 
 /// The TLS error in an error, however deep. What an `io::Error` carries is not its source.

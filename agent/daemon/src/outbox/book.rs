@@ -82,8 +82,10 @@ pub struct Rules {
     pub order: OutboxOrder,
     /// Bytes a second of the backlog, as sent.
     pub drain_rate: u64,
-    /// Results of each pipeline that are kept for whoever asks.
-    pub history: usize,
+    /// Results of each pipeline that are kept for whoever asks, and whether on the disk too.
+    pub history: u32,
+    /// See [`Rules::history`].
+    pub history_on_disk: bool,
     /// What holds for the results of each pipeline.
     pub pipelines: HashMap<Arc<str>, PipelineRules>,
 }
@@ -101,6 +103,7 @@ impl Rules {
             order: OutboxOrder::LiveFirst,
             drain_rate: 1 << 30,
             history: 10,
+            history_on_disk: false,
             pipelines: HashMap::new(),
         }
     }

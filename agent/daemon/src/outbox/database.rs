@@ -32,10 +32,11 @@ pub use salvage::Salvaged;
 use limpet_wire::id::Serial;
 use limpet_wire::message::DroppedRange;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Transaction, ffi, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Transaction, ffi, params};
 
 use self::contents::Numbers;
 use super::book::{Boot, LaneId, LaneRows, Number, Placed, ROW, ReadRow, Row};
+use super::boot_id;
 use super::item::{self, LaneKey};
 use super::ranges::Held;
 use super::runs::Remembered;
@@ -148,6 +149,29 @@ pub struct Database {
     timed_from: Number,
 }
 
+/// Looks through the database of an agent that does not run, and changes nothing: how many items wait in it; none if there is
+/// none.
+///
+/// # Errors
+/// What is wrong with it, or what the system says.
+pub fn examine(path: &Path) -> Result<Option<u64>, DatabaseError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let said: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if said != "ok" {
+        return Err(DatabaseError::Damaged(said.replace('\n', " ")));
+    }
+    let mut statement = connection.prepare("SELECT number, payload, sum FROM item")?;
+    let (mut rows, mut count) = (statement.query([])?, 0);
+    while let Some(row) = rows.next()? {
+        sound(number(row.get(0)?), row.get_ref(1)?, row.get(2)?)?;
+        count += 1;
+    }
+    Ok(Some(count))
+}
+
 /// A row that may be dropped.
 #[derive(Debug)]
 pub struct Victim {
@@ -186,7 +210,7 @@ impl Database {
             VERSION => {}
             newer => return Err(DatabaseError::Newer(newer)),
         }
-        let kernel = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        let kernel = boot_id();
         let find = "SELECT id, offset, right FROM boot WHERE kernel = ?1";
         let known = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, Offset { utc: row.get(1)?, right: row.get(2)? }));
         let known = connection.query_row(find, [&kernel], known).optional()?;

@@ -40,14 +40,15 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 
 use self::book::{Book, Custody, Depth, LaneId, Number, Payload, PipelineRules, Rules, Take};
-pub use self::database::ASIDE;
+pub use self::database::{ASIDE, examine};
+use self::history::disk::Disk;
 use self::history::{History, Wanted};
 use self::item::LaneKey;
 use self::keeper::{Keeper, Opened};
 use self::ranges::{Held, Range};
 use self::ring::{FoundItem, NoRoom, Ring};
 use self::runs::Runs;
-use crate::config::{Config, Durability};
+use crate::config::{Config, Durability, HistoryPlace};
 use crate::link::outgoing::{Packing, Room};
 use crate::marks;
 
@@ -144,8 +145,8 @@ pub struct Outbox {
     settled: Condvar,
     history: Mutex<History>,
     keeper: OnceLock<Thread>,
-    /// What the last `delivery` message said, uncut.
-    told: Mutex<Option<Vec<StreamDelivery>>>,
+    /// What the last `delivery` message said, uncut, and how long it could be.
+    told: Mutex<Option<(usize, Vec<StreamDelivery>)>>,
     /// Rung when there may be something to send.
     bell: Arc<Notify>,
     ids: Arc<EventIds>,
@@ -181,6 +182,11 @@ struct State {
     ended: bool,
 }
 
+/// The kernel's id of this boot.
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
 /// The rules that a configuration gives.
 fn rules(config: &Config) -> Rules {
     let outbox = &config.outbox;
@@ -197,7 +203,8 @@ fn rules(config: &Config) -> Rules {
         max_age: outbox.max_age.0,
         order: outbox.order,
         drain_rate: outbox.drain_rate.0,
-        history: outbox.history as usize,
+        history: outbox.history_results,
+        history_on_disk: outbox.history == HistoryPlace::Disk,
         pipelines: config.pipelines.iter().map(pipeline).collect::<HashMap<_, _>>(),
     }
 }
@@ -232,7 +239,13 @@ impl Outbox {
         bell: Arc<Notify>,
         notices: UnboundedSender<Notice>,
     ) -> io::Result<Arc<Self>> {
-        let history = rules.history;
+        let mut history = History::new(rules.history as usize);
+        if let Some(state) = path.parent().filter(|_| rules.history_on_disk && rules.history > 0) {
+            match Disk::open(state, rules.history, rules.commit_interval) {
+                Ok((disk, found)) => history = history.on(disk, found),
+                Err(why) => tracing::error!(why, "results are not kept on the disk after delivery"),
+            }
+        }
         let (mut ring, mut found) = match Ring::open(ring, rules.ring) {
             Ok((ring, found)) => (Some(ring), found),
             Err(error) => {
@@ -294,7 +307,7 @@ impl Outbox {
         let outbox = Arc::new(Self {
             state: Mutex::new(state),
             settled: Condvar::new(),
-            history: Mutex::new(History::new(history)),
+            history: Mutex::new(history),
             keeper: OnceLock::new(),
             told: Mutex::default(),
             bell,
@@ -351,7 +364,7 @@ impl Outbox {
         marks::decided(&key, record.serial);
         let payload = item::of_result(record);
         let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
-        history.keep(record, Arc::clone(&payload), Moment::now());
+        history.keep(record, Arc::clone(&payload), history::disk::now());
         drop(history);
         if self.offer(&key, payload, record.serial) {
             marks::stored(&key, record.serial);
@@ -455,26 +468,27 @@ impl Outbox {
         self.lock().book.waiting()
     }
 
-    /// The `delivery` message, as of now, unless it says what the last one said.
-    pub fn delivery(&self) -> Option<Vec<u8>> {
+    /// The `delivery` message, as of now and at most so long, unless it says what the last one said.
+    pub fn delivery(&self, most: usize) -> Option<Vec<u8>> {
         let mut state = self.lock();
         let State { book, runs, .. } = &mut *state;
         let waiting = book.waiting_by_key();
         let streams = runs.streams(|key| waiting.get(key).copied().unwrap_or(0));
         drop(state);
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.as_ref() == Some(&streams) {
+        let new = (most, streams);
+        if told.as_ref() == Some(&new) {
             return None;
         }
-        let message = runs::message(self.ids.gateway(), crate::wall::now_text(), streams.clone());
-        *told = Some(streams);
+        let message = runs::message(self.ids.gateway(), crate::wall::now_text(), new.1.clone(), most);
+        *told = Some(new);
         Some(message)
     }
 
     /// The last results of a pipeline, each as one JSON object, the oldest first.
     pub fn results(&self, pipeline: &str, wanted: &Wanted) -> Vec<Vec<u8>> {
         let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = history.of(pipeline, wanted, Moment::now());
+        let found = history.of(pipeline, wanted, history::disk::now());
         drop(history);
         let offset = crate::wall::Wall::now().offset();
         let json = |payload: Payload| {
@@ -519,6 +533,7 @@ impl Outbox {
     /// Ends the keeper and closes the database; what is not committed then is in the ring alone. A disk that does not answer
     /// until then is left to itself. Says whether the database is closed.
     pub fn close(&self, until: Instant) -> bool {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).close(until);
         let mut state = self.lock();
         state.closed = true;
         self.wake_keeper();

@@ -122,8 +122,7 @@ impl Ring {
             segments: VecDeque::new(),
             next: 0,
             bytes: 0,
-            boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id")
-                .map_or_else(|_| String::new(), |id| id.trim().to_owned()),
+            boot_id: super::boot_id(),
             frame: Vec::new(),
         };
         let mut names = Vec::new();

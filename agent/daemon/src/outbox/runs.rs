@@ -174,16 +174,17 @@ impl Runs {
     }
 }
 
-/// The `delivery` message of these streams, at most [`BYTES`] long: the first streams, as many as fit; of one that alone is
+/// The `delivery` message of these streams, at most `most` and [`BYTES`] long: the first streams, as many as fit; of one that alone is
 /// too long, its newest runs.
-pub fn message(gateway: &str, at: Option<String>, streams: Vec<StreamDelivery>) -> Vec<u8> {
+pub fn message(gateway: &str, at: Option<String>, streams: Vec<StreamDelivery>, most: usize) -> Vec<u8> {
+    let most = most.min(BYTES);
     let mut message = Delivery { gateway: gateway.to_owned(), at, streams, omitted: 0 };
     loop {
         let json = message.to_json();
-        if json.len() <= BYTES {
+        if json.len() <= most {
             return json;
         }
-        let share = |of: usize| (of * BYTES / json.len()).clamp(1, of - 1);
+        let share = |of: usize| (of * most / json.len()).clamp(1, of - 1);
         match message.streams.as_mut_slice() {
             [one] if one.runs.len() > 1 => {
                 let over = one.runs.len() - share(one.runs.len());
@@ -209,7 +210,7 @@ mod tests {
     }
 
     fn message(runs: &mut Runs, waiting: u64) -> Delivery {
-        serde_json::from_slice(&super::message("g", None, runs.streams(|_| waiting))).unwrap()
+        serde_json::from_slice(&super::message("g", None, runs.streams(|_| waiting), BYTES)).unwrap()
     }
 
     #[test]
@@ -243,7 +244,7 @@ mod tests {
         for stream in 0..2000 {
             runs.stored(&key(&format!("stream-with-a-long-name-{stream}")), Serial { run: 1, seq: 1 });
         }
-        let json = super::message("g", None, runs.streams(|_| 1));
+        let json = super::message("g", None, runs.streams(|_| 1), BYTES);
         assert!(json.len() <= BYTES && json.len() > BYTES / 2, "{}", json.len());
         let told: Delivery = serde_json::from_slice(&json).unwrap();
         assert_eq!(told.streams.len() as u64 + told.omitted, 2000);
@@ -261,7 +262,7 @@ mod tests {
         }
         let streams = runs.streams(|_| 1);
         assert_eq!(streams[0].runs.len(), OF_A_STREAM);
-        let json = super::message("g", None, streams);
+        let json = super::message("g", None, streams, BYTES);
         assert!(json.len() <= BYTES && json.len() > BYTES / 2, "{}", json.len());
         let told: Delivery = serde_json::from_slice(&json).unwrap();
         assert_eq!(told.streams[0].runs.last().map(|run| run.run), Some(1000));

@@ -12,7 +12,7 @@ use crate::config::DropPolicy;
 
 mod power;
 
-const ROOM: Room = Room { in_flight: 0, places: 8, bytes: 100_000, hurry: false };
+const ROOM: Room = Room { in_flight: 0, places: 8, bytes: 100_000, largest: 1 << 20, hurry: false };
 /// Longer than any test waits.
 const LIMIT: Duration = Duration::from_secs(20);
 

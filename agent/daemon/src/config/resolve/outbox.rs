@@ -43,9 +43,9 @@ impl Check<'_> {
         self.require(&at, "drain_rate", drain_rate.0 >= DRAIN_MIN, || {
             format!("found {drain_rate}, expected at least {} a second", Size(DRAIN_MIN))
         });
-        let history = file.history.unwrap_or(default.history);
-        self.require(&at, "history", history <= HISTORY_MAX, || {
-            format!("found {history}, expected at most {HISTORY_MAX} results of each pipeline; they are in memory")
+        let history_results = file.history_results.unwrap_or(default.history_results);
+        self.require(&at, "history_results", history_results <= HISTORY_MAX, || {
+            format!("found {history_results}, expected at most {HISTORY_MAX} of each pipeline; they are in memory")
         });
         Outbox {
             commit_interval,
@@ -56,7 +56,8 @@ impl Check<'_> {
             policy: self.drop_policy(&at, "policy", file.policy, default.policy),
             order: file.order.unwrap_or(OutboxOrder::LiveFirst),
             drain_rate,
-            history,
+            history: file.history.unwrap_or(default.history),
+            history_results,
         }
     }
 

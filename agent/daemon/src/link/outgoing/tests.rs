@@ -4,7 +4,7 @@ use super::*;
 use limpet_wire::result::Verdict;
 
 const PACKING: Packing = Packing { encoding: Encoding::Json, max: 1, delay: Duration::ZERO };
-const ROOM: Room = Room { in_flight: 0, places: 8, bytes: BATCH_BYTES, hurry: false };
+const ROOM: Room = Room { in_flight: 0, places: 8, bytes: BATCH_BYTES, largest: 1 << 20, hurry: false };
 
 fn record(stream: &str, seq: u64) -> Arc<ResultRecord> {
     record_of("p", stream, seq)
@@ -60,7 +60,7 @@ fn outgoing() -> Uplink {
 
 fn packed(packing: Packing) -> Uplink {
     let uplink = offline(packing);
-    uplink.connected();
+    uplink.connected(1 << 20);
     uplink
 }
 
@@ -98,7 +98,7 @@ fn what_waited_for_the_link_goes_out_in_batches_per_topic() {
         outgoing.offer_result(record("s", seq));
         outgoing.offer_result(record("t", seq));
     }
-    outgoing.connected();
+    outgoing.connected(1 << 20);
     let (first, second) = (send(&outgoing, ROOM).unwrap(), send(&outgoing, ROOM).unwrap());
     assert_eq!((numbers(&first), numbers(&second)), (vec![1, 2, 3], vec![1, 2, 3]));
     assert_eq!((first.content_type, first.id), (content_type::NDJSON, None));
@@ -125,7 +125,7 @@ fn results_that_wait_for_a_place_are_a_backlog_until_most_places_are_free() {
 fn a_batch_ends_where_the_broker_takes_no_more() {
     let outgoing = offline(PACKING);
     (1..=3).for_each(|seq| outgoing.offer_result(record("s", seq)));
-    outgoing.connected();
+    outgoing.connected(1 << 20);
     let one = {
         let mut json = Vec::new();
         record("s", 1).to_json(&mut json);
@@ -143,8 +143,8 @@ fn a_result_that_no_message_can_hold_is_given_up_and_named() {
     let outgoing = outgoing();
     outgoing.offer_result(record("s", 1));
     outgoing.offer_result(record("s", 2));
-    let tiny = Room { bytes: 10, ..ROOM };
-    assert!(matches!(outgoing.next(Instant::now(), tiny), Next::TooLarge { bytes, .. } if bytes > 10));
+    let tiny = Room { bytes: 10, largest: 300, ..ROOM };
+    assert!(matches!(outgoing.next(Instant::now(), tiny), Next::TooLarge { bytes, .. } if bytes > 300));
     assert_eq!((outgoing.outbox.figures().dropped, outgoing.waiting()), (1, 2));
     assert_eq!(numbers(&send(&outgoing, ROOM).unwrap()), [2]);
 }
@@ -239,7 +239,7 @@ fn a_fleeting_message_without_a_link_is_counted_and_gone() {
         correlation: None,
     });
     assert_eq!(outgoing.lock().unsent, 1);
-    outgoing.connected();
+    outgoing.connected(1 << 20);
     assert!(send(&outgoing, ROOM).is_none());
 }
 
@@ -248,8 +248,8 @@ fn a_refused_topic_is_left_alone_and_others_go_on() {
     let outgoing = outgoing();
     outgoing.offer_result(record("s", 1));
     let ready = send(&outgoing, ROOM).unwrap();
-    assert!(outgoing.refuse(&ready.topic, ready.kept), "news");
-    assert!(!outgoing.refuse(&ready.topic, None), "no news");
+    assert!(outgoing.refuse(&ready.topic, "NotAuthorized", ready.kept), "news");
+    assert!(!outgoing.refuse(&ready.topic, "NotAuthorized", None), "no news");
     outgoing.offer_result(record("t", 1));
     assert!(send(&outgoing, ROOM).unwrap().topic.ends_with("/t"));
     let Next::Wait(Some(again)) = outgoing.next(Instant::now(), ROOM) else { panic!("the topic is parked") };
@@ -280,4 +280,63 @@ fn a_stored_item_that_cannot_be_read_is_dropped_and_holds_nothing_up() {
     assert_eq!((figures.dropped, figures.delivered, outgoing.waiting()), (1, 0, 0));
     outgoing.offer_result(record("s", 1));
     assert_eq!(numbers(&send(&outgoing, ROOM).unwrap()), [1]);
+}
+
+#[test]
+fn a_result_that_is_longer_than_a_batch_goes_where_the_broker_takes_it() {
+    let outgoing = outgoing();
+    let verdict = Verdict::Regression { values: vec![0.123_456_79; 20_000] };
+    let long = crate::outbox::item::fixture::record("p", "s", 1, verdict);
+    outgoing.offer_result(Arc::new(long.clone()));
+    let shipped = Room { largest: 131_072, ..ROOM };
+    assert!(matches!(outgoing.next(Instant::now(), shipped), Next::TooLarge { bytes, .. } if bytes > 131_072));
+    assert_eq!(outgoing.outbox.figures().dropped, 1);
+    outgoing.offer_result(Arc::new(long));
+    let range = send(&outgoing, ROOM).unwrap();
+    assert!(range.payload.len() < 1000, "the record of what was given up goes first");
+    assert!(send(&outgoing, ROOM).unwrap().payload.len() > BATCH_BYTES);
+}
+
+#[test]
+fn what_the_broker_would_keep_and_cannot_take_is_told_of_once_and_ends_no_connection() {
+    let outgoing = outgoing();
+    outgoing.offer_latest(&record("s", 1));
+    outgoing.offer_retained("limpet/1/g/models".into(), vec![b' '; 5000]);
+    let small = Room { largest: 300, ..ROOM };
+    let mut told = Vec::new();
+    let mut now = Instant::now();
+    loop {
+        match outgoing.next(now, small) {
+            Next::TooLarge { topic, .. } => told.push(topic),
+            Next::Again => {}
+            Next::Send(ready) => panic!("{} bytes on {}", ready.payload.len(), ready.topic),
+            Next::Wait(_) => break,
+        }
+    }
+    assert_eq!(told.len(), 2, "{told:?}");
+    outgoing.offer_latest(&record("s", 2));
+    now += LATEST_EVERY;
+    assert!(matches!(outgoing.next(now, small), Next::Again));
+    assert!(matches!(outgoing.next(now, small), Next::Wait(_)));
+    outgoing.connected(1 << 20);
+    let hurry = Room { hurry: true, ..ROOM };
+    let topics: Vec<String> = std::iter::from_fn(|| send(&outgoing, hurry)).map(|ready| ready.topic).collect();
+    assert!(told.iter().all(|topic| topics.contains(topic)), "another broker takes them: {topics:?}");
+}
+
+#[test]
+fn what_is_stored_and_dropped_is_told_in_as_much_as_the_broker_takes() {
+    let outgoing = outgoing();
+    (0..200).for_each(|stream| outgoing.offer_result(record(&format!("stream-{stream}"), 1)));
+    outgoing.offer_delivery();
+    let delivery = |largest| {
+        outgoing.connected(largest);
+        let room = Room { largest, ..ROOM };
+        let all = std::iter::from_fn(|| send(&outgoing, room));
+        all.filter(|ready| ready.topic.ends_with("/delivery")).map(|ready| ready.payload.len()).last()
+    };
+    let whole = delivery(1 << 20).unwrap();
+    assert!(whole > 10_000, "{whole}");
+    assert!((2000..=4096).contains(&delivery(4096 + OVERHEAD).unwrap()));
+    assert_eq!(delivery(1 << 20), Some(whole));
 }

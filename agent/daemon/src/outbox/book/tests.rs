@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 
 const INTERVAL: Duration = Duration::from_secs(1);
-const ROOM: Room = Room { in_flight: 0, places: 8, bytes: 2000, hurry: false };
+const ROOM: Room = Room { in_flight: 0, places: 8, bytes: 2000, largest: 1 << 20, hurry: false };
 
 fn rules(order: OutboxOrder, each: bool, max_bytes: u64) -> Rules {
     Rules { commit_interval: INTERVAL, ring: 1 << 20, order, each, max_bytes, ..Rules::for_test() }

@@ -97,7 +97,8 @@ impl Database {
     /// Takes over what a damaged database knows of boots, and gives the ids here of the ids there. A boot of which it
     /// does not say anything any more is one that never knew the time.
     fn adopt_boots(&mut self, old: &Connection) -> Result<HashMap<i64, i64>, DatabaseError> {
-        let read = || -> Result<Vec<(i64, String, Option<i64>, bool)>, rusqlite::Error> {
+        type Boot = (i64, String, Option<i64>, bool);
+        let read = || -> Result<Vec<Boot>, rusqlite::Error> {
             let mut statement = old.prepare("SELECT id, kernel, offset, right FROM boot")?;
             statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?.collect()
         };
