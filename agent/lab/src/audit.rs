@@ -5,7 +5,8 @@
 //! each run was stored and how much of its stream waits. Whatever is neither here, nor dropped, nor waiting, is lost.
 //!
 //! Who joins later can judge only what was stored from then on: of what came before, new results and a backlog may have
-//! gone out in any order. The `delivery` message that the broker kept says where that begins.
+//! gone out in any order. The `delivery` message that the broker kept says where that begins, unless the gateway is
+//! offline, as its retained `status` says: then more may have gone out after that message.
 
 pub mod ledger;
 
@@ -77,7 +78,7 @@ async fn listen(args: &AuditArgs) -> anyhow::Result<Ledger> {
     }
     let (client, connection) = AsyncClient::new(options, 64);
     let mut told = mqtt::events(connection, 64, AGAIN);
-    let topics = [format!("{prefix}/{}/result/#", args.gateway), format!("{prefix}/{}/delivery", args.gateway)];
+    let topics = ["result/#", "delivery", "status"].map(|topic| format!("{prefix}/{}/{topic}", args.gateway));
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be caught")?;
     let mut ledger = Ledger::new(args.from_start);
     let start = Instant::now();
@@ -130,7 +131,7 @@ async fn listen(args: &AuditArgs) -> anyhow::Result<Ledger> {
                 let content_type =
                     publish.properties.as_ref().and_then(|p| p.content_type.as_deref()).unwrap_or_default();
                 let topic = String::from_utf8_lossy(&publish.topic);
-                if ledger.take(&topic, content_type, &publish.payload, publish.retain) {
+                if ledger.take(&topic, content_type, &publish.payload, publish.retain, std::time::Instant::now()) {
                     last = Instant::now();
                 }
             }

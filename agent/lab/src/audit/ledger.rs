@@ -1,4 +1,13 @@
 //! What arrived, held against what was stored.
+//!
+//! From which number on a run is judged depends on what is known of it when it is first heard of:
+//!
+//! - The message that the broker had kept names it: what had been stored when this program came is not judged. That
+//!   message is some seconds old, so the gateway's next one says better what that was.
+//! - It began while this program was there: number 1, since numbers have no gaps. That has to be certain. A gateway lists
+//!   only the last few of the runs of which nothing waits and nothing was dropped, so a run that it does not name need not
+//!   be new ([`Listing`]); and one that began in the seconds before this program came is in no message yet.
+//! - Anything else: the first number that came, or what was stored after the gateway first told of it.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -8,7 +17,7 @@ use limpet_wire::binary::{self, Item};
 use limpet_wire::content_type;
 use limpet_wire::dropped::{Dropped, Reason};
 use limpet_wire::id::{ResultId, Serial};
-use limpet_wire::message::{Delivery, DroppedRange};
+use limpet_wire::message::{Delivery, DroppedRange, Presence, Status};
 use rangemap::RangeInclusiveSet;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +25,13 @@ use crate::bench::text::{table, thousands};
 
 /// A gateway whose link is up tells what is new within this time.
 const TELLS_WITHIN: Duration = Duration::from_secs(12);
+/// Runs of which nothing waits and nothing was dropped that a gateway lists at most, all its streams together. Its events
+/// have a run too, which takes one of the places and is not listed.
+const IDLE_RUNS: usize = 8;
+/// Runs of one stream that a gateway remembers at most.
+const RUNS_OF_A_STREAM: usize = 256;
+/// A message of one stream that would be longer than 64 KiB loses its oldest runs, and is longer than this then.
+const CUT_BYTES: usize = 32 * 1024;
 /// Pieces that a range may have at most: what a gateway drops in one go are some thousand results.
 const PIECES: u64 = 1 << 20;
 /// Lost ranges that are shown of a stream; all of them are counted.
@@ -26,12 +42,82 @@ const SHOWN: usize = 20;
 pub struct Ledger {
     from_start: bool,
     streams: BTreeMap<Name, Stream>,
-    /// When the broker gave what it had kept of a gateway.
-    joined: BTreeMap<String, Instant>,
+    gateways: BTreeMap<String, Gateway>,
     unreadable: u64,
     interruptions: u64,
     /// When the first result came, and the last.
     span: Option<(Instant, Instant)>,
+}
+
+/// What a gateway told so far.
+#[derive(Debug, Default)]
+struct Gateway {
+    /// When the broker gave what it had kept, if that came first.
+    joined: Option<Instant>,
+    /// Whether it told something itself since.
+    told: bool,
+    /// Whether it was offline before it did, so that what the broker had kept may be older than what went last.
+    away: bool,
+    /// Whether it has listed every run of which something waited: of others only what is stored later can come…
+    complete: bool,
+    /// …and every other one that something can still come of.
+    named_all: bool,
+}
+
+/// When a gateway told something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Moment {
+    /// Before this program came: the broker had kept it.
+    Kept,
+    /// For the first time since, so soon that what it tells of may have begun before.
+    First,
+    /// For the first time since it was offline.
+    Back,
+    /// Any other time.
+    Later,
+    /// The broker gave what it had kept again, having lost this subscription.
+    Again,
+}
+
+impl Gateway {
+    fn moment(&self, kept: bool, now: Instant) -> Moment {
+        let soon = self.joined.is_none_or(|at| now.duration_since(at) < TELLS_WITHIN);
+        match (kept, self.told) {
+            (true, false) if self.joined.is_none() => Moment::Kept,
+            (true, _) => Moment::Again,
+            (false, false) if soon => Moment::First,
+            (false, false) if self.away => Moment::Back,
+            (false, _) => Moment::Later,
+        }
+    }
+
+    /// Whether it told what there was when this program came: itself, or by its silence, which says that what the broker
+    /// had kept was still so.
+    fn is_settled(&self, now: Instant) -> bool {
+        let silent = self.joined.is_some_and(|at| now.duration_since(at) >= TELLS_WITHIN);
+        self.complete && (self.told || silent && !self.away)
+    }
+}
+
+/// What can be concluded of runs that a message does not name.
+#[derive(Debug, Clone, Copy)]
+struct Listing {
+    /// Nothing of them waits.
+    complete: bool,
+    /// Nothing can come of them any more.
+    named_all: bool,
+}
+
+impl Listing {
+    fn of(delivery: &Delivery, bytes: usize) -> Self {
+        let streams = &delivery.streams;
+        let cut = delivery.omitted > 0
+            || bytes > CUT_BYTES
+            || streams.iter().any(|stream| stream.runs.len() >= RUNS_OF_A_STREAM);
+        let idle = streams.iter().filter(|stream| stream.waiting == 0).flat_map(|stream| &stream.runs);
+        let idle = idle.filter(|run| run.dropped.is_empty()).count();
+        Self { complete: !cut, named_all: !cut && idle < IDLE_RUNS - 1 }
+    }
 }
 
 /// A stream of a gateway.
@@ -50,6 +136,8 @@ struct Stream {
     out_of_order: u64,
     /// What waits at the gateway, if it says anything.
     waiting: u64,
+    /// Whether its newest run is known, so that another one is new.
+    known: bool,
     runs: BTreeMap<u64, Run>,
 }
 
@@ -61,16 +149,20 @@ struct Run {
     stored: Option<u64>,
     /// Numbers up to this one had been stored when this program came: nobody here can say what became of them.
     before: u64,
-    /// How often the gateway told of it.
-    told: u64,
+    /// From this number on everything was stored while this program was there.
+    surely: Option<u64>,
+    /// Whether the gateway's last message named it.
+    listed: bool,
     /// How many runs of the stream were known when it was first heard of.
     order: usize,
 }
 
 impl Stream {
-    fn run(&mut self, run: u64) -> &mut Run {
+    /// One of its runs. `news`: the gateway has told what there was when this program came, and whether it named all runs.
+    fn run(&mut self, run: u64, news: Option<bool>) -> &mut Run {
         let order = self.runs.len();
-        self.runs.entry(run).or_insert_with(|| Run { order, ..Run::default() })
+        let is_new = news.is_some_and(|named_all| named_all || self.known);
+        self.runs.entry(run).or_insert_with(|| Run { order, surely: is_new.then_some(1), ..Run::default() })
     }
 }
 
@@ -120,44 +212,55 @@ impl Ledger {
     }
 
     /// Takes a message; `kept` if the broker had it from before. Says whether it was one of results.
-    pub fn take(&mut self, topic: &str, content_type: &str, payload: &[u8], kept: bool) -> bool {
+    pub fn take(&mut self, topic: &str, content_type: &str, payload: &[u8], kept: bool, now: Instant) -> bool {
         if topic.ends_with("/delivery") && !topic.contains("/result/") {
             match serde_json::from_slice::<Delivery>(payload) {
-                Ok(delivery) => self.told(delivery, kept),
+                Ok(delivery) => self.told(delivery, payload.len(), kept, now),
                 Err(_) => self.unreadable += 1,
             }
             return false;
         }
-        let now = Instant::now();
+        if topic.ends_with("/status") && !topic.contains("/result/") {
+            self.status(topic, payload);
+            return false;
+        }
         self.span = Some((self.span.map_or(now, |(first, _)| first), now));
-        match content_type {
-            content_type::POSTCARD => {
-                let mut rest = payload;
-                while !rest.is_empty() {
-                    match binary::take(&mut rest) {
-                        Ok(Some(Item::Result(record))) => match record.id() {
-                            Some(id) => self.result(id),
-                            None => self.unreadable += 1,
-                        },
-                        Ok(Some(Item::Dropped(dropped))) => self.dropped(dropped),
-                        Ok(None) | Err(_) => {
-                            self.unreadable += 1;
-                            break;
-                        }
-                    }
+        if content_type != content_type::POSTCARD {
+            payload.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).for_each(|line| self.line(line, now));
+            return true;
+        }
+        let mut rest = payload;
+        while !rest.is_empty() {
+            match binary::take(&mut rest) {
+                Ok(Some(Item::Result(record))) => match record.id() {
+                    Some(id) => self.result(id, now),
+                    None => self.unreadable += 1,
+                },
+                Ok(Some(Item::Dropped(dropped))) => self.dropped(dropped, now),
+                Ok(None) | Err(_) => {
+                    self.unreadable += 1;
+                    break;
                 }
             }
-            _ => payload.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).for_each(|line| self.line(line)),
         }
         true
     }
 
-    fn line(&mut self, line: &[u8]) {
+    fn line(&mut self, line: &[u8], now: Instant) {
         read_line(line, |said| match said {
-            Said::Result(id) => self.result(id),
-            Said::Dropped(dropped) => self.dropped(dropped),
+            Said::Result(id) => self.result(id, now),
+            Said::Dropped(dropped) => self.dropped(dropped, now),
             Said::Unreadable => self.unreadable += 1,
         });
+    }
+
+    /// Whether a gateway has told what there was when this program came, and if so, whether it named all its runs.
+    fn news(&self, gateway: &str, now: Instant) -> Option<bool> {
+        self.gateways.get(gateway).filter(|gateway| gateway.is_settled(now)).map(|gateway| gateway.named_all)
+    }
+
+    fn of_gateway(&mut self, gateway: &str) -> impl Iterator<Item = &mut Stream> {
+        self.streams.iter_mut().filter(move |(name, _)| name.gateway == gateway).map(|(_, stream)| stream)
     }
 
     fn stream(&mut self, gateway: &str, pipeline: &str, stream: &str) -> &mut Stream {
@@ -165,60 +268,98 @@ impl Ledger {
         self.streams.entry(name).or_default()
     }
 
-    fn result(&mut self, id: ResultId<'_>) {
+    fn result(&mut self, id: ResultId<'_>, now: Instant) {
+        let news = self.news(id.gateway, now);
         let stream = self.stream(id.gateway, id.pipeline, id.stream);
         let Serial { run, seq } = id.serial;
-        let run = stream.run(run);
+        let run = stream.run(run, news);
         if run.seen.contains(&seq) {
             stream.repeated += 1;
-        } else {
-            let late = run.seen.last().is_some_and(|last| *last.end() > seq);
-            run.seen.insert(seq..=seq);
-            stream.out_of_order += u64::from(late);
-            stream.received += 1;
+            return;
         }
+        let late = run.seen.last().is_some_and(|last| *last.end() > seq);
+        // What waited when the gateway told, it told of: this was stored since, and in the newest run.
+        let fresh = run.stored.is_none_or(|stored| seq > stored);
+        run.seen.insert(seq..=seq);
+        stream.known |= fresh && news.is_some();
+        stream.out_of_order += u64::from(late);
+        stream.received += 1;
     }
 
-    fn dropped(&mut self, dropped: Dropped) {
+    fn dropped(&mut self, dropped: Dropped, now: Instant) {
         let Dropped { gateway, of: Some(of), run, first, last, every, reason, .. } = dropped else { return };
         let range = DroppedRange { first, last, every, reason };
         if !is_plausible(&range) {
             self.unreadable += 1;
             return;
         }
-        self.stream(&gateway, &of.pipeline, &of.stream).run(run).drop_range(range);
+        let news = self.news(&gateway, now);
+        self.stream(&gateway, &of.pipeline, &of.stream).run(run, news).drop_range(range);
     }
 
-    /// A gateway says what it has stored. Of streams that it does not name nothing waits.
-    fn told(&mut self, delivery: Delivery, kept: bool) {
-        let now = Instant::now();
-        if kept {
-            self.joined.entry(delivery.gateway.clone()).or_insert(now);
+    /// A gateway says that it is there, or its broker that it is not.
+    fn status(&mut self, topic: &str, payload: &[u8]) {
+        // Who takes a gateway away clears what the broker had kept of it: an empty message.
+        let Ok(status) = serde_json::from_slice::<Status>(payload) else { return };
+        let Some(gateway) = topic.rsplit('/').nth(1) else { return };
+        let gateway = self.gateways.entry(gateway.to_owned()).or_default();
+        gateway.away |= status.state == Presence::Offline && !gateway.told;
+    }
+
+    /// A gateway says what it has stored, in so many bytes. Of streams that it does not name nothing waits.
+    fn told(&mut self, delivery: Delivery, bytes: usize, kept: bool, now: Instant) {
+        let listing = Listing::of(&delivery, bytes);
+        let Delivery { gateway: name, streams, omitted, .. } = delivery;
+        let gateway = self.gateways.entry(name.clone()).or_default();
+        let moment = gateway.moment(kept, now);
+        let (speaks, was_silent) = (!kept, moment == Moment::Later && !gateway.told);
+        match moment {
+            Moment::Kept => gateway.joined = Some(now),
+            // More may have begun between what the broker had kept and the coming of this program.
+            Moment::First | Moment::Back => (gateway.complete, gateway.named_all) = (false, false),
+            Moment::Later | Moment::Again => {}
         }
-        // What the broker kept is some seconds old: the next one says better what had been stored when this program came.
-        let joining = self.joined.get(&delivery.gateway).is_some_and(|at| now.duration_since(*at) < TELLS_WITHIN);
-        let of_gateway = self.streams.iter_mut().filter(|(name, _)| name.gateway == delivery.gateway);
-        if delivery.omitted == 0 {
-            of_gateway.for_each(|(_, stream)| stream.waiting = 0);
-        }
-        let mut odd = 0;
-        for told in delivery.streams {
-            let stream = self.stream(&delivery.gateway, &told.pipeline, &told.stream);
-            stream.waiting = told.waiting;
-            for run in told.runs {
-                let found = stream.run(run.run);
-                // Only so often: a broker that lost this subscription gives what it kept again.
-                if joining && (kept && found.told == 0 || found.told == 1 && found.before > 0) {
-                    found.before = run.last;
+        let news = self.news(&name, now);
+        for stream in self.of_gateway(&name) {
+            if omitted == 0 {
+                stream.waiting = 0;
+            }
+            stream.known &= !matches!(moment, Moment::First | Moment::Back);
+            for run in stream.runs.values_mut() {
+                run.listed = false;
+                // It had nothing to tell for long enough, so what the broker had kept was still so.
+                if was_silent && run.before > 0 {
+                    run.surely.get_or_insert(run.before.saturating_add(1));
                 }
-                found.told += 1;
-                found.stored = Some(run.last.max(found.stored.unwrap_or(0)));
+            }
+        }
+        // What the broker gives again may be old.
+        let counts = listing.complete && moment != Moment::Again;
+        let mut odd = 0;
+        for told in streams {
+            let stream = self.stream(&name, &told.pipeline, &told.stream);
+            stream.waiting = told.waiting;
+            // Of a stream's runs of which nothing was dropped a newer one is forgotten only after an older one.
+            let names_newest = counts && told.runs.iter().any(|run| run.dropped.is_empty());
+            for run in told.runs {
+                let found = stream.run(run.run, news);
+                found.hear(moment, run.last);
                 let (plausible, not): (Vec<_>, Vec<_>) = run.dropped.into_iter().partition(is_plausible);
                 plausible.into_iter().for_each(|range| found.drop_range(range));
                 odd += not.len() as u64;
             }
+            stream.known |= names_newest;
         }
         self.unreadable += odd;
+        if counts && speaks {
+            // A run that it lists no more had nothing waiting: what was stored up to what came, should have come.
+            let runs = self.of_gateway(&name).flat_map(|stream| stream.runs.values_mut());
+            runs.filter(|run| !run.listed).for_each(|run| run.stored = run.stored.max(run.newest()));
+        }
+        let gateway = self.gateways.entry(name).or_default();
+        gateway.told |= speaks;
+        gateway.complete |= counts;
+        gateway.named_all |= counts && listing.named_all;
     }
 
     /// What is to be said of it.
@@ -246,8 +387,9 @@ impl Stream {
         for (run, found) in &self.runs {
             // The same range may come as a record and in the gateway's summary, and it may have grown.
             let mut counted = found.seen.clone();
+            let judged = found.judged(from_start);
             for range in &found.dropped {
-                for piece in pieces(range) {
+                for piece in pieces(range).into_iter().filter_map(|piece| clipped(piece, judged)) {
                     let fresh: u64 = counted.gaps(&piece).map(|gap| length(&gap)).sum();
                     *row.dropped.entry(range.reason).or_default() += fresh;
                     counted.insert(piece);
@@ -256,7 +398,8 @@ impl Stream {
             missing.extend(found.missing(from_start, found.order < newest).into_iter().map(|range| (*run, range)));
         }
         row.dropped.retain(|_, count| *count > 0);
-        let all: u64 = missing.iter().map(|(_, range)| length(range)).sum();
+        // Anybody may publish that a run is as long as can be.
+        let all = missing.iter().fold(0_u64, |all, (_, range)| all.saturating_add(length(range)));
         // What waits may be any of what is missing.
         row.waiting = self.waiting.min(all);
         row.lost = all - row.waiting;
@@ -284,6 +427,12 @@ pub fn length(range: &RangeInclusive<u64>) -> u64 {
     range.end() - range.start() + 1
 }
 
+/// What a range has from a number on.
+fn clipped(range: RangeInclusive<u64>, first: u64) -> Option<RangeInclusive<u64>> {
+    let (start, end) = range.into_inner();
+    (first <= end).then(|| start.max(first)..=end)
+}
+
 /// The numbers that were dropped, as ranges: those between the ones that were kept.
 pub fn pieces(range: &DroppedRange) -> Vec<RangeInclusive<u64>> {
     if range.every <= 1 {
@@ -308,14 +457,49 @@ impl Run {
         }
     }
 
+    /// The gateway tells up to which number it has stored.
+    fn hear(&mut self, moment: Moment, last: u64) {
+        let next = last.saturating_add(1);
+        match moment {
+            Moment::Kept => self.before = last,
+            Moment::First if self.before > 0 => (self.before, self.surely) = (last, Some(next)),
+            Moment::First | Moment::Back | Moment::Later => _ = self.surely.get_or_insert(next),
+            Moment::Again => {}
+        }
+        self.stored = self.stored.max(Some(last));
+        self.listed = true;
+    }
+
+    /// The highest number that came.
+    fn newest(&self) -> Option<u64> {
+        self.seen.last().map(|range| *range.end())
+    }
+
+    /// The first number that must be here.
+    fn first(&self, from_start: bool) -> Option<u64> {
+        if from_start {
+            return Some(1);
+        }
+        let after = self.before.saturating_add(1);
+        let seen = self.seen.iter().find(|range| *range.end() >= after).map(|range| after.max(*range.start()));
+        seen.into_iter().chain(self.surely).min()
+    }
+
+    /// The first number of which it counts that it was dropped.
+    fn judged(&self, from_start: bool) -> u64 {
+        match self.first(from_start) {
+            Some(first) if from_start || self.surely.is_some() => first,
+            // Where the gateway never told, its range records are all that is known.
+            _ => self.before.saturating_add(1),
+        }
+    }
+
     /// Numbers that should be here and are not, and of which nobody says that they were dropped. `over`: a later run of
     /// the stream has begun, so nothing more comes of this one but what waits.
     fn missing(&self, from_start: bool, over: bool) -> Vec<RangeInclusive<u64>> {
-        let seen = (self.seen.first().map(|range| *range.start()), self.seen.last().map(|range| *range.end()));
-        let first = if from_start { Some(1) } else { seen.0.map(|first| first.max(self.before + 1)) };
         // What was stored after the gateway told last, it will tell of with its next message, unless the run is over.
-        let last = if over { self.stored.max(seen.1) } else { self.stored.or(seen.1) };
-        let (Some(first), Some(last)) = (first, last) else { return Vec::new() };
+        let last = if over { self.stored.max(self.newest()) } else { self.stored.or(self.newest()) };
+        let (Some(first), Some(last)) = (self.first(from_start), last) else { return Vec::new() };
         if first > last {
             return Vec::new();
         }
@@ -422,10 +606,15 @@ mod tests {
 
     use super::*;
 
+    const RESULTS: &str = "limpet/1/g/result/p/s";
+
+    fn line(run: u64, seq: u64) -> String {
+        format!(r#"{{"v":1,"type":"result","id":"g/p/s/{run:016x}-{seq}","gateway":"g"}}"#)
+    }
+
     fn results(ledger: &mut Ledger, numbers: impl IntoIterator<Item = u64>) {
         for seq in numbers {
-            let line = format!(r#"{{"v":1,"type":"result","id":"g/p/s/0000000000000007-{seq}","gateway":"g"}}"#);
-            assert!(ledger.take("limpet/1/g/result/p/s", content_type::JSON, line.as_bytes(), false));
+            assert!(ledger.take(RESULTS, content_type::JSON, line(7, seq).as_bytes(), false, Instant::now()));
         }
     }
 
@@ -434,10 +623,77 @@ mod tests {
         Dropped { id: "g/event/1".into(), gateway: "g".into(), of, run: 7, first, last, every, reason: Reason::Full }
     }
 
-    fn delivery(waiting: u64, last: u64, dropped: Vec<DroppedRange>) -> Vec<u8> {
-        let runs = vec![RunDelivery { run: 7, last, dropped }];
-        let streams = vec![StreamDelivery { pipeline: "p".into(), stream: "s".into(), waiting, runs }];
-        Delivery { gateway: "g".into(), at: None, streams, omitted: 0 }.to_json()
+    fn full(first: u64, last: u64) -> DroppedRange {
+        DroppedRange { first, last, every: 1, reason: Reason::Full }
+    }
+
+    fn stream(stream: &str, waiting: u64, runs: &[(u64, u64, &[DroppedRange])]) -> StreamDelivery {
+        let run = |(run, last, dropped): &(u64, u64, &[DroppedRange])| RunDelivery {
+            run: *run,
+            last: *last,
+            dropped: dropped.to_vec(),
+        };
+        let runs = runs.iter().map(run).collect();
+        StreamDelivery { pipeline: "p".into(), stream: stream.into(), waiting, runs }
+    }
+
+    fn tell(ledger: &mut Ledger, streams: Vec<StreamDelivery>, omitted: u64, kept: bool, now: Instant) {
+        let message = Delivery { gateway: "g".into(), at: None, streams, omitted }.to_json();
+        assert!(!ledger.take("limpet/1/g/delivery", content_type::JSON, &message, kept, now));
+    }
+
+    fn delivery(ledger: &mut Ledger, waiting: u64, last: u64, dropped: &[DroppedRange], kept: bool) {
+        tell(ledger, vec![stream("s", waiting, &[(7, last, dropped)])], 0, kept, Instant::now());
+    }
+
+    /// An audit that came to gateway `g` in the middle of things, by a clock that is set by hand.
+    struct Joined {
+        ledger: Ledger,
+        now: Instant,
+    }
+
+    impl Joined {
+        /// The broker had kept this of the gateway.
+        fn to(kept: Vec<StreamDelivery>) -> Self {
+            let mut joined = Self { ledger: Ledger::new(false), now: Instant::now() };
+            tell(&mut joined.ledger, kept, 0, true, joined.now);
+            joined
+        }
+
+        /// So much later that the gateway would have told if there were anything.
+        fn passes(&mut self) -> &mut Self {
+            self.now += TELLS_WITHIN;
+            self
+        }
+
+        fn goes(&mut self) -> &mut Self {
+            let status = Status { state: Presence::Offline, session: "a".into(), connected_at: None }.to_json();
+            assert!(!self.ledger.take("limpet/1/g/status", content_type::JSON, &status, false, self.now));
+            self
+        }
+
+        fn tells(&mut self, streams: Vec<StreamDelivery>) -> &mut Self {
+            tell(&mut self.ledger, streams, 0, false, self.now);
+            self
+        }
+
+        fn gets(&mut self, run: u64, numbers: impl IntoIterator<Item = u64>) -> &mut Self {
+            for seq in numbers {
+                self.ledger.take(RESULTS, content_type::JSON, line(run, seq).as_bytes(), false, self.now);
+            }
+            self
+        }
+
+        /// What is lost of stream `s`, and how many numbers that is.
+        #[track_caller]
+        fn lost(&self) -> Vec<(u64, u64, u64)> {
+            let rows = self.ledger.report().streams;
+            let row = rows.into_iter().find(|row| row.name.stream == "s").expect("the stream is known");
+            let range = |range: LostRange| (u64::from_str_radix(&range.run, 16).unwrap(), range.first, range.last);
+            let lost: Vec<_> = row.lost_ranges.into_iter().map(range).collect();
+            assert_eq!(lost.iter().map(|(_, first, last)| last - first + 1).sum::<u64>(), row.lost);
+            lost
+        }
     }
 
     fn row(ledger: &Ledger) -> (u64, u64, u64, u64, u64) {
@@ -465,12 +721,12 @@ mod tests {
         let mut ledger = Ledger::new(true);
         results(&mut ledger, [1, 2, 10, 20]);
         for range in [dropped(3, 9, 1), dropped(11, 19, 10), dropped(5, 9, 1)] {
-            ledger.take("limpet/1/g/result/p/s", content_type::JSON, &range.to_json(), false);
+            ledger.take(RESULTS, content_type::JSON, &range.to_json(), false, Instant::now());
         }
         assert_eq!(row(&ledger), (4, 0, 0, 16, 0));
         let mut postcard = Vec::new();
         binary::write_dropped(&dropped(21, 25, 1), &mut postcard);
-        ledger.take("limpet/1/g/result/p/s", content_type::POSTCARD, &postcard, false);
+        ledger.take(RESULTS, content_type::POSTCARD, &postcard, false, Instant::now());
         assert_eq!(row(&ledger), (4, 0, 0, 21, 0));
     }
 
@@ -478,16 +734,15 @@ mod tests {
     fn what_waits_at_the_gateway_is_not_lost_and_what_does_not_is() {
         let mut ledger = Ledger::new(true);
         results(&mut ledger, [1, 2, 3, 9]);
-        ledger.take("limpet/1/g/delivery", content_type::JSON, &delivery(6, 10, Vec::new()), false);
+        delivery(&mut ledger, 6, 10, &[], false);
         assert_eq!((row(&ledger), ledger.waiting()), ((4, 0, 6, 0, 0), 6));
         // The gateway says that nothing waits, up to number 10.
-        ledger.take("limpet/1/g/delivery", content_type::JSON, &delivery(0, 10, Vec::new()), false);
+        delivery(&mut ledger, 0, 10, &[], false);
         assert_eq!(row(&ledger), (4, 0, 0, 0, 6));
         // What comes after it told is not judged yet.
         results(&mut ledger, [4, 5, 6, 7, 8, 10, 15]);
         assert_eq!(row(&ledger), (11, 0, 0, 0, 0));
-        let range = DroppedRange { first: 11, last: 14, every: 1, reason: Reason::Age };
-        ledger.take("limpet/1/g/delivery", content_type::JSON, &delivery(0, 15, vec![range]), false);
+        delivery(&mut ledger, 0, 15, &[full(11, 14)], false);
         assert_eq!(row(&ledger), (11, 0, 0, 4, 0));
     }
 
@@ -495,23 +750,153 @@ mod tests {
     fn a_run_that_is_over_is_judged_to_its_last_number() {
         let mut ledger = Ledger::new(true);
         results(&mut ledger, [1, 2, 5]);
-        ledger.take("limpet/1/g/delivery", content_type::JSON, &delivery(0, 2, Vec::new()), false);
+        delivery(&mut ledger, 0, 2, &[], false);
         assert!(ledger.report().is_complete(), "the gateway has not told of 3 and 4 yet");
-        let line = br#"{"type":"result","id":"g/p/s/0000000000000008-1"}"#;
-        ledger.take("limpet/1/g/result/p/s", content_type::JSON, line, false);
+        ledger.take(RESULTS, content_type::JSON, line(8, 1).as_bytes(), false, Instant::now());
         assert_eq!(row(&ledger), (4, 0, 0, 0, 2), "another run has begun");
     }
 
     #[test]
     fn of_what_was_stored_before_it_came_nothing_is_judged() {
         let mut ledger = Ledger::new(false);
-        ledger.take("limpet/1/g/delivery", content_type::JSON, &delivery(50, 100, Vec::new()), true);
+        delivery(&mut ledger, 50, 100, &[], true);
         // New ones go before the backlog, and 101 and 102 went before this program came.
         results(&mut ledger, [103, 20, 21]);
-        ledger.take("limpet/1/g/delivery", content_type::JSON, &delivery(20, 103, Vec::new()), false);
+        delivery(&mut ledger, 20, 103, &[], false);
         results(&mut ledger, [104, 105]);
-        ledger.take("limpet/1/g/delivery", content_type::JSON, &delivery(0, 106, Vec::new()), false);
+        delivery(&mut ledger, 0, 106, &[], false);
         assert_eq!(row(&ledger), (5, 0, 0, 0, 1), "106 alone is missing");
+    }
+
+    #[test]
+    fn all_that_was_stored_while_it_was_there_and_never_came_is_lost() {
+        let mut joined = Joined::to(vec![stream("s", 0, &[(7, 100, &[])])]);
+        joined.tells(vec![stream("s", 0, &[(7, 110, &[])])]);
+        assert!(joined.lost().is_empty(), "101 to 110 may have gone before");
+        // An outage: all of it waits, then none of it does, and nothing has come.
+        joined.passes().tells(vec![stream("s", 40, &[(7, 150, &[])])]);
+        assert!(joined.lost().is_empty());
+        joined.passes().tells(vec![stream("s", 0, &[(7, 150, &[])])]);
+        assert_eq!(joined.lost(), [(7, 111, 150)]);
+        assert!(!joined.ledger.report().is_complete());
+        joined.gets(7, 111..=149);
+        assert_eq!(joined.lost(), [(7, 150, 150)]);
+    }
+
+    #[test]
+    fn where_the_gateway_had_nothing_new_to_tell_what_the_broker_had_kept_is_where_it_begins() {
+        let mut joined = Joined::to(vec![stream("s", 0, &[(7, 100, &[])])]);
+        joined.passes().gets(7, [104]).tells(vec![stream("s", 0, &[(7, 104, &[])])]);
+        assert_eq!(joined.lost(), [(7, 101, 103)]);
+    }
+
+    #[test]
+    fn of_a_gateway_that_is_away_what_the_broker_had_kept_may_be_older_than_what_went_last() {
+        let mut joined = Joined::to(vec![stream("s", 0, &[(7, 100, &[])])]);
+        // 101 to 103 went before the link was lost, and so did 1 and 2 of the next run.
+        joined.goes().passes().tells(vec![stream("s", 4, &[(7, 106, &[]), (8, 3, &[])])]);
+        joined.gets(7, [104, 106]).gets(8, [3]).tells(vec![stream("s", 0, &[(7, 106, &[]), (8, 3, &[])])]);
+        assert_eq!(joined.lost(), [(7, 105, 105)]);
+        // From now on it is there.
+        joined.goes().passes().gets(9, [2]).tells(vec![stream("s", 0, &[(8, 3, &[]), (9, 2, &[])])]);
+        assert_eq!(joined.lost(), [(7, 105, 105), (9, 1, 1)]);
+    }
+
+    #[test]
+    fn a_run_that_begins_while_it_is_there_begins_with_1() {
+        let mut joined = Joined::to(vec![stream("s", 0, &[(7, 100, &[])])]);
+        joined.tells(vec![stream("s", 0, &[(7, 101, &[])])]);
+        // The first that comes of it is 3, and of the next one nothing comes at all.
+        joined.gets(8, [3]);
+        assert_eq!(joined.lost(), [(8, 1, 2)]);
+        joined.tells(vec![stream("s", 0, &[(7, 101, &[]), (8, 3, &[]), (9, 20, &[full(5, 20)])])]);
+        assert_eq!(joined.lost(), [(8, 1, 2), (9, 1, 4)]);
+        assert_eq!(joined.ledger.report().streams[0].dropped, BTreeMap::from([(Reason::Full, 16)]));
+    }
+
+    #[test]
+    fn a_run_that_may_have_begun_just_before_it_came_begins_with_what_was_seen_first() {
+        // What the broker had kept is from before the gateway's process, whose first results went before.
+        let mut joined = Joined::to(vec![stream("s", 0, &[(7, 100, &[])])]);
+        joined.gets(8, [3, 5]);
+        assert_eq!(joined.lost(), [(8, 4, 4)]);
+        // Of another one nothing came: it may all have gone before, until the gateway told of it.
+        joined.tells(vec![stream("s", 0, &[(7, 100, &[]), (8, 5, &[]), (9, 50, &[full(10, 20)])])]);
+        assert_eq!(joined.lost(), [(8, 4, 4)]);
+        assert!(joined.ledger.report().streams[0].dropped.is_empty());
+        joined.passes().tells(vec![stream("s", 0, &[(8, 5, &[]), (9, 52, &[])])]);
+        assert_eq!(joined.lost(), [(8, 4, 4), (9, 51, 52)]);
+    }
+
+    #[test]
+    fn a_run_that_is_not_named_is_new_only_where_it_would_have_been_named() {
+        let streams =
+            |count: usize| (0..count).map(|n| stream(&format!("other-{n}"), 0, &[(n as u64, 5, &[])])).collect();
+        let begins_with_1 = |count: usize, omitted: u64| {
+            let mut joined = Joined { ledger: Ledger::new(false), now: Instant::now() };
+            tell(&mut joined.ledger, streams(count), omitted, true, joined.now);
+            joined.passes().gets(7, [50]);
+            joined.lost() == [(7, 1, 49)]
+        };
+        assert!(begins_with_1(0, 0));
+        assert!(begins_with_1(6, 0));
+        assert!(!begins_with_1(7, 0), "with one of the gateway's events that may have been all that it lists");
+        assert!(!begins_with_1(2, 1), "some found no room");
+    }
+
+    #[test]
+    fn the_next_run_of_a_stream_is_new_though_the_gateway_lists_only_the_last_few() {
+        let many: Vec<_> = (0..8).map(|n| stream(&format!("other-{n}"), 0, &[(n, 5, &[])])).collect();
+        let mut joined = Joined::to(many.clone());
+        // Run 7 was there before, and is this stream's newest one.
+        joined.tells(many.clone()).gets(7, [50, 51]);
+        assert!(joined.lost().is_empty());
+        joined.gets(8, [2]);
+        assert_eq!(joined.lost(), [(8, 1, 1)]);
+    }
+
+    #[test]
+    fn a_run_that_the_gateway_stops_listing_is_judged_to_the_last_that_came() {
+        let mut joined = Joined::to(vec![stream("s", 0, &[(7, 100, &[])])]);
+        joined.passes().tells(vec![stream("s", 0, &[(7, 102, &[])])]).gets(7, [101, 102, 104]);
+        assert!(joined.lost().is_empty(), "103 may wait");
+        let many: Vec<_> = (0..8).map(|n| stream(&format!("other-{n}"), 0, &[(n, 5, &[])])).collect();
+        joined.tells(many);
+        assert_eq!(joined.lost(), [(7, 103, 103)]);
+    }
+
+    #[test]
+    fn a_run_that_goes_unlisted_while_it_joins_begins_with_what_came_first() {
+        let mut joined = Joined::to(vec![stream("s", 0, &[(7, 100, &[])])]);
+        let many: Vec<_> = (0..8).map(|n| stream(&format!("other-{n}"), 0, &[(n, 5, &[])])).collect();
+        joined.tells(many).gets(7, [104]).passes().tells(vec![stream("s", 0, &[(7, 105, &[])])]);
+        assert_eq!(joined.lost(), [(7, 105, 105)], "101 to 103 may have gone before");
+    }
+
+    #[test]
+    fn what_was_dropped_before_it_came_is_not_counted() {
+        let range = [full(1, 60)];
+        let mut joined = Joined::to(vec![stream("s", 0, &[(7, 50, &range)])]);
+        joined.passes().gets(7, 61..=70).tells(vec![stream("s", 0, &[(7, 70, &range)])]);
+        assert_eq!(row(&joined.ledger), (10, 0, 0, 10, 0));
+        let from_start = Ledger { from_start: true, ..joined.ledger };
+        assert_eq!(row(&from_start), (10, 0, 0, 60, 0));
+    }
+
+    #[test]
+    fn of_what_a_broker_gives_again_nothing_is_concluded() {
+        let kept = vec![stream("s", 0, &[(7, 100, &[])])];
+        let mut joined = Joined::to(kept.clone());
+        tell(&mut joined.ledger, kept, 0, true, joined.now);
+        joined.gets(8, [3]).tells(vec![stream("s", 0, &[(7, 104, &[]), (8, 3, &[])])]);
+        assert!(joined.lost().is_empty());
+    }
+
+    #[test]
+    fn a_run_as_long_as_can_be_is_lost_and_counted() {
+        let mut joined = Joined::to(Vec::new());
+        joined.passes().tells(vec![stream("s", 0, &[(7, u64::MAX, &[]), (8, u64::MAX, &[])])]);
+        assert_eq!(joined.ledger.report().streams[0].lost, u64::MAX);
     }
 
     #[test]
@@ -519,7 +904,7 @@ mod tests {
         let mut ledger = Ledger::new(true);
         results(&mut ledger, [1]);
         for (first, last, every) in [(1, u64::MAX, 2), (5, 4, 1), (0, 7, 1)] {
-            ledger.take("t/result/p/s", content_type::JSON, &dropped(first, last, every).to_json(), false);
+            ledger.take(RESULTS, content_type::JSON, &dropped(first, last, every).to_json(), false, Instant::now());
         }
         let report = ledger.report();
         assert_eq!((report.unreadable, report.is_complete()), (3, false));
@@ -534,7 +919,7 @@ mod tests {
     fn batches_are_taken_apart_and_what_is_no_result_is_counted() {
         let mut ledger = Ledger::new(false);
         let lines = "{\"type\":\"result\",\"id\":\"g/p/s/0000000000000007-1\"}\n{\"type\":\"news\"}\nnoise\n";
-        ledger.take("limpet/1/g/result/p/s", content_type::NDJSON, lines.as_bytes(), false);
+        ledger.take(RESULTS, content_type::NDJSON, lines.as_bytes(), false, Instant::now());
         assert_eq!((row(&ledger), ledger.unreadable), ((1, 0, 0, 0, 0), 2));
     }
 }
