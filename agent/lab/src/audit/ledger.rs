@@ -547,9 +547,13 @@ struct LostRange {
 }
 
 impl Report {
-    /// Whether something came, all of it could be read, and nothing is lost.
+    /// Whether a result came, all that came could be read, and nothing is lost.
     pub fn is_complete(&self) -> bool {
-        !self.streams.is_empty() && self.unreadable == 0 && self.streams.iter().all(|row| row.lost == 0)
+        self.has_results() && self.unreadable == 0 && self.streams.iter().all(|row| row.lost == 0)
+    }
+
+    fn has_results(&self) -> bool {
+        self.streams.iter().any(|row| row.received > 0)
     }
 
     /// As JSON.
@@ -559,9 +563,6 @@ impl Report {
 
     /// As a table.
     pub fn text(&self) -> String {
-        if self.streams.is_empty() {
-            return "no result has come\n".to_owned();
-        }
         let titles =
             ["gateway ", "pipeline ", "stream ", "received", "repeated", "out of order", "waiting", "dropped", "lost"];
         let mut lines = vec![titles.map(str::to_owned).to_vec()];
@@ -571,7 +572,7 @@ impl Report {
             let counts = [row.received, row.repeated, row.out_of_order, row.waiting, dropped, row.lost].map(thousands);
             lines.push(names.into_iter().chain(counts).collect());
         }
-        let mut text = table(&lines);
+        let mut text = if self.streams.is_empty() { String::new() } else { table(&lines) };
         for row in &self.streams {
             let Name { gateway, pipeline, stream } = &row.name;
             for (reason, count) in &row.dropped {
@@ -585,6 +586,9 @@ impl Report {
                 let more = row.lost_ranges.len() - SHOWN;
                 text.push_str(&format!("{gateway}/{pipeline}/{stream}: and {more} more ranges\n"));
             }
+        }
+        if !self.has_results() {
+            text.push_str("no result has come\n");
         }
         if self.unreadable > 0 {
             text.push_str(&format!("{} messages or parts of them could not be read\n", thousands(self.unreadable)));
@@ -911,8 +915,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_at_all_is_no_proof() {
-        assert!(!Ledger::new(false).report().is_complete());
+    fn without_a_result_nothing_is_proved() {
+        let mut ledger = Ledger::new(false);
+        assert!(!ledger.report().is_complete());
+        delivery(&mut ledger, 0, 5, &[], true);
+        let report = ledger.report();
+        assert!(!report.is_complete(), "a gateway alone is no result");
+        assert!(report.text().ends_with("no result has come\n"), "{}", report.text());
     }
 
     #[test]
