@@ -225,7 +225,7 @@ impl Ledger {
             return false;
         }
         self.span = Some((self.span.map_or(now, |(first, _)| first), now));
-        if content_type != content_type::POSTCARD {
+        if !is_postcard(content_type, payload) {
             payload.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).for_each(|line| self.line(line, now));
             return true;
         }
@@ -431,6 +431,16 @@ pub fn length(range: &RangeInclusive<u64>) -> u64 {
 fn clipped(range: RangeInclusive<u64>, first: u64) -> Option<RangeInclusive<u64>> {
     let (start, end) = range.into_inner();
     (first <= end).then(|| start.max(first)..=end)
+}
+
+/// Whether a message holds postcard. A gateway that speaks MQTT 3.1.1 cannot say so: an item begins with its type, and the
+/// length before an item of several ends with a zero, which JSON does not hold.
+fn is_postcard(content_type: &str, payload: &[u8]) -> bool {
+    match content_type {
+        content_type::POSTCARD => true,
+        "" => matches!(payload, [1 | 2, ..] | [_, _, _, 0, ..]),
+        _ => false,
+    }
 }
 
 /// The numbers that were dropped, as ranges: those between the ones that were kept.
@@ -922,6 +932,25 @@ mod tests {
         let report = ledger.report();
         assert!(!report.is_complete(), "a gateway alone is no result");
         assert!(report.text().ends_with("no result has come\n"), "{}", report.text());
+    }
+
+    #[test]
+    fn what_does_not_say_what_it_is_is_told_by_how_it_begins() {
+        let range = dropped(1, 5, 1);
+        let mut item = Vec::new();
+        binary::write_dropped(&range, &mut item);
+        // An item of 123 bytes, whose length begins as JSON does.
+        let long = Dropped { id: "i".repeat(123 - item.len() + range.id.len()), ..range.clone() };
+        let mut long_item = Vec::new();
+        binary::write_dropped(&long, &mut long_item);
+        let mut batch = Vec::new();
+        binary::push_framed(&long_item, &mut batch);
+        assert_eq!(batch[0], b'{');
+        for message in [item, batch, range.to_json(), [range.to_json(), range.to_json()].join(&b'\n')] {
+            let mut ledger = Ledger::new(true);
+            ledger.take(RESULTS, "", &message, false, Instant::now());
+            assert_eq!((row(&ledger), ledger.unreadable), ((0, 0, 0, 5, 0), 0));
+        }
     }
 
     #[test]
