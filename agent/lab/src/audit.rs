@@ -21,8 +21,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use self::ledger::Ledger;
-use crate::depot::{UserArgs, credentials, prefix};
-use crate::mqtt::{self, BrokerUrl};
+use crate::depot::prefix;
+use crate::mqtt::{self, uplink::UplinkArgs};
 use crate::unavailable;
 
 /// Waits between tries.
@@ -34,11 +34,8 @@ const SESSION: u32 = 3600;
 
 #[derive(clap::Args)]
 pub struct AuditArgs {
-    /// The broker that the results go to
-    #[arg(long, value_name = "URL")]
-    broker: BrokerUrl,
     #[command(flatten)]
-    user: UserArgs,
+    uplink: UplinkArgs,
     /// Only results of this gateway
     #[arg(long, value_name = "NAME", default_value = "+")]
     gateway: String,
@@ -49,7 +46,8 @@ pub struct AuditArgs {
     /// a gateway tells again what it has stored
     #[arg(long, value_name = "SECONDS")]
     until_quiet: Option<f64>,
-    /// Runs begin with number 1: this program is there before the gateways are
+    /// Every run is judged from number 1: this program is there before the gateways are. Without it, what had been stored
+    /// when it came is not judged
     #[arg(long)]
     from_start: bool,
     /// Print the report as JSON
@@ -68,14 +66,12 @@ pub fn run(args: &AuditArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn listen(args: &AuditArgs) -> anyhow::Result<Ledger> {
-    let prefix = prefix(&args.user)?.to_owned();
-    let mut options = args.broker.options(format!("limpet-lab-audit-{}", std::process::id()));
+    let prefix = prefix(&args.uplink.user)?.to_owned();
+    let broker = &args.uplink.broker;
+    let mut options = args.uplink.options(format!("limpet-lab-audit-{}", std::process::id()))?;
     // What comes while the connection is gone is sent later, if the broker lives.
     options.set_clean_start(false);
     options.set_session_expiry_interval(Some(SESSION));
-    if let Some(user) = credentials(&args.user)? {
-        options.set_credentials(user.username, user.password);
-    }
     let (client, connection) = AsyncClient::new(options, 64);
     let mut told = mqtt::events(connection, 64, AGAIN);
     let topics = ["result/#", "delivery", "status"].map(|topic| format!("{prefix}/{}/{topic}", args.gateway));
@@ -85,15 +81,17 @@ async fn listen(args: &AuditArgs) -> anyhow::Result<Ledger> {
     let end = args.seconds.map(|seconds| start + Duration::from_secs_f64(seconds.max(0.0)));
     let quiet = args.until_quiet.map(|seconds| Duration::from_secs_f64(seconds.max(0.0)));
     let (mut subscribed, mut last) = (false, Instant::now());
+    let mut why = "the broker does not answer".to_owned();
     loop {
-        let due = [end, quiet.map(|quiet| last + quiet), (!subscribed).then(|| start + PATIENCE)];
+        let quiet = quiet.filter(|_| subscribed).map(|quiet| last + quiet);
+        let due = [end, quiet, (!subscribed).then(|| start + PATIENCE)];
         let due = due.into_iter().flatten().min().unwrap_or_else(|| start + Duration::from_secs(1 << 30));
         let event = tokio::select! {
             biased;
             event = told.recv() => event.context("the connection's task ended")?,
             () = tokio::time::sleep_until(due) => {
                 if !subscribed && end.is_none_or(|end| due < end) {
-                    return Err(unavailable(format!("{}: the broker does not answer", args.broker)));
+                    return Err(unavailable(format!("no connection to {broker}: {why}")));
                 }
                 if end.is_some_and(|end| end <= due) || ledger.waiting() == 0 {
                     break;
@@ -119,8 +117,7 @@ async fn listen(args: &AuditArgs) -> anyhow::Result<Ledger> {
             Ok(Event::Incoming(Packet::SubAck(ack))) => {
                 if ack.return_codes.iter().any(|code| !matches!(code, SubscribeReasonCode::Success(_))) {
                     return Err(unavailable(format!(
-                        "{}: the broker does not let us read {}; allow that, as `topic read {prefix}/#` in mosquitto",
-                        args.broker,
+                        "{broker}: the broker does not let us read {}; allow that, as `topic read {prefix}/#` in mosquitto",
                         topics.join(" and ")
                     )));
                 }
@@ -131,15 +128,16 @@ async fn listen(args: &AuditArgs) -> anyhow::Result<Ledger> {
                 let content_type =
                     publish.properties.as_ref().and_then(|p| p.content_type.as_deref()).unwrap_or_default();
                 let topic = String::from_utf8_lossy(&publish.topic);
-                if ledger.take(&topic, content_type, &publish.payload, publish.retain, std::time::Instant::now()) {
+                if ledger.take(&topic, content_type, &publish.payload, publish.retain, Instant::now().into_std()) {
                     last = Instant::now();
                 }
             }
             Ok(_) => {}
-            Err(error) if !subscribed && start.elapsed() > PATIENCE => {
-                return Err(unavailable(format!("no connection to {}: {error}", args.broker)));
+            // What is wrong with a certificate does not go away by itself; what ends later may.
+            Err(error) if !subscribed && args.uplink.explain(&error).is_some() => {
+                return Err(unavailable(format!("no connection to {broker}: {}", args.uplink.why(&error))));
             }
-            Err(_) => {}
+            Err(error) => why = args.uplink.why(&error),
         }
     }
     Ok(ledger)

@@ -1,7 +1,10 @@
-//! How this program connects to brokers: MQTT 5 over TCP, clean start, and no Nagle.
+//! How this program connects to brokers: MQTT 5 over TCP, clean start, and no Nagle; over TLS where gateways report to
+//! ([`uplink`]).
 //!
 //! Nagle's algorithm and delayed acknowledgements together hold a small message back for up to 40 ms; every latency
 //! measured without TCP_NODELAY is a measurement of them.
+
+pub mod uplink;
 
 use std::fmt;
 use std::str::FromStr;
@@ -25,6 +28,16 @@ impl BrokerUrl {
     /// A broker on this machine.
     pub fn local(port: u16) -> Self {
         Self { host: "127.0.0.1".to_owned(), port }
+    }
+
+    /// At `HOST[:PORT]`.
+    fn at(address: &str, port: u16) -> Option<Self> {
+        let (host, port) = match address.rsplit_once(':') {
+            Some((host, port)) => (host, port.parse().ok()?),
+            None => (address, port),
+        };
+        let is_host = !host.is_empty() && !host.contains(['/', '@', ':']);
+        is_host.then(|| Self { host: host.to_owned(), port })
     }
 
     /// Options for one client.
@@ -78,15 +91,7 @@ impl FromStr for BrokerUrl {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("'{text}' is not a broker's address; expected mqtt://HOST or mqtt://HOST:PORT");
-        let address = text.strip_prefix("mqtt://").ok_or_else(wrong)?;
-        let (host, port) = match address.rsplit_once(':') {
-            Some((host, port)) => (host, port.parse().map_err(|_| wrong())?),
-            None => (address, 1883),
-        };
-        if host.is_empty() || host.contains(['/', '@', ':']) {
-            return Err(wrong());
-        }
-        Ok(Self { host: host.to_owned(), port })
+        text.strip_prefix("mqtt://").and_then(|address| Self::at(address, 1883)).ok_or_else(wrong)
     }
 }
 
@@ -101,7 +106,16 @@ mod tests {
 
     #[test]
     fn other_schemes_paths_and_ports_are_refused() {
-        for text in ["broker", "http://broker", "mqtt://", "mqtt://a/b", "mqtt://a:x", "mqtt://a:70000", "mqtt://u@a"] {
+        for text in [
+            "broker",
+            "http://broker",
+            "mqtt://",
+            "mqtt://a/b",
+            "mqtt://a:x",
+            "mqtt://a:70000",
+            "mqtt://u@a",
+            "mqtts://a",
+        ] {
             assert!(text.parse::<BrokerUrl>().is_err(), "{text}");
         }
     }

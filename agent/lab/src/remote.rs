@@ -15,8 +15,8 @@ use rumqttc::v5::{AsyncClient, Event};
 use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
 
-use crate::depot::{UserArgs, credentials, prefix};
-use crate::mqtt::{self, BrokerUrl};
+use crate::depot::prefix;
+use crate::mqtt::{self, uplink::UplinkArgs};
 use crate::{unavailable, usage};
 
 #[derive(clap::Args)]
@@ -27,11 +27,8 @@ pub struct RemoteArgs {
     /// What to ask: status, logs or diagnose; the gateway must have it in uplink.commands
     #[arg(value_name = "COMMAND")]
     command: Verb,
-    /// The broker that the gateway's results go to
-    #[arg(long, value_name = "URL")]
-    broker: BrokerUrl,
     #[command(flatten)]
-    user: UserArgs,
+    uplink: UplinkArgs,
     /// How many lines of the log
     #[arg(long, value_name = "N")]
     lines: Option<u32>,
@@ -76,17 +73,14 @@ pub fn run(args: &RemoteArgs) -> anyhow::Result<()> {
 }
 
 fn topics(args: &RemoteArgs) -> anyhow::Result<Topics> {
-    Ok(Topics::new(prefix(&args.user)?, &args.gateway))
+    Ok(Topics::new(prefix(&args.uplink.user)?, &args.gateway))
 }
 
 async fn ask(args: &RemoteArgs) -> anyhow::Result<Answer> {
     let topics = topics(args)?;
     let number = crate::depot::mqtt::random();
     let (reply, correlation) = (format!("{}lab-{number:016x}", topics.replies()), number.to_le_bytes().to_vec());
-    let mut options = args.broker.options(format!("limpet-lab-remote-{number:016x}"));
-    if let Some(user) = credentials(&args.user)? {
-        options.set_credentials(user.username, user.password);
-    }
+    let options = args.uplink.options(format!("limpet-lab-remote-{number:016x}"))?;
     let (client, connection) = AsyncClient::new(options, 16);
     let mut told = mqtt::events(connection, 64, Duration::from_millis(500));
     let filters = [topics.status(), reply.clone()].map(|topic| Filter::new(topic, QoS::AtLeastOnce));
@@ -142,7 +136,10 @@ async fn next(
         match told.recv().await.context("the connection's task ended")? {
             Ok(Event::Incoming(packet)) => return Ok(packet),
             Ok(Event::Outgoing(_)) => {}
-            Err(error) => return Err(unavailable(format!("no connection to {}: {error}", args.broker))),
+            Err(error) => {
+                let uplink = &args.uplink;
+                return Err(unavailable(format!("no connection to {}: {}", uplink.broker, uplink.why(&error))));
+            }
         }
     }
 }

@@ -1,0 +1,297 @@
+//! How this program reaches the broker that gateways report to: in clear, or over TLS.
+//!
+//! The server's name is always checked; there is no way to switch that off. Files are read once, at the start.
+
+use std::error::Error;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use rumqttc::v5::{ConnectionError, MqttOptions, StateError, mqttbytes};
+use rumqttc::{TlsConfiguration, TlsError, Transport};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
+
+use super::BrokerUrl;
+use crate::depot::{UserArgs, credentials};
+use crate::{unavailable, usage};
+
+/// Which broker, who connects to it, and whom it is believed.
+#[derive(clap::Args)]
+pub struct UplinkArgs {
+    /// The broker that the gateways' results go to, as mqtt://HOST[:PORT] or mqtts://HOST[:PORT]
+    #[arg(long, value_name = "URL")]
+    pub broker: UplinkUrl,
+    /// File with the certificates of those who may vouch for the broker (mqtts), in PEM; the system's without it
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    /// File with a client certificate and those between it and its authority, in PEM
+    #[arg(long, value_name = "FILE", requires = "key_file")]
+    cert_file: Option<PathBuf>,
+    /// File with the key of that certificate, in PEM and without a passphrase
+    #[arg(long, value_name = "FILE", requires = "cert_file")]
+    key_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub user: UserArgs,
+}
+
+/// Where a broker listens: `mqtt://HOST[:PORT]` or `mqtts://HOST[:PORT]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UplinkUrl {
+    is_secure: bool,
+    at: BrokerUrl,
+}
+
+impl UplinkUrl {
+    /// Whether it never leaves this machine.
+    fn is_loopback(&self) -> bool {
+        let host = &self.at.host;
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    }
+}
+
+impl FromStr for UplinkUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (is_secure, address, port) = match text.split_once("://") {
+            Some(("mqtt", address)) => (false, address, 1883),
+            Some(("mqtts", address)) => (true, address, 8883),
+            _ => (false, "", 0),
+        };
+        let at = BrokerUrl::at(address, port).ok_or_else(|| {
+            format!("'{text}' is not a broker's address; expected mqtt://HOST[:PORT] or mqtts://HOST[:PORT]")
+        })?;
+        Ok(Self { is_secure, at })
+    }
+}
+
+impl fmt::Display for UplinkUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let BrokerUrl { host, port } = &self.at;
+        write!(f, "{}://{host}:{port}", if self.is_secure { "mqtts" } else { "mqtt" })
+    }
+}
+
+impl UplinkArgs {
+    /// Options for one client. Warns on standard error if a password would be seen on its way.
+    ///
+    /// # Errors
+    /// A sentence that names the file that cannot be used, or the argument that does not fit.
+    pub fn options(&self, client_id: impl Into<String>) -> anyhow::Result<MqttOptions> {
+        let mut options = self.broker.at.options(client_id);
+        if self.broker.is_secure {
+            let config = self.tls().map_err(unavailable)?;
+            options.set_transport(Transport::Tls(TlsConfiguration::Rustls(config)));
+        } else if self.ca_file.is_some() || self.cert_file.is_some() {
+            let broker = &self.broker;
+            return Err(usage(format!("--ca-file, --cert-file and --key-file are for mqtts://, not for {broker}")));
+        }
+        if let Some(user) = credentials(&self.user)? {
+            if self.shows_password() {
+                let broker = &self.broker;
+                eprintln!("limpet-lab: the password goes to {broker} in clear over the network; use mqtts://");
+            }
+            options.set_credentials(user.username, user.password);
+        }
+        Ok(options)
+    }
+
+    fn shows_password(&self) -> bool {
+        self.user.username.is_some() && !self.broker.is_secure && !self.broker.is_loopback()
+    }
+
+    fn tls(&self) -> Result<Arc<ClientConfig>, String> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let builder = builder.map_err(|error| format!("TLS does not start: {error}"))?;
+        let builder = builder.with_root_certificates(self.roots()?);
+        let config = match (&self.cert_file, &self.key_file) {
+            (Some(cert_file), Some(key_file)) => {
+                let (chain, key) = (certificates("--cert-file", cert_file)?, key(key_file)?);
+                builder.with_client_auth_cert(chain, key).map_err(|error| {
+                    let (cert, key) = (cert_file.display(), key_file.display());
+                    match error {
+                        rustls::Error::InconsistentKeys(_) => format!(
+                            "--cert-file {cert} and --key-file {key} do not go together; give the key that the certificate was made for"
+                        ),
+                        other => format!(
+                            "--cert-file {cert} with --key-file {key} cannot be used ({other}); have an X.509 certificate of version 3 made"
+                        ),
+                    }
+                })?
+            }
+            _ => builder.with_no_client_auth(),
+        };
+        Ok(Arc::new(config))
+    }
+
+    /// Those who may vouch for the broker.
+    fn roots(&self) -> Result<RootCertStore, String> {
+        let mut roots = RootCertStore::empty();
+        let Some(ca_file) = &self.ca_file else {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            if roots.is_empty() {
+                return Err(
+                    "this system knows no certificate authority; install ca-certificates, or give --ca-file".into()
+                );
+            }
+            return Ok(roots);
+        };
+        for certificate in certificates("--ca-file", ca_file)? {
+            roots.add(certificate).map_err(|error| {
+                let shown = ca_file.display();
+                format!("--ca-file {shown} holds a certificate that is none ({error}); put the authority's there")
+            })?;
+        }
+        Ok(roots)
+    }
+
+    /// Why there is no connection, and what to do if that is known.
+    pub fn why(&self, error: &ConnectionError) -> String {
+        let ended = matches!(
+            error,
+            ConnectionError::MqttState(
+                StateError::Io(_)
+                    | StateError::ConnectionAborted
+                    | StateError::Deserialization(mqttbytes::Error::Io(_))
+            )
+        );
+        self.explain(error).unwrap_or_else(|| match ended && !self.broker.is_secure {
+            true => format!("{error}; does the broker want TLS there? Then give mqtts://"),
+            false => error.to_string(),
+        })
+    }
+
+    /// What is wrong with TLS, and what to do, if that is why there is no connection. It stays so until somebody changes
+    /// something.
+    pub fn explain(&self, error: &ConnectionError) -> Option<String> {
+        let found = match error {
+            // A TLS alert that comes with the first packets hides here, and is not among the sources of the whole.
+            ConnectionError::MqttState(StateError::Deserialization(mqttbytes::Error::Io(error))) => find(error),
+            ConnectionError::Tls(TlsError::Io(error)) => find(error),
+            other => find(other),
+        };
+        let Some(found) = found else {
+            let url = &self.broker;
+            return matches!(error, ConnectionError::Tls(_)).then(|| {
+                format!("TLS was ended in its middle ({error}); does the broker speak it at {url}? Give its port for TLS, or mqtt://")
+            });
+        };
+        let host = &self.broker.at.host;
+        let ca = match &self.ca_file {
+            Some(file) => format!("--ca-file {}", file.display()),
+            None => "the system's authorities; give --ca-file for one of your own".to_owned(),
+        };
+        Some(match found {
+            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+                format!("the broker's certificate is signed by nobody in {ca}")
+            }
+            rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            ) => format!("the broker's certificate is not for '{host}'; give --broker the name that it is for"),
+            rustls::Error::InvalidCertificate(why) => {
+                format!("the broker's certificate is not accepted: {why}; renew it at the broker, or set this clock")
+            }
+            rustls::Error::AlertReceived(AlertDescription::CertificateRequired) if self.cert_file.is_none() => {
+                "the broker asks for a client certificate; give --cert-file and --key-file".to_owned()
+            }
+            rustls::Error::AlertReceived(alert) => match &self.cert_file {
+                Some(file) => format!(
+                    "the broker refuses --cert-file {} ({alert:?}); have it signed by an authority that the broker trusts",
+                    file.display()
+                ),
+                None => format!("the broker ended TLS: {alert:?}"),
+            },
+            rustls::Error::InvalidMessage(_) => {
+                format!("the broker does not speak TLS at {}; give its port for TLS, or mqtt://", self.broker)
+            }
+            other => format!("TLS with the broker failed: {other}"),
+        })
+    }
+}
+
+/// The certificates in a file of PEM.
+fn certificates(argument: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let shown = path.display();
+    let read = fs::read(path).map_err(|error| format!("{argument} {shown} cannot be read: {error}"))?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read).collect();
+    let found = found.map_err(|error| format!("{argument} {shown} is no PEM ({error}); convert it"))?;
+    if found.is_empty() {
+        return Err(format!("{argument} {shown} holds no certificate; expected PEM, '-----BEGIN CERTIFICATE-----'"));
+    }
+    Ok(found)
+}
+
+fn key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    let shown = path.display();
+    let read = fs::read(path).map_err(|error| format!("--key-file {shown} cannot be read: {error}"))?;
+    PrivateKeyDer::from_pem_slice(&read).map_err(|error| {
+        format!("--key-file {shown} holds no private key in PEM ({error}); expected '-----BEGIN PRIVATE KEY-----', without a passphrase")
+    })
+}
+
+/// The TLS error in an error, however deep. What an `io::Error` carries is not its source.
+fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    if let Some(found) = error.downcast_ref::<rustls::Error>() {
+        return Some(found);
+    }
+    let carried = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    carried.and_then(|carried| find(carried)).or_else(|| find(error.source()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        uplink: UplinkArgs,
+    }
+
+    fn args(more: &[&str]) -> UplinkArgs {
+        Cli::try_parse_from([&["lab", "--broker"], more].concat()).unwrap_or_else(|error| panic!("{error}")).uplink
+    }
+
+    fn complaint(more: &[&str]) -> String {
+        format!("{:#}", args(more).options("test").unwrap_err())
+    }
+
+    #[test]
+    fn each_scheme_has_its_port_and_others_are_refused() {
+        assert_eq!("mqtt://broker".parse::<UplinkUrl>().unwrap().to_string(), "mqtt://broker:1883");
+        assert_eq!("mqtts://broker".parse::<UplinkUrl>().unwrap().to_string(), "mqtts://broker:8883");
+        assert_eq!("mqtts://broker:1".parse::<UplinkUrl>().unwrap().to_string(), "mqtts://broker:1");
+        for text in ["broker", "wss://broker", "mqtts://", "mqtts://a/b", "mqtts://u@a", "mqtts://a:70000"] {
+            assert!(text.parse::<UplinkUrl>().unwrap_err().contains("mqtts://HOST"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.pem");
+        let path = file.to_str().unwrap();
+        assert!(complaint(&["mqtts://a", "--ca-file", path]).starts_with(&format!("--ca-file {path} cannot be read")));
+        fs::write(&file, "nothing").unwrap();
+        assert!(complaint(&["mqtts://a", "--ca-file", path]).contains("holds no certificate; expected PEM"));
+        assert!(complaint(&["mqtt://a", "--ca-file", path]).contains("are for mqtts://, not for mqtt://a:1883"));
+        assert!(Cli::try_parse_from(["lab", "--broker", "mqtts://a", "--cert-file", path]).is_err());
+    }
+
+    #[test]
+    fn a_password_is_seen_on_the_network_alone() {
+        let shows = |url| args(&[url, "--username", "u", "--password-file", "p"]).shows_password();
+        assert!(shows("mqtt://broker") && shows("mqtt://192.0.2.1"));
+        assert!(!shows("mqtts://broker") && !shows("mqtt://localhost") && !shows("mqtt://127.0.0.2:1884"));
+        assert!(!args(&["mqtt://broker"]).shows_password());
+    }
+}
