@@ -4,11 +4,12 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use limpet_tests::agent::Home;
 use limpet_tests::broker::free_port;
+use limpet_tests::program::{self, Running, text_of};
 use limpet_tests::{Agent, Broker, Client, Package};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair, date_time_ymd,
@@ -232,6 +233,31 @@ fn what_is_wrong_with_a_certificate_is_said_and_where_and_what_to_do() {
         agent,
         &["broker's certificate has expired by this gateway's clock", "renew it at the broker, or set the clock"],
     );
+}
+
+#[test]
+fn results_are_audited_over_tls_by_who_knows_the_authority() {
+    let secure = Secure::start("require_certificate true", &LOCALHOST, |_| {});
+    let url = format!("mqtts://localhost:{}", secure.port);
+    let agent = secure.agent(&url, &(secure.ca() + &secure.client(&secure.authority)));
+    secure.delivers(&agent);
+    let file = |name: &str| secure.files.path().join(name);
+    let (certificate, key) = (file("client.pem"), file("client.key"));
+    let arguments = |ca: &Path| {
+        let files = ["--ca-file", text_of(ca), "--cert-file", text_of(&certificate), "--key-file", text_of(&key)];
+        let fixed = ["audit", "--broker", &url, "--until-quiet", "3", "--json"];
+        [&fixed[..], &files[..]].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let audit = Running::start("limpet-lab", &arguments(&file("ca.pem")), &[]);
+    secure.broker.wait_subscribed("limpet/1/+/result/#");
+    Client::connect(&secure.broker).publish("plant/a/scores", "[0.9, 0.1, 0.1]");
+    let report: serde_json::Value =
+        serde_json::from_str(&audit.end().expect_code(0).stdout).expect("the report is one object");
+    assert!(report["streams"][0]["received"].as_u64() >= Some(1), "{report}");
+
+    let foreign = secure.put("foreign.pem", &Authority::new("somebody else").pem());
+    let refused = program::run("limpet-lab", &arguments(&foreign)).expect_code(69);
+    refused.expect_complaint(&["the broker's certificate is signed by nobody in --ca-file", "foreign.pem"]);
 }
 
 #[test]
