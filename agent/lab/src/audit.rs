@@ -42,9 +42,9 @@ pub struct AuditArgs {
     /// How long to listen; without it, and without --until-quiet, until Ctrl-C
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<f64>,
-    /// End when no result has come for so long and no gateway says that any waits. More than the ten seconds after which
-    /// a gateway tells again what it has stored
-    #[arg(long, value_name = "SECONDS")]
+    /// End when no result has come for so long and no gateway that is online says that any waits; at least 11, since a
+    /// gateway tells every ten seconds what it has stored
+    #[arg(long, value_name = "SECONDS", value_parser = quiet)]
     until_quiet: Option<f64>,
     /// Every run is judged from number 1: this program is there before the gateways are. Without it, what had been stored
     /// when it came is not judged
@@ -53,6 +53,12 @@ pub struct AuditArgs {
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
+}
+
+fn quiet(text: &str) -> Result<f64, String> {
+    const LEAST: f64 = 11.0;
+    let seconds: f64 = text.parse().map_err(|_| "expected a number of seconds".to_owned())?;
+    if seconds >= LEAST { Ok(seconds) } else { Err(format!("expected at least {LEAST}")) }
 }
 
 /// Runs `limpet-lab audit`. Exit code 1 if anything is lost, could not be read, or if nothing came.
@@ -93,9 +99,12 @@ async fn listen(args: &AuditArgs) -> anyhow::Result<Ledger> {
                 if !subscribed && end.is_none_or(|end| due < end) {
                     return Err(unavailable(format!("no connection to {broker}: {why}")));
                 }
-                if end.is_some_and(|end| end <= due) || ledger.waiting() == 0 {
+                let waiting = ledger.waiting();
+                if end.is_some_and(|end| end <= due) || waiting.is_empty() {
                     break;
                 }
+                let whom: Vec<String> = waiting.iter().map(|(gateway, count)| format!("{gateway} ({count})")).collect();
+                eprintln!("limpet-lab: nothing comes, and something waits at {}", whom.join(", "));
                 last = Instant::now();
                 continue;
             }

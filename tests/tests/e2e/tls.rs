@@ -245,7 +245,7 @@ fn results_are_audited_over_tls_by_who_knows_the_authority() {
     let (certificate, key) = (file("client.pem"), file("client.key"));
     let arguments = |ca: &Path| {
         let files = ["--ca-file", text_of(ca), "--cert-file", text_of(&certificate), "--key-file", text_of(&key)];
-        let fixed = ["audit", "--broker", &url, "--until-quiet", "3", "--json"];
+        let fixed = ["audit", "--broker", &url, "--until-quiet", "11", "--json"];
         [&fixed[..], &files[..]].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
     };
     let audit = Running::start("limpet-lab", &arguments(&file("ca.pem")), &[]);

@@ -56,6 +56,8 @@ struct Gateway {
     joined: Option<Instant>,
     /// Whether it told something itself since.
     told: bool,
+    /// Whether it is offline, as far as the broker knows.
+    offline: bool,
     /// Whether it was offline before it did, so that what the broker had kept may be older than what went last.
     away: bool,
     /// Whether it has listed every run of which something waited: of others only what is stored later can come…
@@ -206,9 +208,15 @@ impl Ledger {
         self.interruptions += 1;
     }
 
-    /// How much gateways say is waiting.
-    pub fn waiting(&self) -> u64 {
-        self.streams.values().map(|stream| stream.waiting).sum()
+    /// How much gateways say is waiting, by gateway; of those that are offline nothing comes for now.
+    pub fn waiting(&self) -> BTreeMap<&str, u64> {
+        let mut waiting = BTreeMap::new();
+        for (name, stream) in self.streams.iter().filter(|(_, stream)| stream.waiting > 0) {
+            if self.gateways.get(&name.gateway).is_none_or(|gateway| !gateway.offline) {
+                *waiting.entry(&*name.gateway).or_default() += stream.waiting;
+            }
+        }
+        waiting
     }
 
     /// Takes a message; `kept` if the broker had it from before. Says whether it was one of results.
@@ -303,6 +311,7 @@ impl Ledger {
         let Ok(status) = serde_json::from_slice::<Status>(payload) else { return };
         let Some(gateway) = topic.rsplit('/').nth(1) else { return };
         let gateway = self.gateways.entry(gateway.to_owned()).or_default();
+        gateway.offline = status.state == Presence::Offline;
         gateway.away |= status.state == Presence::Offline && !gateway.told;
     }
 
@@ -377,7 +386,7 @@ impl Stream {
             received: self.received,
             repeated: self.repeated,
             out_of_order: self.out_of_order,
-            waiting: 0,
+            waiting: self.waiting,
             dropped: BTreeMap::new(),
             lost: 0,
             lost_ranges: Vec::new(),
@@ -401,8 +410,7 @@ impl Stream {
         // Anybody may publish that a run is as long as can be.
         let all = missing.iter().fold(0_u64, |all, (_, range)| all.saturating_add(length(range)));
         // What waits may be any of what is missing.
-        row.waiting = self.waiting.min(all);
-        row.lost = all - row.waiting;
+        row.lost = all.saturating_sub(self.waiting);
         if row.lost > 0 {
             let range = |(run, range): (u64, RangeInclusive<u64>)| LostRange {
                 run: format!("{run:016x}"),
@@ -540,7 +548,7 @@ struct Row {
     repeated: u64,
     /// Results that came after a later one of their run, as where new ones go before a backlog.
     out_of_order: u64,
-    /// What has not come and waits at the gateway.
+    /// What waits at the gateway, as it told last. Some of it may have come before, or be told of by records.
     waiting: u64,
     /// What a policy dropped, by its reason.
     dropped: BTreeMap<Reason, u64>,
@@ -749,7 +757,7 @@ mod tests {
         let mut ledger = Ledger::new(true);
         results(&mut ledger, [1, 2, 3, 9]);
         delivery(&mut ledger, 6, 10, &[], false);
-        assert_eq!((row(&ledger), ledger.waiting()), ((4, 0, 6, 0, 0), 6));
+        assert_eq!((row(&ledger), ledger.waiting()), ((4, 0, 6, 0, 0), BTreeMap::from([("g", 6)])));
         // The gateway says that nothing waits, up to number 10.
         delivery(&mut ledger, 0, 10, &[], false);
         assert_eq!(row(&ledger), (4, 0, 0, 0, 6));
