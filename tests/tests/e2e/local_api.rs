@@ -133,7 +133,7 @@ fn the_last_results_stay_to_be_looked_at_after_they_were_delivered() {
         (&"result".into(), &"a".into(), &"middle".into())
     );
     let none = ask(&["--stream", "c"]).expect_code(0).stdout;
-    assert!(none.contains("has published nothing since the agent started"), "{none}");
+    assert!(none.contains("has published nothing of stream c since the agent started"), "{none}");
     let other = program::run("limpet", &["results", "level", "--config", config]);
-    other.expect_code(69).expect_complaint(&["there is no pipeline 'level'; there are: levels"]);
+    other.expect_code(64).expect_complaint(&["there is no pipeline 'level'; there are: levels"]);
 }

@@ -114,8 +114,8 @@ fn the_doctor_names_what_a_broker_does_not_let_through() {
     deaf.wait_subscribed("plant/+/scores");
     let (diagnosis, code) = doctor(agent.home());
     assert_eq!(code, Some(1));
-    let [(state, said)] = &findings(&diagnosis, "brokers")[..] else { panic!("{diagnosis:#}") };
-    assert!(state == "error" && said.contains("limpet/1/gw/probe"), "{said}");
+    assert_finds(&diagnosis, "brokers", "error", "limpet/1/gw/probe");
+    assert_finds(&diagnosis, "brokers", "error", "it refuses what this gateway publishes on limpet/1/gw/");
     agent.stop();
     // And one that is not there.
     let away = format!("[broker.local]\nurl = \"mqtt://127.0.0.1:{}\"\n{}", free_port(), levels(&package, "", ""));

@@ -210,7 +210,7 @@ fn what_is_wrong_with_a_certificate_is_said_and_where_and_what_to_do() {
     let agent = good.agent(&format!("mqtts://localhost:{}", good.broker.port()), &good.ca());
     agent.wait_for_log(&["cannot connect", "in the middle of TLS", "does it speak TLS at mqtts://localhost"]);
     let agent = good.agent(&format!("mqtt://localhost:{}", good.port), "");
-    agent.wait_for_log(&["cannot connect", "before it said anything; does it want TLS"]);
+    agent.wait_for_log(&["cannot connect", "before it had accepted it; does it want TLS"]);
     // A key that others can read is not used.
     let keys = good.ca() + &good.client(&good.authority);
     fs::set_permissions(good.files.path().join("client.key"), fs::Permissions::from_mode(0o644)).expect("it is ours");
