@@ -10,6 +10,7 @@
 //! can be killed and stopped; the wire to it can be cut, frozen, slow, or keep acknowledgements to itself. What the broker
 //! has acknowledged is delivered; what was stored and is neither delivered nor told of by a range record is lost.
 
+mod child;
 mod fault;
 mod judge;
 mod wire;

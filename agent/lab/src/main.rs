@@ -9,7 +9,7 @@
 //! Exit codes: 0 done, 64 usage, 69 something needed is not available (a broker, the agent, a file that is the
 //! machine's part), 1 anything else.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 use std::process::ExitCode;
 

@@ -1,9 +1,9 @@
 //! `limpet-lab chaos` as a user runs it, for as long as a test may take.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use limpet_tests::program::{self, Running};
-use limpet_tests::seed;
+use limpet_tests::{LIMIT, seed};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -14,7 +14,11 @@ const LONGEST: Duration = Duration::from_secs(600);
 #[track_caller]
 fn chaos(faults: &str) -> Value {
     let seed = seed().to_string();
-    let mut running = Running::start("limpet-lab", &["chaos", "--json", "--seed", &seed, "--faults", faults], &[]);
+    let mine = tempfile::tempdir().expect("a folder");
+    // As somebody has it who runs an agent of their own.
+    let environment = [("LIMPET_GATEWAY__STATE", program::text_of(mine.path()))];
+    let arguments = ["chaos", "--json", "--seed", &seed, "--faults", faults];
+    let mut running = Running::start("limpet-lab", &arguments, &environment);
     if !running.ends_within(LONGEST) {
         // In order, so that no agent stays behind.
         running.signal(Signal::TERM);
@@ -24,6 +28,8 @@ fn chaos(faults: &str) -> Value {
     let report = serde_json::from_str::<Value>(&outcome.stdout);
     let report = report.unwrap_or_else(|error| panic!("{error}: {}{}", outcome.stdout, outcome.stderr));
     assert_eq!(outcome.code, Some(0), "{report:#}");
+    let found = std::fs::read_dir(mine.path()).expect("it is there").count();
+    assert_eq!(found, 0, "the agent that is broken worked on the state of another");
     report
 }
 
@@ -74,6 +80,33 @@ fn a_damaged_page_is_told_of_in_full_though_it_comes_three_times() {
     assert_nothing_lost(&report, &[("damaged-page", 3)]);
     let reasons: Vec<&String> = report["dropped"].as_object().expect("by reason").keys().collect();
     assert!(reasons.iter().all(|reason| *reason == "damaged"), "what stood in a page, and nothing else: {report:#}");
+}
+
+#[test]
+fn a_harness_that_is_killed_leaves_no_agent_behind() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let kept = program::text_of(folder.path());
+    let mut running = Running::start("limpet-lab", &["chaos", "--faults", "kill=1000", "--keep-dir", kept], &[]);
+    // What the agent alone has in its command line.
+    let config = folder.path().canonicalize().expect("it is there").join("limpet.toml");
+    let until = Instant::now() + LIMIT;
+    let wait_for = |is_there: bool| {
+        while runs_with(program::text_of(&config)) != is_there {
+            assert!(Instant::now() < until, "the agent is {}", if is_there { "not there" } else { "still there" });
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    wait_for(true);
+    running.signal(Signal::KILL);
+    assert!(running.ends_within(LIMIT));
+    wait_for(false);
+}
+
+/// Whether there is a process with this text in its command line.
+fn runs_with(text: &str) -> bool {
+    let processes = std::fs::read_dir("/proc").expect("it can be read").flatten();
+    let mut command_lines = processes.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    command_lines.any(|line| String::from_utf8_lossy(&line).contains(text))
 }
 
 #[test]

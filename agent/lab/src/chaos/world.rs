@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use rumqttc::v5::AsyncClient;
 use rumqttc::v5::mqttbytes::QoS;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::STREAM_RATE;
+use super::child::Process;
 use super::fault::Fault;
 use super::judge::{END, Judge, Tally};
 use super::wire::{Mode, Wire};
@@ -27,6 +28,8 @@ use crate::{broker, unavailable};
 
 /// Set for this program when it runs in mounts of its own.
 const INSIDE: &str = "LIMPET_CHAOS_INSIDE";
+/// Begins the names of the variables that the agent takes for its configuration.
+const VARIABLES: &str = "LIMPET_";
 /// Names the FIFO for the agent.
 const MARKS: &str = "LIMPET_MARKS";
 /// Keep-alive of the uplink, in seconds: the least that the agent takes, so that a stall need not be long.
@@ -105,30 +108,6 @@ pub struct World {
     has_disk: bool,
     /// Removed when all that is in it has ended.
     temporary: Option<TempDir>,
-}
-
-/// A child that is killed when this is dropped.
-struct Process(Child);
-
-impl Process {
-    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        let pid = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw).context("a process id")?;
-        // It is our own child and not waited for yet, so the id is still its own.
-        kill_process(pid, signal).with_context(|| format!("sending {signal:?} to process {pid:?}"))
-    }
-
-    fn kill(&mut self) -> anyhow::Result<()> {
-        self.0.kill().context("killing a child")?;
-        self.0.wait().context("waiting for a child that was killed")?;
-        Ok(())
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.kill();
-    }
 }
 
 impl Drop for World {
@@ -245,7 +224,7 @@ impl World {
     }
 
     fn is_alive(&mut self) -> anyhow::Result<()> {
-        match self.agent.0.try_wait().context("asking for the agent's exit status")? {
+        match self.agent.exit()? {
             None => Ok(()),
             Some(status) => bail!("the agent ended by itself ({status}); {}", self.last_words()),
         }
@@ -279,7 +258,7 @@ impl World {
         self.is_alive()?;
         self.agent.signal(Signal::TERM)?;
         let until = Instant::now() + PATIENCE;
-        while self.agent.0.try_wait()?.is_none() {
+        while self.agent.exit()?.is_none() {
             if Instant::now() > until {
                 bail!("the agent did not leave within {} s after SIGTERM", PATIENCE.as_secs());
             }
@@ -452,12 +431,12 @@ impl World {
     pub fn end(mut self) -> anyhow::Result<(Tally, Option<String>)> {
         self.silence.store(true, Ordering::SeqCst);
         let mut wrong = None;
-        match self.agent.0.try_wait()? {
+        match self.agent.exit()? {
             Some(status) => wrong = Some(format!("the agent had ended by itself ({status}); {}", self.last_words())),
             None => {
                 if let Err(error) = self.stop_agent() {
                     wrong = Some(format!("{error:#}"));
-                } else if let Some(status) = self.agent.0.try_wait()?.filter(|status| !status.success()) {
+                } else if let Some(status) = self.agent.exit()?.filter(|status| !status.success()) {
                     wrong = Some(format!("the agent ended with {status}; {}", self.last_words()));
                 }
             }
@@ -490,16 +469,9 @@ fn read_marks(path: &Path, judge: Arc<Judge>) -> anyhow::Result<()> {
 
 fn start_broker(port: u16) -> anyhow::Result<Process> {
     let program = std::env::current_exe().context("where this program is")?;
-    let child = Command::new(program)
-        .args(["broker", "--port", &port.to_string()])
-        // Not in the terminal's group: Ctrl-C is for this program, which ends the others in order.
-        .process_group(0)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("starting a broker")?;
-    let broker = Process(child);
+    let mut command = Command::new(program);
+    command.args(["broker", "--port", &port.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
+    let broker = Process::start(&mut command).context("starting a broker")?;
     let until = Instant::now() + PATIENCE;
     while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
         if Instant::now() > until {
@@ -513,18 +485,20 @@ fn start_broker(port: u16) -> anyhow::Result<Process> {
 fn start_agent(limpet: &Path, config: &Path, folder: &Path) -> anyhow::Result<Process> {
     let log = folder.join("limpet.log");
     let log = OpenOptions::new().create(true).append(true).open(&log).with_context(|| log.display().to_string())?;
-    let child = Command::new(limpet)
+    let mut command = Command::new(limpet);
+    // What the user has set for an agent of their own, as LIMPET_GATEWAY__STATE, would come before the configuration.
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(VARIABLES.as_bytes()) {
+            command.env_remove(name);
+        }
+    }
+    command
         .args(["run", "--config"])
         .arg(config)
-        .process_group(0)
-        .env_remove(INSIDE)
         .env(MARKS, folder.join("marks"))
-        .stdin(Stdio::null())
         .stdout(log.try_clone().context("a second handle on the log")?)
-        .stderr(log)
-        .spawn()
-        .map_err(|error| unavailable(format!("{} does not start: {error}", limpet.display())))?;
-    Ok(Process(child))
+        .stderr(log);
+    Process::start(&mut command).map_err(|error| unavailable(format!("{} does not start: {error}", limpet.display())))
 }
 
 fn configuration(folder: &Path, samples: &BrokerUrl, uplink: u16) -> String {
