@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::wire::Mode;
+
 /// What can go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fault {
-    /// The agent gets SIGKILL and is started again.
+    /// The agent gets SIGKILL and is started again; when, [`Killing`] says.
     Kill,
     /// The broker gets SIGKILL and is started again; it knows of no session then.
     BrokerRestart,
@@ -24,9 +26,9 @@ pub enum Fault {
     SlowLink,
     /// The broker acknowledges results with "quota exceeded".
     Refusal,
-    /// Acknowledgements do not come through, and then the agent is killed.
+    /// Acknowledgements do not come through; how that ends, [`Release`] says.
     Unacknowledged,
-    /// The disk is full while the link is dead.
+    /// The disk is full while the link is dead, and every other time the agent is killed meanwhile.
     DiskFull,
     /// A page of the outbox's database, which holds a backlog, is overwritten while the agent does not run.
     DamagedPage,
@@ -83,6 +85,17 @@ impl fmt::Display for Fault {
     }
 }
 
+impl FromStr for Fault {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|fault| fault.name() == name)
+            .ok_or_else(|| format!("'{name}' is no fault; expected one of {}", Self::ALL.map(Self::name).join(", ")))
+    }
+}
+
 /// So many of a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wanted {
@@ -97,12 +110,69 @@ impl FromStr for Wanted {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, times) = text.split_once('=').unwrap_or((text, "1"));
-        let fault = Fault::ALL.into_iter().find(|fault| fault.name() == name).ok_or_else(|| {
-            format!("'{name}' is no fault; expected one of {}", Fault::ALL.map(Fault::name).join(", "))
-        })?;
+        let fault = name.parse()?;
         let times = times.parse().ok().filter(|times| *times > 0);
         let times = times.ok_or_else(|| format!("'{text}' says no number of times; expected such as {name}=10"))?;
         Ok(Self { fault, times })
+    }
+}
+
+/// The wire of a drain that is to be caught in its middle: a backlog of some seconds takes about as long to go.
+const NARROW: Mode = Mode::Slow { delay: Duration::from_millis(20), bytes_per_s: 200e3 };
+
+/// A second kill in a row comes at most so long after the start.
+const AGAIN_WITHIN: Duration = Duration::from_millis(300);
+
+/// When kills come: one, or two in a row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Killing {
+    /// What is done first so that a backlog is on the disk. Otherwise the kill comes while all is well.
+    pub backlog: Option<Backlog>,
+    /// So long after the agent was started again it is killed again: in its start, or as it takes over what it left.
+    pub again: Option<Duration>,
+}
+
+/// How results come to wait on the disk before a kill.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Backlog {
+    /// What keeps them: no connection, or no acknowledgement.
+    pub mode: Mode,
+    /// For so long. The agent writes to its disk what has waited for a whole second.
+    pub lasts: Duration,
+    /// The wire in a drain that is under way when the kill comes, and how far it has come by then. Otherwise the kill comes
+    /// before it.
+    pub drain: Option<(Mode, Duration)>,
+}
+
+impl Killing {
+    /// One of three meets a backlog, half of those in its drain; one of four kills comes twice.
+    pub fn draw(random: &mut fastrand::Rng) -> Self {
+        let backlog = (random.u8(..3) == 0).then(|| Backlog {
+            mode: if random.bool() { Mode::Down } else { Mode::Withholding },
+            lasts: Duration::from_millis(random.u64(2000..5000)),
+            drain: random.bool().then(|| (NARROW, Duration::from_millis(random.u64(..500)))),
+        });
+        // Squared, so that a third of them come in the first tenth: a start takes some tens of milliseconds.
+        let again = (random.u8(..4) == 0).then(|| AGAIN_WITHIN.mul_f64(random.f64().powi(2)));
+        Self { backlog, again }
+    }
+}
+
+/// What comes after a time without acknowledgements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    /// The agent is killed, and they are lost.
+    Kill,
+    /// The connection is reset, and they are lost.
+    Cut,
+    /// They come, late.
+    Late,
+}
+
+impl Release {
+    /// Each as often.
+    pub fn draw(random: &mut fastrand::Rng) -> Self {
+        [Self::Kill, Self::Cut, Self::Late][random.usize(..3)]
     }
 }
 
@@ -156,6 +226,27 @@ mod tests {
         assert_ne!(draw(7), draw(8));
         let first = &draw(7)[..10];
         assert!(Fault::ALL.iter().all(|fault| first.contains(fault) == (*fault != Fault::ClockStep)));
+    }
+
+    #[test]
+    fn a_third_of_the_kills_meet_a_backlog_and_a_fourth_come_again_in_the_start() {
+        let draw = |seed| {
+            let mut random = fastrand::Rng::with_seed(seed);
+            std::iter::repeat_with(move || Killing::draw(&mut random)).take(500).collect::<Vec<_>>()
+        };
+        let kills = draw(7);
+        assert_eq!(kills, draw(7));
+        assert_ne!(kills, draw(8));
+        let count = |is: fn(&Killing) -> bool| kills.iter().filter(|kill| is(kill)).count();
+        assert!((140..=195).contains(&count(|kill| kill.backlog.is_some())));
+        assert!((60..=110).contains(&count(|kill| kill.backlog.is_some_and(|backlog| backlog.drain.is_some()))));
+        assert!((60..=110).contains(&count(|kill| kill.backlog.is_some_and(|backlog| backlog.mode == Mode::Down))));
+        assert!((95..=155).contains(&count(|kill| kill.again.is_some())));
+        let early = |kill: &Killing| kill.again.is_some_and(|after| after < AGAIN_WITHIN / 10);
+        assert!((25..=60).contains(&count(early)));
+        assert!((20..=65).contains(&count(|kill| kill.again.is_some() && kill.backlog.is_some())));
+        let held: Duration = kills.iter().filter_map(|kill| Some(kill.backlog?.lasts)).sum();
+        assert!(held < Duration::from_secs(780), "500 kills are not to take longer than twenty minutes: {held:?}");
     }
 
     #[test]

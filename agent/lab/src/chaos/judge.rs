@@ -1,6 +1,6 @@
 //! What the agent said that it decided and stored, held against what the broker has.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -30,15 +30,40 @@ struct State {
     /// The last numbers of runs at a moment after which a result is waited for.
     since: HashMap<RunName, u64>,
     has_news: bool,
+    /// Messages of results that the broker has acknowledged.
+    arrivals: u64,
+    /// How each start of the agent ended, but for the one that runs.
+    ends: Vec<End>,
     /// Whether all marks that were left before the end was marked have been read.
     ended: bool,
 }
 
-/// The line that the harness itself leaves among the marks.
+/// How a start of the agent ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// By SIGKILL.
+    Killed,
+    /// In order, after SIGTERM.
+    Stopped,
+}
+
+impl End {
+    /// The line that the harness leaves among the marks when it has come: all marks of that start stand before it.
+    pub fn line(self) -> &'static str {
+        match self {
+            Self::Killed => "killed",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// The last line that the harness leaves among the marks.
 pub const END: &str = "end";
 
 #[derive(Debug, Default)]
 struct Run {
+    /// In which start of the agent it was, as far as its marks have been read: a run does not outlive a process.
+    start: Option<usize>,
     decided: RangeInclusiveSet<u64>,
     stored: RangeInclusiveSet<u64>,
     delivered: RangeInclusiveSet<u64>,
@@ -58,9 +83,10 @@ pub struct Tally {
     pub repeated: u64,
     /// Those that range records tell of, by reason.
     pub dropped: BTreeMap<Reason, u64>,
-    /// Decided, and killed before they were stored.
+    /// Decided, and killed before they were stored: at most one of each start that was killed, since there is one worker.
     pub unstored: u64,
-    /// The same, though later ones of the run were stored: there is no excuse for these.
+    /// The same, though later ones of the run were stored, or nobody killed that start, or it has its one already: there is
+    /// no excuse for these.
     pub skipped: u64,
     /// Stored, and neither delivered nor told of by a range record.
     pub lost: u64,
@@ -86,9 +112,16 @@ impl Judge {
         };
         let mut state = self.lock();
         match parsed() {
-            Some(("decided", stream, serial)) => state.run(stream, serial.run).decided.insert(serial.seq..=serial.seq),
+            Some(("decided", stream, serial)) => {
+                let start = state.ends.len();
+                let run = state.run(stream, serial.run);
+                run.start.get_or_insert(start);
+                run.decided.insert(serial.seq..=serial.seq);
+            }
             // The harness's own, to know that all before it was read.
             _ if line == END => state.ended = true,
+            _ if line == End::Killed.line() => state.ends.push(End::Killed),
+            _ if line == End::Stopped.line() => state.ends.push(End::Stopped),
             Some(("stored", stream, serial)) => state.run(stream, serial.run).stored.insert(serial.seq..=serial.seq),
             _ => state.unreadable += 1,
         }
@@ -97,12 +130,18 @@ impl Judge {
     /// Takes the payload of a message on a result topic that the broker has acknowledged.
     pub fn delivered(&self, payload: &[u8]) {
         let mut state = self.lock();
+        state.arrivals += 1;
         for line in payload.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             state.line(line);
         }
         if state.has_news {
             self.bell.notify_all();
         }
+    }
+
+    /// How many messages of results the broker has acknowledged.
+    pub fn arrivals(&self) -> u64 {
+        self.lock().arrivals
     }
 
     /// News is from now on what is stored later than this.
@@ -132,12 +171,14 @@ impl Judge {
         self.tally().lost
     }
 
-    /// What came of it so far.
+    /// What came of it so far. Of a start that has not ended, nothing is excused.
     pub fn tally(&self) -> Tally {
         let state = self.lock();
+        let killed = state.ends.iter().enumerate().filter(|(_, end)| **end == End::Killed);
+        let mut excuses: BTreeSet<usize> = killed.map(|(start, _)| start).collect();
         let mut tally = Tally { repeated: state.repeated, unreadable: state.unreadable, ..Tally::default() };
         for ((stream, name), run) in &state.runs {
-            run.add_to(&mut tally, &format!("{stream}/{name:016x}"));
+            run.add_to(&mut tally, &mut excuses, &format!("{stream}/{name:016x}"));
         }
         tally.dropped.retain(|_, count| *count > 0);
         tally
@@ -179,7 +220,8 @@ fn count(set: &RangeInclusiveSet<u64>) -> u64 {
 }
 
 impl Run {
-    fn add_to(&self, tally: &mut Tally, name: &str) {
+    /// `excuses`: the starts that were killed, of which no result that was not stored has been found yet.
+    fn add_to(&self, tally: &mut Tally, excuses: &mut BTreeSet<usize>, name: &str) {
         tally.decided += count(&self.decided);
         tally.stored += count(&self.stored);
         tally.delivered += count(&self.delivered);
@@ -205,8 +247,9 @@ impl Run {
         arrived.extend(self.stored.iter().cloned());
         let unstored = missing(&self.decided, &arrived, "");
         let last = self.decided.last().map_or(0, |last| *last.end());
-        // Only the last one of a run may have been on its way when the agent was killed.
-        let excused = u64::from(unstored.last().is_some_and(|gap| *gap.end() == last));
+        // Only the last one of a run may have been on its way when the agent was killed, and of all its runs only one.
+        let is_last = unstored.last().is_some_and(|gap| *gap.end() == last);
+        let excused = u64::from(is_last && self.start.is_some_and(|start| excuses.remove(&start)));
         tally.lost += lost;
         tally.unknown += unknown;
         tally.unstored += excused;
@@ -252,6 +295,7 @@ mod tests {
         marked(&judge, "stored", 1..=9);
         delivered(&judge, [1, 2, 2, 3, 9]);
         dropped(&judge, 3, 6);
+        judge.marked(End::Killed.line());
         let tally = judge.tally();
         assert_eq!((tally.decided, tally.stored, tally.delivered, tally.repeated), (10, 9, 4, 1));
         assert_eq!((tally.lost, tally.unstored, tally.skipped, tally.unknown, tally.unreadable), (2, 1, 0, 0, 0));
@@ -267,9 +311,43 @@ mod tests {
         marked(&judge, "decided", [1, 2, 3]);
         marked(&judge, "stored", [1, 3]);
         delivered(&judge, [1, 3, 4]);
+        judge.marked(End::Killed.line());
         let tally = judge.tally();
         assert_eq!((tally.skipped, tally.unstored, tally.unknown, tally.lost), (1, 0, 1, 0));
         assert!(!tally.is_clean());
+    }
+
+    #[test]
+    fn each_kill_excuses_one_result_and_a_start_that_ended_otherwise_none() {
+        let judge = Judge::default();
+        let decided = |stream: &str, run: u64| judge.marked(&format!("decided p/{stream}/{run:016x}-1"));
+        let counts = || (judge.tally().unstored, judge.tally().skipped);
+        decided("s", 1);
+        assert_eq!(counts(), (0, 1), "it may be stored yet");
+        judge.marked(End::Killed.line());
+        assert_eq!(counts(), (1, 0));
+        // Killed before its first result: its excuse is not there for others.
+        judge.marked(End::Killed.line());
+        for stream in ["s", "t"] {
+            decided(stream, 2);
+        }
+        judge.marked(End::Killed.line());
+        assert_eq!(counts(), (2, 1), "one worker has one result in its hands");
+        decided("s", 3);
+        judge.marked(End::Stopped.line());
+        judge.marked(End::Killed.line());
+        assert_eq!(counts(), (2, 2), "who is asked to stop stores what was decided");
+    }
+
+    #[test]
+    fn a_run_that_is_delivered_before_its_marks_are_read_belongs_to_the_start_that_decided_it() {
+        let judge = Judge::default();
+        delivered(&judge, [1]);
+        judge.marked(End::Stopped.line());
+        marked(&judge, "decided", [1, 2]);
+        marked(&judge, "stored", [1]);
+        judge.marked(End::Killed.line());
+        assert_eq!((judge.tally().unstored, judge.tally().skipped), (1, 0));
     }
 
     #[test]

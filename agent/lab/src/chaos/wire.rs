@@ -30,7 +30,7 @@ pub enum Mode {
     Slow { delay: Duration, bytes_per_s: f64 },
     /// Results do not reach the broker: the agent is told that a quota is exceeded.
     Refusing,
-    /// Acknowledgements do not reach the agent.
+    /// Acknowledgements do not reach the agent. Those of a connection that is still there come when this is over.
     Withholding,
     /// Connections are accepted, and nothing passes. Those that are there stay so for ever.
     Frozen,
@@ -54,8 +54,8 @@ struct Shared {
 struct Connection {
     near: TcpStream,
     far: TcpStream,
-    /// Who writes a packet to the agent.
-    writing: Mutex<()>,
+    /// Acknowledgements that the agent has not got yet. Whoever writes to the agent holds this.
+    withheld: Mutex<Vec<u8>>,
     frozen: AtomicBool,
     /// Results on their way to the broker, by packet id.
     pending: Mutex<HashMap<u16, Vec<u8>>>,
@@ -92,7 +92,13 @@ impl Wire {
             Mode::Frozen => {
                 locked(&self.shared.connections).iter().for_each(|c| c.frozen.store(true, Ordering::SeqCst));
             }
-            _ => {}
+            Mode::Withholding => {}
+            Mode::Through | Mode::Slow { .. } | Mode::Refusing => {
+                let connections = locked(&self.shared.connections).clone();
+                // A connection that has ended, or hangs, takes none any more.
+                let open = connections.iter().filter(|connection| !connection.frozen.load(Ordering::SeqCst));
+                open.for_each(|connection| _ = connection.release());
+            }
         }
     }
 
@@ -119,7 +125,7 @@ impl Shared {
         let connection = Arc::new(Connection {
             near,
             far,
-            writing: Mutex::default(),
+            withheld: Mutex::default(),
             frozen: AtomicBool::new(mode == Mode::Frozen),
             pending: Mutex::default(),
         });
@@ -165,12 +171,22 @@ impl Shared {
             {
                 self.judge.delivered(&payload);
             }
-            let mode = self.take_time(packet.bytes.len());
-            let withheld = mode == Mode::Withholding && packet.acknowledgement().is_some();
-            if !connection.frozen.load(Ordering::SeqCst) && !withheld {
-                connection.answer(&packet.bytes)?;
+            self.take_time(packet.bytes.len());
+            if !connection.frozen.load(Ordering::SeqCst) {
+                self.pass_on(connection, &packet)?;
             }
         }
+    }
+
+    /// Sends the agent a packet, or withholds it.
+    fn pass_on(&self, connection: &Connection, packet: &Packet) -> io::Result<()> {
+        let mut withheld = locked(&connection.withheld);
+        // Looked at while the lock is held: whoever ends the withholding takes it after that, so nothing stays behind.
+        if self.mode() == Mode::Withholding && packet.acknowledgement().is_some() {
+            withheld.extend_from_slice(&packet.bytes);
+            return Ok(());
+        }
+        (&connection.near).write_all(&packet.bytes)
     }
 
     /// Takes as long as so many bytes take by now, and gives what is done with them.
@@ -193,9 +209,17 @@ impl Connection {
         Ok(frozen)
     }
 
+    /// Sends the agent a packet of the wire's own.
     fn answer(&self, packet: &[u8]) -> io::Result<()> {
-        let _turn = locked(&self.writing);
+        let _turn = locked(&self.withheld);
         (&self.near).write_all(packet)
+    }
+
+    /// Sends the agent what was withheld.
+    fn release(&self) -> io::Result<()> {
+        let mut withheld = locked(&self.withheld);
+        let bytes = std::mem::take(&mut *withheld);
+        (&self.near).write_all(&bytes)
     }
 
     fn close(&self) {

@@ -15,13 +15,14 @@ use anyhow::{Context as _, bail};
 use rumqttc::v5::AsyncClient;
 use rumqttc::v5::mqttbytes::QoS;
 use rustix::process::Signal;
+use serde::Serialize;
 use tempfile::TempDir;
 
-use super::STREAM_RATE;
 use super::child::Process;
-use super::fault::Fault;
-use super::judge::{END, Judge, Tally};
+use super::fault::{Backlog, Fault, Killing, Release};
+use super::judge::{END, End, Judge, Tally};
 use super::wire::{Mode, Wire};
+use super::{RECOVERS_WITHIN, STREAM_RATE};
 use crate::demo::agent::quoted;
 use crate::mqtt::{self, BrokerUrl};
 use crate::{broker, unavailable};
@@ -89,6 +90,21 @@ pub fn enter_namespace() -> anyhow::Result<Result<(), String>> {
     Ok(Err(format!("mounts of its own are needed for a disk that fills up, and {why}")))
 }
 
+/// How often the agent was killed, by whatever fault.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Kills {
+    /// At all.
+    pub all: u64,
+    /// While a backlog was on the disk that a dead or silent link had left.
+    pub with_backlog: u64,
+    /// Of those, in the middle of its drain.
+    pub in_drain: u64,
+    /// In the first 0.3 s of a start.
+    pub in_start: u64,
+    /// While no byte was left on the disk.
+    pub on_full_disk: u64,
+}
+
 /// All of it.
 pub struct World {
     limpet: PathBuf,
@@ -100,6 +116,7 @@ pub struct World {
     broker: Process,
     agent: Process,
     starts: u64,
+    kills: Kills,
     /// Ends the sensors.
     silence: Arc<AtomicBool>,
     /// Whether somebody wants an end.
@@ -183,6 +200,7 @@ impl World {
             broker,
             agent,
             starts: 1,
+            kills: Kills::default(),
             silence,
             interrupted,
             random: fastrand::Rng::with_seed(seed ^ 0x5eed),
@@ -204,6 +222,11 @@ impl World {
     /// How often the agent was started.
     pub fn starts(&self) -> u64 {
         self.starts
+    }
+
+    /// How often it was killed.
+    pub fn kills(&self) -> Kills {
+        self.kills
     }
 
     /// Waits until a result is delivered that was stored from now on, and gives how long that took.
@@ -240,11 +263,12 @@ impl World {
         Duration::from_millis(self.random.u64(range))
     }
 
-    fn restart_agent(&mut self) -> anyhow::Result<()> {
+    fn kill_agent(&mut self) -> anyhow::Result<()> {
         // One that had ended by itself would look like one that was killed.
         self.is_alive()?;
         self.agent.kill()?;
-        self.start_agent()
+        self.kills.all += 1;
+        self.mark(End::Killed.line())
     }
 
     fn start_agent(&mut self) -> anyhow::Result<()> {
@@ -264,14 +288,20 @@ impl World {
             }
             thread::sleep(Duration::from_millis(10));
         }
-        Ok(())
+        self.mark(End::Stopped.line())
+    }
+
+    /// Leaves a line behind all marks that were left so far.
+    fn mark(&self, line: &str) -> anyhow::Result<()> {
+        let path = self.folder.join("marks");
+        let mut fifo = OpenOptions::new().write(true).open(&path).with_context(|| path.display().to_string())?;
+        // One write, as each of the agent's.
+        fifo.write_all(format!("{line}\n").as_bytes()).with_context(|| format!("leaving the mark '{line}'"))
     }
 
     /// Waits until the judge has read all marks that were left so far.
     fn read_all_marks(&self) -> anyhow::Result<()> {
-        let path = self.folder.join("marks");
-        let mut fifo = OpenOptions::new().write(true).open(&path).with_context(|| path.display().to_string())?;
-        writeln!(fifo, "{END}").context("marking the end")?;
+        self.mark(END)?;
         let until = Instant::now() + PATIENCE;
         while !self.judge.has_read_all() {
             if Instant::now() > until {
@@ -288,7 +318,10 @@ impl World {
     /// If that cannot be done.
     pub fn strike(&mut self, fault: Fault) -> anyhow::Result<()> {
         match fault {
-            Fault::Kill => self.restart_agent()?,
+            Fault::Kill => {
+                let killing = Killing::draw(&mut self.random);
+                self.kill(killing)?;
+            }
             Fault::BrokerRestart => {
                 self.broker.kill()?;
                 thread::sleep(self.millis(0..1500));
@@ -316,19 +349,30 @@ impl World {
             Fault::Unacknowledged => {
                 self.wire.set(Mode::Withholding);
                 thread::sleep(self.millis(100..2500));
-                self.is_alive()?;
-                self.agent.kill()?;
-                self.wire.set(Mode::Through);
-                self.start_agent()?;
+                match Release::draw(&mut self.random) {
+                    Release::Kill => {
+                        self.kill_agent()?;
+                        self.wire.set(Mode::Through);
+                        self.start_agent()?;
+                    }
+                    Release::Cut => {
+                        self.wire.cut();
+                        self.wire.set(Mode::Through);
+                    }
+                    Release::Late => self.wire.set(Mode::Through),
+                }
             }
             Fault::DiskFull => {
                 self.wire.set(Mode::Down);
                 let filled = self.fill_disk();
-                thread::sleep(self.millis(3000..6000));
+                thread::sleep(self.millis(1500..3000));
+                let killed = if filled.is_ok() && self.random.bool() { self.kill_on_full_disk() } else { Ok(()) };
+                thread::sleep(self.millis(1500..3000));
                 let ballast = self.folder.join("state/ballast");
                 fs::remove_file(&ballast).with_context(|| ballast.display().to_string())?;
                 self.wire.set(Mode::Through);
                 filled?;
+                killed?;
             }
             Fault::DamagedPage => {
                 self.wire.set(Mode::Down);
@@ -344,6 +388,55 @@ impl World {
                 thread::sleep(self.millis(1000..3000));
                 step_clock(-3600)?;
             }
+        }
+        Ok(())
+    }
+
+    fn kill(&mut self, Killing { backlog, again }: Killing) -> anyhow::Result<()> {
+        if let Some(Backlog { mode, lasts, drain }) = backlog {
+            self.wire.set(mode);
+            thread::sleep(lasts);
+            if let Some((narrow, after)) = drain {
+                let before = self.judge.arrivals();
+                self.wire.set(narrow);
+                self.wait_for_arrivals(before)?;
+                thread::sleep(after);
+                self.kills.in_drain += 1;
+            }
+            self.kills.with_backlog += 1;
+        }
+        self.kill_agent()?;
+        self.wire.set(Mode::Through);
+        self.start_agent()?;
+        if let Some(after) = again {
+            thread::sleep(after);
+            self.kill_agent()?;
+            self.kills.in_start += 1;
+            self.start_agent()?;
+        }
+        Ok(())
+    }
+
+    fn kill_on_full_disk(&mut self) -> anyhow::Result<()> {
+        self.kill_agent()?;
+        self.kills.on_full_disk += 1;
+        self.start_agent()
+    }
+
+    /// Waits until the broker has got another message of results.
+    fn wait_for_arrivals(&mut self, before: u64) -> anyhow::Result<()> {
+        let until = Instant::now() + RECOVERS_WITHIN;
+        while self.judge.arrivals() == before {
+            if Instant::now() > until {
+                bail!(
+                    "nothing of a backlog was delivered within {} s; {}",
+                    RECOVERS_WITHIN.as_secs(),
+                    self.last_words()
+                );
+            }
+            self.is_alive()?;
+            self.goes_on()?;
+            thread::sleep(Duration::from_millis(2));
         }
         Ok(())
     }
