@@ -47,6 +47,9 @@ pub struct ChaosArgs {
     /// Exactly these faults instead, in any order, however long that takes
     #[arg(long, value_name = "FAULT=N,…", value_delimiter = ',', conflicts_with = "minutes")]
     faults: Vec<Wanted>,
+    /// Every kind but these
+    #[arg(long, value_name = "FAULT,…", value_delimiter = ',', conflicts_with = "faults")]
+    without: Vec<Fault>,
     /// Draw the faults of an earlier run again
     #[arg(long)]
     seed: Option<u64>,
@@ -106,23 +109,31 @@ pub fn run(args: &ChaosArgs) -> anyhow::Result<ExitCode> {
     if args.clock_steps && !world::is_inside() && !rustix::process::geteuid().is_root() {
         return Err(usage("--clock-steps: setting the clock needs root"));
     }
-    let wants_disk = args.faults.is_empty() || args.faults.iter().any(|wanted| wanted.fault == Fault::DiskFull);
+    let wants = |fault| match &args.faults[..] {
+        [] => !args.without.contains(&fault),
+        faults => faults.iter().any(|wanted| wanted.fault == fault),
+    };
+    if Fault::ALL.into_iter().all(|fault| !wants(fault)) {
+        return Err(usage("--without: it names every fault, and none is left"));
+    }
+    let wants_disk = wants(Fault::DiskFull);
     // Its own mounts, so that a disk can be had that fills up. It does not come back from there.
     let apart = if wants_disk { world::enter_namespace()? } else { Err("it was not asked for".to_owned()) };
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
-    let mut left_out = Vec::new();
+    let mut left_out: Vec<String> = args.without.iter().map(|fault| format!("{fault}: by --without")).collect();
     if let Err(why) = &apart
         && wants_disk
     {
         left_out.push(format!("{}: {why}", Fault::DiskFull));
     }
-    if !args.clock_steps {
+    if !args.clock_steps && !args.without.contains(&Fault::ClockStep) {
         left_out.push(format!(
             "{}: only with --clock-steps, since everything on this machine would see it",
             Fault::ClockStep
         ));
     }
     let can = |fault: Fault| match fault {
+        fault if args.without.contains(&fault) => false,
         Fault::DiskFull => apart.is_ok(),
         Fault::ClockStep => args.clock_steps,
         _ => true,

@@ -120,6 +120,7 @@ fn what_cannot_be_done_is_said_before_anything_is_broken() {
         (&["--faults", "kill=often"], &["'kill=often' says no number of times"]),
         (&["--minutes", "0"], &["--minutes: expected more than 0"]),
         (&["--rate", "1"], &["--rate: expected 20 to 5000"]),
+        (&["--without", "kil"], &["'kil' is no fault"]),
         (&["--faults", "clock-step"], &["clock-step cannot be had here", "--clock-steps"]),
     ] {
         program::run("limpet-lab", &[&["chaos"], arguments].concat()).expect_code(64).expect_complaint(words);
