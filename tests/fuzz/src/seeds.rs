@@ -14,6 +14,12 @@ use limpet_depot::{Package, chunk};
 use limpet_wire::binary;
 use limpet_wire::depot::{Name, Parts};
 use limpet_wire::dropped::{Dropped, Origin, Reason};
+use limpet_wire::id::Serial;
+use limpet_wire::result::{Captured, Clock, LatencyUs, ResultRecord, Span, Verdict};
+
+/// A gray picture of 2 by 2 pixels.
+const PNG: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\0\x02\0\0\0\x02\x08\0\0\0\0W\xddR\xf8\
+    \0\0\0\x0eIDATx\xdac\x10h`h\xf8\0\0\x04F\x02\x01@\x13\x9e`\0\0\0\0IEND\xaeB`\x82";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -58,6 +64,17 @@ fn write(package: &Path, out: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let mut dropped = Vec::new();
     binary::write_dropped(&Dropped { id, gateway, of, run: 7, first: 1, last: 9, every: 1, reason }, &mut dropped);
     seed("stored", "dropped", &dropped)?;
+    seed("items", "dropped", &dropped)?;
+    let [classes, anomaly] = results().map(|record| {
+        let mut item = Vec::new();
+        binary::write_result(&record, &mut item);
+        item
+    });
+    seed("stored", "result", &classes)?;
+    seed("items", "result", &anomaly)?;
+    let mut batch = Vec::new();
+    [&classes, &dropped, &anomaly].into_iter().for_each(|item| binary::push_framed(item, &mut batch));
+    seed("items", "batch", &batch)?;
     seed("stored", "event", br#"{"v":1,"type":"event","id":"g/event/0000000000000001-1","kind":"x","message":"y"}"#)?;
     let rings = out.join("ring");
     let (mut ring, _) = Ring::open(&rings, 1 << 20)?;
@@ -73,10 +90,25 @@ fn write(package: &Path, out: &Path) -> Result<(), Box<dyn std::error::Error>> {
         (2, br#"{"x":[1,2],"a":[{"v":3}],"t":"2026-11-27T10:00:00Z"}"#),
         (3, b"[[1,2],[3,4]]"),
         (4, b"1,2\n3,4"),
-        (5, b"\x89PNG\r\n\x1a\n"),
     ] {
         seed("samples", &format!("codec-{codec}"), &[&[codec], payload].concat())?;
     }
+    for (reader, payload) in [
+        (0, &[1; 20][..]),
+        (1, &[1; 20]),
+        (2, br#"{"w":[1,-2,3,4,5,6,7,8,9,10,11,12],"t":"2026-11-27T10:00:00Z"}"#),
+        (3, &[0; 48]),
+        (4, br#"{"w":[1,2.5,3,4,5,6,7,8,9,10,11,12]}"#),
+        (5, b"1\n2\n3\n4\n5\n6\n7\n8\n9\n10\n11\n12"),
+        (6, PNG),
+        (7, &jpeg()),
+        (8, &[7; 12]),
+    ] {
+        seed("window", &format!("reader-{reader}"), &[&[reader], payload].concat())?;
+    }
+    // Two channels that speak in turn; three of which one falls behind and is missed.
+    seed("join", "in-turn", &[8, 0, 1, 1, 0, 0, 5, 1, 1, 0, 5, 1, 0])?;
+    seed("join", "behind", &[1, 0, 9, 1, 0, 0x80, 0, 16, 0, 0, 0, 0, 0, 0, 1, 0, 0x40, 2, 0, 2, 1])?;
 
     // The shortest say as much as the longest, and change faster.
     let mut cuts: Vec<_> = cuts.iter().collect();
@@ -104,6 +136,53 @@ fn write(package: &Path, out: &Path) -> Result<(), Box<dyn std::error::Error>> {
     }
     seed("metadata", "state", &[&[5], &forge.state[..]].concat())?;
     Ok(())
+}
+
+/// A result of each kind that a decision gives most.
+fn results() -> [ResultRecord; 2] {
+    let labels = ["a", "b"].map(str::to_owned);
+    let classes = ResultRecord {
+        serial: Some(Serial { run: 7, seq: 1 }),
+        gateway: "g".into(),
+        pipeline: "p".into(),
+        stream: "s".into(),
+        model: "m".into(),
+        version: "1.0.0".into(),
+        engine: "tract".into(),
+        variant: "f32.onnx".into(),
+        captured: Captured::Utc(1_795_773_600_000_000_000),
+        clock: Clock::Synced,
+        window: Span { first: 0, last: 9 },
+        filled: 0,
+        verdict: Verdict::Class { best: 1, labels: labels.into(), scores: vec![0.25, 0.75] },
+        trigger: false,
+        latency: LatencyUs { wait: 1, features: 2, queue: 3, compute: 4, decide: 5 },
+        late: false,
+        tag: Some(9),
+    };
+    let verdict = Verdict::Anomaly { score: 1.5, threshold: Some(1.0) };
+    let anomaly = ResultRecord {
+        serial: None,
+        captured: Captured::Boottime(7),
+        clock: Clock::Unsynced,
+        verdict,
+        ..classes.clone()
+    };
+    [classes, anomaly]
+}
+
+/// A gray picture of 8 by 8 pixels: baseline, with a table of one code each.
+fn jpeg() -> Vec<u8> {
+    let table = |class| [&[0xff, 0xc4, 0, 20, class, 1], &[0; 16][..]].concat();
+    [
+        b"\xff\xd8\xff\xdb\0\x43\0",
+        &[1; 64][..],
+        b"\xff\xc0\0\x0b\x08\0\x08\0\x08\x01\x01\x11\0",
+        &table(0),
+        &table(0x10),
+        b"\xff\xda\0\x08\x01\x01\0\0\x3f\0\x3f\xff\xd9",
+    ]
+    .concat()
 }
 
 /// What a publisher signs that has published a package.
