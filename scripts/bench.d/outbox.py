@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -102,7 +103,7 @@ class Outbox:
             sys.exit(f"bench: {' '.join(map(str, command))} ended with {done.returncode}:\n{done.stderr}")
         return json.loads(done.stdout)
 
-    def configuration(self, home, near, far, outbox="", run=None, deadline="2s"):
+    def configuration(self, home, near, far, outbox="", run=None, deadline="2s", more=""):
         path = home / "limpet.toml"
         # One broker where samples and results go to the same address, as on most gateways.
         beside = f'[broker.near]\nurl = "mqtt://127.0.0.1:{near}"' if near != far else ""
@@ -132,7 +133,7 @@ class = "realtime"
 deadline = "{deadline}"
 queue = {{ depth = 64, policy = "drop_oldest" }} # so that a pause of a shared machine sheds nothing
 publish = "every"
-""")
+{more}""")
         return path
 
     @contextmanager
@@ -175,11 +176,11 @@ publish = "every"
                 process.kill()
                 process.wait()
 
-    def load(self, broker, seconds, rate=100, topic="bench/a/in", payloads=None, size=None):
+    def load(self, broker, seconds, rate=100, topic="bench/a/in", payloads=None, size=None, *arguments):
         """Publishes samples, by default right ones; gives the process."""
         command = [self.binaries / "limpet-lab", "load", "--publish-only", "--broker", f"mqtt://127.0.0.1:{broker.port}",
                    "--topic", topic, "--payload", payloads or self.payloads, "--size", str(size or self.size),
-                   "--rate", str(rate), "--seconds", str(seconds), "--json"]
+                   "--rate", str(rate), "--seconds", str(seconds), "--json", *arguments]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         # None stays behind, however the bench ends.
         atexit.register(lambda: process.poll() is None and process.kill())
@@ -316,45 +317,88 @@ publish = "every"
         home = self.home("garbage")
         broker = wire.Broker(home)
         seconds, deadline = self.seconds * 6, "50ms"
-        noise = self.folder / "noise"
-        noise.write_bytes(random.Random(7).randbytes(1 << 20))
+        chance = random.Random(7)
+        # Beside the realtime pipeline one that gives throughput up last, and one whose messages never can be read.
+        more = "".join(f"""[[source]]
+name = "{name}"
+broker = "far"
+topic = "{name}/{{stream}}/in"
+codec = {codec}
+[[pipeline]]
+name = "{name}"
+source = "{name}"
+model = {json.dumps(str(self.package))}
+class = "analytic"
+publish = "triggers"
+""" for name, codec in (("noise", f'{{ raw = {{ type = "i8", channels = {self.size}, header = [{{ tag = "u64le" }}] }} }}'),
+                        ("json", "{ json = {} }")))
+
+        def bytes_of(size):
+            path = home / f"noise-{size}"
+            path.write_bytes(chance.randbytes(256 * size))
+            return path
+
+        # An array that is read to its end and has none, and one in another without end.
+        broken = home / "broken"
+        broken.write_bytes(("[" + "-12," * 512)[:2048].encode() + b"[" * 2048)
+        # What, messages a second, topic, payloads, bytes of one, and how else they are published.
+        kinds = [
+            ("short", 2100, "bench/short/in", bytes_of(32), 32),
+            ("long", 2000, "bench/long/in", bytes_of(2048), 2048),
+            # On the very stream whose deadlines count, a byte too short: so it is refused, and none of its windows.
+            ("same topic", 2000, "bench/a/in", bytes_of(self.size - 1), self.size - 1),
+            ("right length", 1000, "noise/a/in", bytes_of(self.size), self.size),
+            # More names than a source may have streams, of the source whose deadlines count.
+            ("new names", 1600, "bench/x{tag}/in", bytes_of(64), 64),
+            ("broken JSON", 1500, "json/a/in", broken, 2048, "--untagged"),
+        ]
         try:
-            with self.gateway(home, self.configuration(home, broker.port, broker.port, deadline=deadline)) as process:
-                broker.wait_for("bench/+/in", 0)
-                self.wait_for(home, lambda status: status["pipelines"][0]["state"] == "serving")
-                load = self.load(broker, seconds + 15)
-                time.sleep(5)
+            with self.gateway(home, self.configuration(home, broker.port, broker.port, deadline=deadline, more=more)) as process:
+                for topic in ("bench/+/in", "noise/+/in", "json/+/in"):
+                    broker.wait_for(topic, 0)
+                self.wait_for(home, lambda status: all(one["state"] == "serving" for one in status["pipelines"]))
+                # Without a warm-up, of which it would not tell how many messages it sent.
+                load = self.load(broker, seconds + 15, 100, "bench/a/in", None, None, "--warm-up", "0")
+                # What inferring batches takes for itself is no growth.
+                self.load(broker, 2, 1000, "noise/a/in", bytes_of(self.size), self.size).communicate()
+                time.sleep(3)
                 calm, start = resident(process.pid), self.status(home)
-                # Shorter and longer than what a sample is, on streams of their own.
-                garbage = [self.load(broker, seconds, 5100, f"bench/{name}/in", noise, size)
-                           for name, size in (("short", 32), ("long", 2048))]
+                garbage = {what: self.load(broker, seconds, *how) for what, *how in kinds}
                 memory, begin = [], time.monotonic()
-                while any(process.poll() is None for process in garbage):
-                    memory.append(resident(process.pid))
+                while any(process.poll() is None for process in garbage.values()):
+                    memory.append((time.monotonic() - begin, resident(process.pid)))
                     time.sleep(0.2)
                 took = time.monotonic() - begin
-                sent = [json.loads(process.communicate()[0]) for process in garbage]
-                load.wait()
+                sent = {what: json.loads(process.communicate()[0]) for what, process in garbage.items()}
+                right = json.loads(load.communicate()[0])["sent"]
                 time.sleep(0.5)
                 last = self.status(home)
         finally:
             broker.stop()
         delta = lambda read: read(last) - read(start)
-        refused = delta(lambda status: sum(status["sources"]["load"]["refused"].values()))
-        pipeline = lambda status: status["pipelines"][0]
-        results = delta(lambda status: pipeline(status)["outcomes"]["result"])
-        missed = delta(lambda status: pipeline(status)["windows"]) - results + delta(lambda status: pipeline(status)["late"])
-        rate = refused / took
+        refused = delta(lambda status: sum(sum(source["refused"].values()) for source in status["sources"].values()))
+        # What the realtime pipeline's source took is right; of the others, what was taken was inferred or shed.
+        taken = delta(lambda status: sum(status["sources"][name]["messages"] for name in ("noise", "json")))
+        reasons = Counter()
+        for source in last["sources"].values():
+            reasons.update(source["refused"])
+        pipeline = lambda status, name="bench": next(one for one in status["pipelines"] if one["name"] == name)
+        results = pipeline(last)["outcomes"]["result"]
+        # A message that was refused among so many that are makes no window, and is missed all the same.
+        missed = max(0, right - results) + delta(lambda status: pipeline(status)["late"])
+        inferred = delta(lambda status: pipeline(status, "noise")["outcomes"]["result"])
         total = pipeline(last)["latency_us"]["total"]
-        self.report.at_least("garbage on a subscribed topic, refused and counted", rate, 10_000, "/s",
-                             f"{refused:,} in {took:.1f} s, of 32 and of 2,048 random bytes")
+        self.report.at_least("garbage on subscribed topics, refused or taken, and counted", (refused + taken) / took, 10_000, "/s",
+                             f"{refused:,} and {taken:,} in {took:.1f} s; {inferred:,} random ones of the right length inferred; refused: " +
+                             ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items())))
         self.report.at_most(f"deadlines of {deadline} that a realtime pipeline missed beside it", missed, 0,
-                            note=f"of {results:,}; slowest since the start {total['max'] / 1e3:.1f} ms")
-        warm = max(memory[:len(memory) // 6])
-        self.report.at_most("growth of its memory meanwhile, after a sixth of the time", (max(memory) / warm - 1) * 100, 2, "%",
-                            f"from {warm / 1e6:.1f} to {max(memory) / 1e6:.1f} MB")
-        self.report.at_most("and by the garbage at all", (max(memory) - calm) / 1e6, 2, "MB", f"{calm / 1e6:.1f} MB before")
-        self.report.figures["outbox_garbage"] = {"sent": sent, "memory": memory, "start": start, "last": last}
+                            note=f"of {right:,} right messages, {max(0, right - results):,} without a result; a fifth of the garbage on their "
+                                 f"topic; slowest since the start {total['max'] / 1e3:.1f} ms")
+        grown, said = growth(memory, took)
+        self.report.at_most("growth of its memory meanwhile, after a sixth of the time", grown, 2, "%", said)
+        most = max(bytes for _, bytes in memory)
+        self.report.at_most("and by the garbage at all", (most - calm) / 1e6, 2, "MB", f"{calm / 1e6:.1f} MB before")
+        self.report.figures["outbox_garbage"] = {"sent": sent, "right": right, "memory": memory, "start": start, "last": last}
 
     def soak(self):
         home = self.home("soak")
@@ -389,11 +433,8 @@ publish = "every"
         self.report.at_least("results meanwhile", results / took, 99, "/s")
         received = sum(row["received"] for row in report["streams"])
         self.report.at_most("of all results lost", lost, 0, note=f"{received:,} received")
-        warm = min(600, seconds / 6)
-        before = max(bytes for when, bytes in memory if when <= warm)
-        after = max(bytes for when, bytes in memory if when > warm)
-        self.report.at_most(f"growth of its memory after the first {warm:.0f} s", (after / before - 1) * 100, 2, "%",
-                            f"resident set, from at most {before / 1e6:.2f} to at most {after / 1e6:.2f} MB")
+        grown, said = growth(memory, took)
+        self.report.at_most(f"growth of its memory after the first {min(600, took / 6):.0f} s", grown, 2, "%", said)
         self.report.figures["outbox_soak"] = {"seconds": took, "written": written, "results": results, "lost": lost,
                                               "last": last["outbox"], "memory": memory}
         if self.plot:
@@ -418,6 +459,19 @@ publish = "every"
 def resident(pid, field="VmRSS"):
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return int(fields[field].split()[0]) * 1024
+
+
+def growth(memory, seconds):
+    """By how many percent memory grew from the tenth minute to the last ten, or the same shares of less than an hour, and what
+    that is made of. `memory`: pairs of seconds since the start and bytes. Medians, since a start takes more than what follows
+    and its peak would hide growth."""
+    ten = min(600, seconds / 6)
+    median = lambda low, high: statistics.median(bytes for when, bytes in memory if low <= when <= high)
+    before, after = median(0.9 * ten, 1.1 * ten), median(seconds - ten, seconds)
+    first, then = (max(bytes for when, bytes in memory if (when > ten) == is_later) for is_later in (False, True))
+    return (after / before - 1) * 100, (
+        f"resident set, medians: {before / 1e6:.2f} MB from {0.9 * ten:.0f} to {1.1 * ten:.0f} s, {after / 1e6:.2f} in the last "
+        f"{ten:.0f}; at most {first / 1e6:.2f} in the first {ten:.0f} s and {then / 1e6:.2f} after")
 
 
 PARTS = ("store", "backlog", "slow", "garbage", "dead", "soak")

@@ -7,11 +7,13 @@
 //!
 //! Two ways to publish: at a fixed rate, whatever the answers do, for latency; or flat out with a number of messages
 //! unanswered at any time, for throughput. What happens in the warm-up is not measured. `--publish-only` is for loads
-//! above what an agent can take: it publishes at a rate, takes no answers, and ends when all has been written.
+//! above what an agent can take, and for what it is to refuse (`--untagged`): it publishes at a rate, takes no answers, and
+//! ends when all has been written.
 
 mod ledger;
 mod process;
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -32,6 +34,8 @@ use process::Process;
 
 /// Bytes of the tag in front of every payload.
 const TAG: usize = size_of::<u64>();
+/// Stands for the tag in a topic.
+const TAG_IN_TOPIC: &str = "{tag}";
 /// An answer that takes longer is lost, and its place among the unanswered is given to another message.
 const LOST_AFTER: Duration = Duration::from_secs(2);
 /// How often lost answers are looked for.
@@ -48,7 +52,7 @@ pub struct LoadArgs {
     /// File whose first line is the password
     #[arg(long, value_name = "FILE", requires = "username")]
     password_file: Option<PathBuf>,
-    /// Topic to publish to
+    /// Topic to publish to; {tag} in it becomes the message's number, so that each has a topic of its own
     #[arg(long, default_value = "limpet-lab/load")]
     topic: String,
     /// Topic filter on which answers come
@@ -57,6 +61,9 @@ pub struct LoadArgs {
     /// Take no answers: what becomes of the messages, the agent's own counters say
     #[arg(long, conflicts_with_all = ["answers", "echo", "flat_out"])]
     publish_only: bool,
+    /// Publish the payloads alone, without a tag in front
+    #[arg(long, requires = "publish_only")]
+    untagged: bool,
     /// Measure the broker's own echo: receive what is published
     #[arg(long)]
     echo: bool,
@@ -137,6 +144,7 @@ struct Traffic {
     topic: String,
     payloads: Vec<u8>,
     size: usize,
+    is_tagged: bool,
 }
 
 impl Traffic {
@@ -148,6 +156,9 @@ impl Traffic {
         }
         if !(0.0..1e6).contains(&args.warm_up) {
             return Err(usage(format!("--warm-up {}: expected 0 or more seconds", args.warm_up)));
+        }
+        if args.echo && args.topic.contains(TAG_IN_TOPIC) {
+            return Err(usage(format!("--echo subscribes to the topic, and '{TAG_IN_TOPIC}' has no place in that")));
         }
         if args.size == 0 || args.unanswered == 0 {
             return Err(usage("--size and --unanswered must be at least 1"));
@@ -164,7 +175,16 @@ impl Traffic {
                 args.size
             )));
         }
-        Ok(Self { topic: args.topic.clone(), payloads, size: args.size })
+        Ok(Self { topic: args.topic.clone(), payloads, size: args.size, is_tagged: !args.untagged })
+    }
+
+    /// Topic of message number `tag`.
+    fn topic(&self, tag: u64) -> Cow<'_, str> {
+        if self.topic.contains(TAG_IN_TOPIC) {
+            self.topic.replace(TAG_IN_TOPIC, &tag.to_string()).into()
+        } else {
+            self.topic.as_str().into()
+        }
     }
 
     /// Message number `tag`.
@@ -172,7 +192,9 @@ impl Traffic {
         let count = self.payloads.len() / self.size;
         let start = (tag % count as u64) as usize * self.size;
         let mut message = Vec::with_capacity(TAG + self.size);
-        message.extend_from_slice(&tag.to_le_bytes());
+        if self.is_tagged {
+            message.extend_from_slice(&tag.to_le_bytes());
+        }
         message.extend_from_slice(&self.payloads[start..start + self.size]);
         message
     }
@@ -194,7 +216,7 @@ impl Publisher {
         let tag = self.ledger.borrow_mut().send(Instant::now());
         let message = self.traffic.message(tag);
         self.client
-            .try_publish(&self.traffic.topic, QoS::AtMostOnce, false, message)
+            .try_publish(self.traffic.topic(tag), QoS::AtMostOnce, false, message)
             .context("the client takes no more messages; is the broker slower than --rate?")
     }
 
@@ -444,6 +466,7 @@ mod tests {
             topic: "test/load".into(),
             answers: None,
             publish_only: false,
+            untagged: false,
             echo: true,
             payload: None,
             size: 490,
@@ -487,11 +510,16 @@ mod tests {
     }
 
     #[test]
-    fn payloads_are_published_in_turn_behind_their_tags() {
-        let traffic = Traffic { topic: String::new(), payloads: vec![1, 2, 3, 4], size: 2 };
-        let sent: Vec<_> = (0..3).map(|tag| traffic.message(tag)).collect();
+    fn payloads_are_published_in_turn_behind_their_tags_or_alone() {
+        let traffic =
+            |topic: &str, is_tagged| Traffic { topic: topic.into(), payloads: vec![1, 2, 3, 4], size: 2, is_tagged };
+        let tagged = traffic("plant/a/in", true);
+        let sent: Vec<_> = (0..3).map(|tag| tagged.message(tag)).collect();
         assert_eq!(sent[0], [0, 0, 0, 0, 0, 0, 0, 0, 1, 2]);
         assert_eq!(sent[1], [1, 0, 0, 0, 0, 0, 0, 0, 3, 4]);
         assert_eq!(sent[2], [2, 0, 0, 0, 0, 0, 0, 0, 1, 2]);
+        assert_eq!(tagged.topic(3), "plant/a/in");
+        let alone = traffic("plant/x{tag}/in", false);
+        assert_eq!((&*alone.topic(12), alone.message(13)), ("plant/x12/in", vec![3, 4]));
     }
 }
