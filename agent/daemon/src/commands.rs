@@ -154,8 +154,11 @@ impl Commands {
         if !reply.topic.starts_with(&self.replies) || length == self.replies.len() || length > TOPIC || wild {
             return Err(format!("its response topic is not one under {}, of {TOPIC} bytes at most", self.replies));
         }
-        if message.payload.len() > COMMAND || message.topic.len() > TOPIC {
+        if message.payload.len() > COMMAND {
             return Err(format!("it has more than {COMMAND} bytes"));
+        }
+        if message.topic.len() > TOPIC {
+            return Err(format!("its topic has more than {TOPIC} bytes"));
         }
         let again = self.seen.lock().unwrap_or_else(PoisonError::into_inner).contains(&reply.correlation);
         if again {

@@ -21,14 +21,13 @@ pub const PREFIX: &str = "LIMPET_";
 
 /// Variables with that prefix that are no configuration: what the tests of the project are told, and where marks go
 /// ([`crate::marks`]). Anything else with the prefix must be a key, or it is a typing error.
-const NO_CONFIGURATION: [&str; 9] = [
+const NO_CONFIGURATION: [&str; 8] = [
     "LIMPET_SHARED",
     "LIMPET_ZOO",
     "LIMPET_BLESS",
     "LIMPET_BIN_DIR",
     "LIMPET_SOAK",
     "LIMPET_SEED",
-    "LIMPET_OFFLINE",
     // What limpet-lab is told on a machine that publishes as well.
     "LIMPET_DEPOT_PASSPHRASE",
     "LIMPET_MARKS",
