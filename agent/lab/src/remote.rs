@@ -10,7 +10,7 @@ use limpet_wire::command::{Answer, Command, Verb};
 use limpet_wire::message::{Message as _, Presence, Status};
 use limpet_wire::topic::Topics;
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{Filter, Packet, Publish, PublishProperties, SubscribeReasonCode};
+use rumqttc::v5::mqttbytes::v5::{Filter, Packet, PubAckReason, Publish, PublishProperties, SubscribeReasonCode};
 use rumqttc::v5::{AsyncClient, Event};
 use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
@@ -18,6 +18,9 @@ use tokio::time::timeout;
 use crate::depot::prefix;
 use crate::mqtt::{self, uplink::UplinkArgs};
 use crate::{unavailable, usage};
+
+/// How long to wait before a command is sent once more that nobody heard.
+const AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(clap::Args)]
 pub struct RemoteArgs {
@@ -29,8 +32,8 @@ pub struct RemoteArgs {
     command: Verb,
     #[command(flatten)]
     uplink: UplinkArgs,
-    /// How many lines of the log
-    #[arg(long, value_name = "N")]
+    /// How many lines of the log, with logs: 1 to 500
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=500))]
     lines: Option<u32>,
     /// How long to wait for the answer
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
@@ -46,16 +49,26 @@ pub fn run(args: &RemoteArgs) -> anyhow::Result<()> {
     if let Err(why) = limpet_wire::name::check_name(&args.gateway) {
         return Err(usage(format!("{}: {why}", args.gateway)));
     }
+    if args.lines.is_some() && args.command != Verb::Logs {
+        return Err(usage(format!("--lines is for logs, not for {}", args.command)));
+    }
     let patience = Duration::from_secs_f64(args.seconds);
-    let answer = runtime.block_on(async { timeout(patience, ask(args)).await });
+    let mut asked = None;
+    let answer = runtime.block_on(async { timeout(patience, ask(args, &mut asked)).await });
     let Ok(answer) = answer else {
-        return Err(unavailable(format!(
-            "{} does not answer within {} s; is it online, has it {} in uplink.commands, and does its broker let you write {}?",
-            args.gateway,
-            args.seconds,
-            args.command,
-            topics(args)?.commands() + args.command.name()
-        )));
+        let (gateway, seconds, topics) = (&args.gateway, args.seconds, topics(args)?);
+        return Err(unavailable(match asked {
+            None => format!(
+                "the broker has nothing from a gateway {gateway}: no message on {} within {seconds} s; is that its name, is this its broker, and may you read that?",
+                topics.status()
+            ),
+            Some(_) => format!(
+                "{gateway} was asked and does not answer within {seconds} s; has it {} in uplink.commands, and does its broker let it read {}# and write {}#?",
+                args.command,
+                topics.commands(),
+                topics.replies()
+            ),
+        }));
     };
     let Answer { answer, error, .. } = answer?;
     if let Some(why) = error {
@@ -76,15 +89,16 @@ fn topics(args: &RemoteArgs) -> anyhow::Result<Topics> {
     Ok(Topics::new(prefix(&args.uplink.user)?, &args.gateway))
 }
 
-async fn ask(args: &RemoteArgs) -> anyhow::Result<Answer> {
+/// `asked`: the session under which the gateway was asked, once it was.
+async fn ask(args: &RemoteArgs, asked: &mut Option<String>) -> anyhow::Result<Answer> {
     let topics = topics(args)?;
     let number = crate::depot::mqtt::random();
     let (reply, correlation) = (format!("{}lab-{number:016x}", topics.replies()), number.to_le_bytes().to_vec());
     let options = args.uplink.options(format!("limpet-lab-remote-{number:016x}"))?;
     let (client, connection) = AsyncClient::new(options, 16);
     let mut told = mqtt::events(connection, 64, Duration::from_millis(500));
+    let mut again = false;
     let filters = [topics.status(), reply.clone()].map(|topic| Filter::new(topic, QoS::AtLeastOnce));
-    let mut asked: Option<String> = None;
     loop {
         match next(args, &mut told).await? {
             Packet::ConnAck(_) => {
@@ -103,24 +117,54 @@ async fn ask(args: &RemoteArgs) -> anyhow::Result<Answer> {
                 if asked.as_ref() == Some(&status.session) {
                     continue;
                 }
-                asked = Some(status.session.clone());
-                let command = Command { session: status.session, lines: args.lines };
-                let properties = PublishProperties {
-                    response_topic: Some(reply.clone()),
-                    correlation_data: Some(correlation.clone().into()),
-                    ..PublishProperties::default()
-                };
-                let topic = format!("{}{}", topics.commands(), args.command);
-                let sent =
-                    client.publish_with_properties(topic, QoS::AtLeastOnce, false, command.to_json(), properties);
-                sent.await.context("the command could not be sent")?;
+                send(&client, args, &topics, &status.session, &reply, &correlation).await?;
+                *asked = Some(status.session);
             }
+            Packet::PubAck(ack) => match ack.reason {
+                PubAckReason::Success => {}
+                // It says that it is there just before it subscribes: once more, in a moment.
+                PubAckReason::NoMatchingSubscribers if !std::mem::replace(&mut again, true) => {
+                    tokio::time::sleep(AGAIN).await;
+                    send(&client, args, &topics, asked.as_deref().unwrap_or_default(), &reply, &correlation).await?;
+                }
+                PubAckReason::NoMatchingSubscribers => {
+                    let (gateway, command) = (&args.gateway, args.command);
+                    return Err(unavailable(format!(
+                        "{gateway} does not hear {command}: it has it not in uplink.commands, or its broker does not let it read {}#",
+                        topics.commands()
+                    )));
+                }
+                reason => {
+                    let topic = topics.commands() + args.command.name();
+                    return Err(unavailable(format!("the broker does not let you write {topic} ({reason:?})")));
+                }
+            },
             Packet::Publish(publish) if publish.topic == reply && is_ours(&publish, &correlation) => {
                 return serde_json::from_slice(&publish.payload).context("what the gateway answers is no answer");
             }
             _ => {}
         }
     }
+}
+
+/// Sends the command.
+async fn send(
+    client: &AsyncClient,
+    args: &RemoteArgs,
+    topics: &Topics,
+    session: &str,
+    reply: &str,
+    correlation: &[u8],
+) -> anyhow::Result<()> {
+    let command = Command { session: session.to_owned(), lines: args.lines };
+    let properties = PublishProperties {
+        response_topic: Some(reply.to_owned()),
+        correlation_data: Some(correlation.to_vec().into()),
+        ..PublishProperties::default()
+    };
+    let topic = topics.commands() + args.command.name();
+    let sent = client.publish_with_properties(topic, QoS::AtLeastOnce, false, command.to_json(), properties);
+    sent.await.context("the command could not be sent")
 }
 
 fn is_ours(publish: &Publish, correlation: &[u8]) -> bool {

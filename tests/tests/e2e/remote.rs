@@ -59,7 +59,12 @@ fn a_gateway_answers_the_commands_that_are_enabled_and_no_others() {
     assert_eq!(lines.lines().count(), 3, "{lines}");
     // Nobody listens there, so nobody says no either.
     let silent = remote(&["diagnose", "--seconds", "1"]).expect_code(69);
-    silent.expect_complaint(&["press-07 does not answer within 1 s", "has it diagnose in uplink.commands"]);
+    silent
+        .expect_complaint(&["press-07 was asked and does not answer within 1 s", "has it diagnose in uplink.commands"]);
+    drop(operator);
+    let mut operator = client(&broker, "operator");
+    remote(&["diagnose"]).expect_code(69).expect_complaint(&["press-07 does not hear diagnose"]);
+    remote(&["diagnose", "--lines", "3"]).expect_code(64).expect_complaint(&["--lines is for logs"]);
     // One that the broker keeps is none, however often the gateway comes back.
     operator.publish_with("limpet/1/press-07/cmd/status", true, r#"{"session":"x"}"#);
     agent.wait_for_log(&["WARN", "a command is refused", "it is retained"]);

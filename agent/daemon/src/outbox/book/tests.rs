@@ -55,6 +55,8 @@ struct World {
     /// The last item that was sent of each lane for the first time.
     first_sent: BTreeMap<LaneKey, u64>,
     sent: BTreeSet<u64>,
+    /// Those of them that went while the disk said no.
+    sent_without: BTreeSet<u64>,
     /// When the disk said no last.
     refused: Option<Instant>,
 }
@@ -76,6 +78,7 @@ impl World {
             dropped: BTreeSet::new(),
             first_sent: BTreeMap::new(),
             sent: BTreeSet::new(),
+            sent_without: BTreeSet::new(),
             refused: None,
         }
     }
@@ -104,6 +107,9 @@ impl World {
         assert!(batch.items.is_sorted_by_key(|item| item.number));
         for item in &batch.items {
             let range = said(&item.payload);
+            if self.book.retry.is_some() {
+                self.sent_without.extend(range.clone());
+            }
             if range.start() == range.end() && self.sent.insert(*range.start()) && !self.dropped.contains(range.start())
             {
                 let before = self.first_sent.insert(batch.key.clone(), *range.start());
@@ -255,7 +261,10 @@ impl World {
             let held: BTreeSet<u64> = self.database.values().flat_map(|(_, payload)| said(payload)).collect();
             for (index, (at, _)) in self.stored.iter().enumerate() {
                 let index = index as u64;
-                if !held.contains(&index) && (*at + risk > self.now || refused.is_some_and(|refused| *at <= refused)) {
+                // Where each is on the disk before it is sent, only what was not sent is, or while the disk said no.
+                let kept = self.rules.each && self.sent.contains(&index) && !self.sent_without.contains(&index);
+                let at_risk = *at + risk > self.now && !kept;
+                if !held.contains(&index) && (at_risk || refused.is_some_and(|refused| *at <= refused)) {
                     self.accounted.insert(index);
                 }
             }
