@@ -24,6 +24,7 @@ use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
+use crate::api::report::{PipelineState, PipelineStatus};
 use crate::api::socket::Socket;
 use crate::backend::LocalBackend;
 use crate::commands::{self, Commands};
@@ -51,6 +52,8 @@ use crate::{CliError, api, config, configured, crash, marks, report, threads, wa
 const STOP: Duration = Duration::from_secs(8);
 /// How long the process may take to end for a session that hangs, once it was noticed.
 const LAST_WORDS: Duration = Duration::from_secs(4);
+/// How long a link that is resumed waits for models to be proved.
+const FOR_PROOFS: Duration = Duration::from_secs(120);
 /// Exit code for that: an internal error, as sysexits.h has it.
 const HUNG: i32 = 70;
 /// Streams of a pipeline that telemetry tells apart.
@@ -369,6 +372,7 @@ async fn serve_by(
     let (asked_of, to) = (Arc::clone(&backend) as Arc<dyn api::Backend>, Arc::clone(&uplink));
     tokio::task::spawn_local(commands::answer(ordered, asked_of, to, config.gateway.id.to_string(), secrets));
     let (close, closed) = tokio::sync::oneshot::channel::<()>();
+    let models = Arc::clone(&backend);
     let api = tokio::task::spawn_local(api::server::serve(socket, backend, async move { _ = closed.await }));
 
     let router = Rc::new(Router::new(Arc::clone(&plan), pool.workers().to_vec(), places));
@@ -387,7 +391,14 @@ async fn serve_by(
         };
         let (router, name) = (Rc::clone(&router), name.shared());
         let receive = move |message: link::Received<'_>| router.receive(&name, &message);
-        tasks.push(tokio::task::spawn_local(link::run(role, Arc::clone(&reporter), receive, stopping.clone())));
+        let kept = broker.resume.then(|| proved(Arc::clone(&models), stopping.clone()));
+        let link = link::run(role, Arc::clone(&reporter), receive, stopping.clone());
+        tasks.push(tokio::task::spawn_local(async move {
+            if let Some(proved) = kept {
+                proved.await;
+            }
+            link.await;
+        }));
     }
 
     let mut telemetry = tokio::time::interval_at((started + TELEMETRY).into(), TELEMETRY);
@@ -552,6 +563,20 @@ fn reload(
         // Both ends are there for as long as the process is.
         let _ = requests.send(Request::Reload);
         let _ = delivery.as_ref().map(|nudges| nudges.send(Nudge::Look));
+    }
+}
+
+/// Until no model is being proved or loaded any more, or it takes too long: what a broker has kept comes all at once when the link is
+/// made, and before that nobody would take it.
+async fn proved(backend: Arc<LocalBackend>, mut stop: watch::Receiver<Stop>) {
+    let loading = |pipeline: &PipelineStatus| pipeline.state == PipelineState::Loading;
+    let proving = || api::Backend::status(&*backend).pipelines.iter().any(loading);
+    let until = Instant::now() + FOR_PROOFS;
+    while proving() && Instant::now() < until {
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(50)) => {}
+            _ = stop.wait_for(|stop| *stop != Stop::Run) => return,
+        }
     }
 }
 

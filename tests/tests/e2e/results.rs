@@ -1,8 +1,9 @@
 //! Results: their content, their encodings, and which are published.
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 
-use limpet_tests::program;
+use limpet_tests::{Agent, Broker, Client, program};
 use limpet_wire::binary;
 use limpet_wire::result::ResultRecord;
 use serde_json::json;
@@ -206,6 +207,32 @@ fn a_raw_tag_is_echoed() {
     let result = bench.heard("a");
     assert_eq!(result["tag"], 77);
     assert_eq!(result["captured"], "2027-01-15T08:00:00.123456Z", "the payload's own time, to the microsecond");
+}
+
+#[test]
+fn a_session_that_is_resumed_brings_what_came_while_the_agent_was_away() {
+    let package = limpet_tests::Package::loudness();
+    let config = crate::sound(&package, "")
+        .replace("header = [{ sequence = \"u32le\" }]", "header = [{ time = \"u64le ns\" }]")
+        .replace("max_gap = \"1h\"", "time = \"payload\"\nmax_skew = \"1h\"");
+    let broker = Broker::start();
+    let config = format!("{}resume = true\n{config}", crate::local(&broker));
+    let agent = Agent::start(&config);
+    broker.wait_subscribed("plant/+/level");
+    let (_, home, _) = agent.stop();
+    let mut client = Client::connect(&broker);
+    client.subscribe(&["limpet/1/gw/result/#"]);
+    for second in 0..3_u64 {
+        let time = 1_800_000_000_000_000_000 + second * 1_000_000_000;
+        let samples = [0.5_f32; 10].iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+        client.publish("plant/a/level", [&time.to_le_bytes()[..], &samples].concat());
+    }
+    let _agent = Agent::start_in(home, &config);
+    let mut wanted: BTreeSet<String> = (0..3).map(|second| format!("2027-01-15T08:00:0{second}.000000Z")).collect();
+    while !wanted.is_empty() {
+        let result = client.wait_on(&uplink("result/sound/a")).json();
+        wanted.remove(result["captured"].as_str().expect("the payload has a time"));
+    }
 }
 
 #[test]

@@ -69,6 +69,7 @@ pub struct Broker {
     pub proxy: Option<String>,
     pub keep_alive: Option<Interval>,
     pub mqtt: Option<u8>,
+    pub resume: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -51,6 +51,7 @@ pub(super) const TABLES: [(&str, &[&str]); 9] = [
             "proxy",
             "keep_alive",
             "mqtt",
+            "resume",
         ],
     ),
     ("uplink", &["broker", "commands", "prefix"]),

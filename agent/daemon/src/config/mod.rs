@@ -237,6 +237,8 @@ pub struct Broker {
     pub keep_alive: Interval,
     /// Version of MQTT: 5, or 4 for 3.1.1.
     pub mqtt: u8,
+    /// Whether the broker keeps what sensors send while the link is away, and sends it later.
+    pub resume: bool,
 }
 
 impl Broker {

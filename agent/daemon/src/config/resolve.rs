@@ -295,6 +295,7 @@ impl Check<'_> {
             proxy,
             keep_alive,
             mqtt,
+            resume: file.resume.unwrap_or(false),
         })
     }
 
@@ -556,6 +557,13 @@ impl Check<'_> {
             format!(
                 "found \"payload\", and the codec '{}' names no time in it; add one there, or use \"arrival\"",
                 file.codec.name()
+            )
+        });
+        let resumes = broker.as_ref().filter(|name| brokers.found.get(*name).is_some_and(|broker| broker.resume));
+        self.require(at, "time", resumes.is_none() || time == TimeOrigin::Payload, || {
+            format!(
+                "broker '{}' has resume = true and so brings samples of any age, whose time must be in them; set 'time = \"payload\"', or name a broker without it",
+                resumes.map_or("", |name| name)
             )
         });
         let max_skew = file.max_skew.unwrap_or(Interval(Duration::from_secs(2)));

@@ -407,6 +407,12 @@ fn a_password_file_must_exist_and_may_be_a_systemd_credential() {
 }
 
 #[test]
+fn a_session_that_is_resumed_needs_samples_with_their_time() {
+    let error = bad(&after("url = \"mqtt://127.0.0.1\"", "resume = true"));
+    assert!(error.contains("broker 'local' has resume = true") && error.contains("time = \"payload\""), "{error}");
+}
+
+#[test]
 fn sources_are_checked_against_their_codec() {
     for (line, expected) in [
         ("scale = [1, 2]", "scale: found 2 values, expected 3, one per channel"),

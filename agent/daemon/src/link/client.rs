@@ -12,6 +12,9 @@ use rumqttc::v5::mqttbytes::v5 as five;
 use rumqttc::v5::{self, mqttbytes as five_bytes};
 use rumqttc::{self as v4, NetworkOptions, Outgoing, Proxy, Transport};
 
+/// How long a session is kept that is to be resumed, in seconds.
+const RESUMED_S: u32 = 3600;
+
 /// Which version of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
@@ -21,7 +24,7 @@ pub enum Protocol {
     V5,
 }
 
-/// A connection to be made. Always a clean start, and no session that outlives it.
+/// A connection to be made: a clean start, and no session that outlives it, unless it is to be resumed.
 pub struct Options {
     /// The version of the protocol.
     pub protocol: Protocol,
@@ -43,6 +46,8 @@ pub struct Options {
     pub packet_bytes: u32,
     /// Messages without acknowledgement at most.
     pub in_flight: u16,
+    /// Whether the broker is to keep the session, and what comes for it.
+    pub resume: bool,
     /// What the broker says when the connection is lost: topic and JSON, retained.
     pub will: Option<(String, Vec<u8>)>,
 }
@@ -225,7 +230,7 @@ pub fn new(options: Options, queue: usize) -> (Client, Events) {
 fn of_v4(options: Options) -> v4::MqttOptions {
     let mut made = v4::MqttOptions::new(options.client_id, options.host, options.port);
     made.set_transport(options.transport);
-    made.set_clean_session(true);
+    made.set_clean_session(!options.resume);
     made.set_keep_alive(options.keep_alive);
     made.set_max_packet_size(options.packet_bytes as usize, options.packet_bytes as usize);
     made.set_inflight(options.in_flight);
@@ -244,8 +249,8 @@ fn of_v4(options: Options) -> v4::MqttOptions {
 fn of_v5(options: Options) -> v5::MqttOptions {
     let mut made = v5::MqttOptions::new(options.client_id, options.host, options.port);
     made.set_transport(options.transport);
-    made.set_clean_start(true);
-    made.set_session_expiry_interval(Some(0));
+    made.set_clean_start(!options.resume);
+    made.set_session_expiry_interval(Some(if options.resume { RESUMED_S } else { 0 }));
     made.set_keep_alive(options.keep_alive);
     made.set_max_packet_size(Some(options.packet_bytes));
     made.set_outgoing_inflight_upper_limit(options.in_flight);

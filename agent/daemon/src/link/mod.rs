@@ -5,7 +5,8 @@
 //! and, on a reconnect to a broker without the session, throws it away without an error, so nothing that it holds counts
 //! as stored.
 //!
-//! - Clean start, no session: a broker that keeps one replays hours-old samples as if they were new.
+//! - Clean start, no session: a broker that keeps one replays hours-old samples as if they were new. Where all samples have
+//!   their own time, that may be what is wanted (`resume`).
 //! - Subscriptions are made on every connection, at most eight filters in one packet, without retained messages.
 //! - A subscription or publication that the broker refuses is an error that names the topic.
 //! - Nothing blocks the task that polls: a second task hands messages to the client, never more than there are places
@@ -583,6 +584,7 @@ fn options(broker: &Broker, url: &BrokerUrl, will: Option<(String, Vec<u8>)>) ->
         keep_alive: broker.keep_alive.0,
         packet_bytes: PACKET_BYTES,
         in_flight: IN_FLIGHT + 1,
+        resume: broker.resume,
         will,
     })
 }
