@@ -46,7 +46,7 @@ use crate::router::Router;
 use crate::serve::{Board, Loader, Places, Request, Requests, Settled, Tools};
 use crate::sink::{LinkSink, Outputs, Running};
 use crate::threads::Placement;
-use crate::{CliError, api, config, configured, crash, marks, report, threads, wall};
+use crate::{CliError, api, config, configured, crash, marks, outbox, report, threads, wall};
 
 /// How long a stop may take: half for the windows that wait, half for the results.
 const STOP: Duration = Duration::from_secs(8);
@@ -129,19 +129,27 @@ fn begin_again() -> anyhow::Error {
     anyhow::Error::new(error).context("the agent cannot begin again")
 }
 
-/// Creates the state folder, for this user alone; one that others can read is closed to them, if it is this user's.
+/// Creates the state folder, for this user alone. One that is there and that others can read is closed to them if it is
+/// this user's and holds nothing but an agent's state: somebody may have named a folder of something else.
 fn prepare_state(path: &Path) -> Result<(), CliError> {
-    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+    use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| {
         CliError::configuration(vec![format!(
             "gateway.state: the folder {} cannot be made: {error}; create it, or name another",
             path.display()
         )])
     })?;
-    let others = std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0);
-    if others && let Err(error) = std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)) {
+    let Ok(metadata) = std::fs::metadata(path) else { return Ok(()) };
+    if metadata.permissions().mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    let is_state =
+        path.join(outbox::DATABASE).exists() || std::fs::read_dir(path).is_ok_and(|mut all| all.next().is_none());
+    let is_mine = metadata.uid() == rustix::process::geteuid().as_raw();
+    let private = std::fs::Permissions::from_mode(0o700);
+    if !(is_state && is_mine && std::fs::set_permissions(path, private).is_ok()) {
         let path = path.display();
-        tracing::warn!(%path, %error, "gateway.state can be read by others, and that cannot be changed");
+        tracing::warn!(%path, "gateway.state can be read by others; chmod 700 it, or name a folder of its own");
     }
     Ok(())
 }

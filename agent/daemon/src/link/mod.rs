@@ -210,7 +210,8 @@ async fn connection(
     let mut guard = std::pin::pin!(tokio::time::sleep(longest));
     let mut last_event = Instant::now();
     // Pings tell nothing of acknowledgements, which a bridge or a proxy may swallow.
-    let mut unanswered = std::pin::pin!(tokio::time::sleep(longest.max(PATIENCE)));
+    let patience = longest.max(PATIENCE);
+    let mut unanswered = std::pin::pin!(tokio::time::sleep(patience));
     // Made once, not for every event: each holds a place in the queue of those who wait for the stop.
     let mut waiting = stop.clone();
     let mut stopped = std::pin::pin!(stopped(&mut waiting));
@@ -240,7 +241,6 @@ async fn connection(
                         guard.as_mut().reset((last_event + longest).into());
                     }
                     () = &mut unanswered => {
-                        let patience = longest.max(PATIENCE);
                         let (now, due) = (Instant::now(), flight.borrow().due(patience));
                         if due.is_some_and(|due| due <= now) {
                             let (count, seconds) = (flight.borrow().len(), patience.as_secs());

@@ -363,6 +363,8 @@ pub struct Book {
     congested: bool,
     /// Whether all that is live is to be committed at once.
     flush: bool,
+    /// Whether there is a database that anything can be written to.
+    has_disk: bool,
     /// When writing may be tried again, and whether it failed last.
     retry: Option<Instant>,
     /// How often it failed since it worked last.
@@ -407,6 +409,7 @@ impl Book {
             reading: false,
             congested: false,
             flush: false,
+            has_disk: true,
             retry: None,
             failures: 0,
             read_retry: None,
@@ -733,7 +736,7 @@ impl Book {
                 return false;
             }
             // Not before the disk has it; but a disk that says no stops no link that works.
-            if self.rules.each && self.retry.is_none() {
+            if self.rules.each && self.retry.is_none() && self.has_disk {
                 return false;
             }
             let (max, delay) = self.company(lane, room);
@@ -1259,26 +1262,36 @@ impl Book {
         items
     }
 
-    /// These live items turn out to be in the database that was adopted just now, as the last process had committed them:
-    /// they are there, and not live.
-    pub fn already_stored(&mut self, rows: &[Placed]) {
+    /// These items, which were live a moment ago, turn out to be in the database that was adopted just now, as the last
+    /// process had committed them: they are there, and not live. Gives those that the ring need not hold any more.
+    pub fn already_stored(&mut self, rows: &[Placed], now: Instant) -> Vec<Number> {
         let numbers: HashSet<Number> = rows.iter().map(|row| row.number).collect();
         let lanes: Vec<LaneId> = self.live_heads.iter().map(|(_, id)| *id).collect();
-        for id in lanes {
-            self.remove_live(id, &numbers);
-        }
-        for row in rows {
-            let Some((id, held)) = self.hand.get_mut(&row.number) else { continue };
-            let Held::Live(live) = held else { continue };
-            let payload = Arc::clone(&live.payload);
-            // From now on it is the row's lane that it belongs to, and it is not unread there.
-            (*id, *held) = (row.lane, Held::Back(row.bytes));
-            self.forget_live(&payload);
-            if let Some(lane) = self.lanes.get_mut(&row.lane) {
-                lane.back_in_hand += 1;
-                lane.unread = lane.unread.saturating_sub(1);
+        let waited = lanes.into_iter().flat_map(|id| self.remove_live(id, &numbers)).map(|live| live.number);
+        let mut moved: HashSet<Number> = waited.collect();
+        for row in rows.iter().filter(|row| !moved.contains(&row.number)).copied().collect::<Vec<_>>() {
+            if let Some((id, held)) = self.hand.get_mut(&row.number) {
+                let Held::Live(live) = held else { continue };
+                let payload = Arc::clone(&live.payload);
+                // From now on it is the row's lane that it belongs to, and it is not unread there.
+                (*id, *held) = (row.lane, Held::Back(row.bytes));
+                self.forget_live(&payload);
+                if let Some(lane) = self.lanes.get_mut(&row.lane) {
+                    lane.back_in_hand += 1;
+                    lane.unread = lane.unread.saturating_sub(1);
+                }
+                moved.insert(row.number);
+            } else {
+                // It was settled meanwhile.
+                self.settled_before(&[row], now);
             }
         }
+        moved.into_iter().collect()
+    }
+
+    /// Whether there is a database now.
+    pub fn has_disk(&mut self, has: bool) {
+        self.has_disk = has;
     }
 
     /// How long an item may wait.

@@ -219,7 +219,10 @@ impl Database {
         let mut contents = Contents::default();
         read_runs(&connection, 0, |run| {
             let RunRow { remembered: Remembered { key, run, .. }, held, .. } = run?;
-            *contents.run(&key, run) = held.map_err(DatabaseError::Damaged)?;
+            let held = held.map_err(DatabaseError::Damaged)?;
+            if !held.is_empty() {
+                *contents.run(&key, run) = held;
+            }
             Ok(())
         })?;
         let database = Self { connection, kernel, boot, recorded, contents, timed_from: 0 };
@@ -630,7 +633,7 @@ impl Change<'_> {
         }
         let mut statement = transaction.prepare_cached(
             "INSERT INTO lane (id, pipeline, stream, rows, bytes) VALUES (?1, ?2, ?3, ?4, ?5)
-             ON CONFLICT (id) DO UPDATE SET rows = rows + ?4, bytes = bytes + ?5",
+             ON CONFLICT (id) DO UPDATE SET pipeline = ?2, stream = ?3, rows = rows + ?4, bytes = bytes + ?5",
         )?;
         for (id, (key, rows, bytes)) in more {
             let (pipeline, stream) = names(&key);
@@ -643,21 +646,30 @@ impl Change<'_> {
         let Self { transaction, contents, changed } = self;
         let mut statement = transaction.prepare_cached("DELETE FROM item WHERE number = ?1 RETURNING payload")?;
         let mut less: HashMap<LaneId, (i64, i64)> = HashMap::new();
+        let mut keys: HashMap<LaneId, LaneKey> = HashMap::new();
         for row in gone {
             let deleted = |row: &rusqlite::Row<'_>| Ok(item::label(row.get_ref(0)?.as_blob()?));
             // One that a salvage did not find is not counted either.
             let Some(label) = statement.query_row([signed(row.number)], deleted).optional()? else { continue };
-            if let Ok(item::Label { lane, serial: Some(Serial { run, seq }) }) = label {
-                changed.run_as_in(contents, &lane, run).remove(seq..=seq);
+            if let Ok(item::Label { lane, serial }) = label {
+                if let Some(Serial { run, seq }) = serial {
+                    changed.run_as_in(contents, &lane, run).remove(seq..=seq);
+                }
+                keys.entry(row.lane).or_insert(lane);
             }
             let (rows, bytes) = less.entry(row.lane).or_default();
             *rows += 1;
             *bytes += signed(row.bytes);
         }
-        let mut statement =
-            transaction.prepare_cached("UPDATE lane SET rows = rows - ?2, bytes = bytes - ?3 WHERE id = ?1")?;
+        let mut statement = transaction
+            .prepare_cached("UPDATE lane SET rows = rows - ?2, bytes = bytes - ?3 WHERE id = ?1 RETURNING rows")?;
         for (lane, (rows, bytes)) in less {
-            statement.execute(params![lane, rows, bytes])?;
+            let left: Option<i64> = statement.query_row(params![lane, rows, bytes], |row| row.get(0)).optional()?;
+            // What was on record in too many pieces said a little too much.
+            if let Some(key) = keys.get(&lane).filter(|_| left == Some(0)) {
+                let runs: Vec<u64> = contents.runs(key).chain(changed.runs(key)).collect();
+                runs.into_iter().for_each(|run| changed.run(key, run).clear());
+            }
         }
         Ok(())
     }
@@ -688,7 +700,7 @@ impl Change<'_> {
              ON CONFLICT (pipeline, stream, run) DO UPDATE SET last = max(last, ?4), held = ?5",
         )?;
         for (key, run, numbers) in self.changed.iter_mut() {
-            contents::coalesce(numbers);
+            contents::coalesce(numbers, contents::IN_MEMORY);
             let ((pipeline, stream), last) = (names(key), numbers.last().map_or(0, |range| *range.end()));
             statement.execute(params![
                 pipeline,

@@ -263,10 +263,24 @@ impl Keeper {
             Err(error) => {
                 self.failed(error, Attempt::Read);
                 // There may be a new one by now, which holds what could be read.
-                let stored = self.database.as_ref().and_then(|database| database.placed(&numbers).ok());
-                stored.unwrap_or_default().into_iter().map(|row| row.number).collect()
+                match self.database.as_ref().map(|database| database.placed(&numbers)) {
+                    Some(Ok(rows)) => return rows.into_iter().map(|row| row.number).collect(),
+                    // What is taken for live and is there too would be refused again and again.
+                    Some(Err(_)) => self.give_up_database(),
+                    None => {}
+                }
+                HashSet::new()
             }
         }
+    }
+
+    /// Does without a database until it can be opened again.
+    fn give_up_database(&mut self) {
+        self.database = None;
+        self.again = Instant::now() + AGAIN;
+        let mut state = self.outbox.lock();
+        state.book.restart_database(Vec::new(), 0);
+        state.book.has_disk(false);
     }
 
     /// Works until the outbox is closed.
@@ -286,12 +300,21 @@ impl Keeper {
                 self.open_again();
                 continue;
             }
+            if !state.settled_before.is_empty() {
+                drop(state);
+                // It failed at the start.
+                self.take_settled();
+                if self.database.is_none() {
+                    continue;
+                }
+                state = self.outbox.lock();
+            }
             let now = Instant::now();
             let work = state.book.work(now);
             // Whatever was settled so far stands in segments up to this one, and leaves the database with this work.
             // After a failure only some of it does: then what the ring says is needed still.
-            let mark =
-                if state.book.deletes_all() { state.ring.as_ref().map_or(0, Ring::current) } else { state.absorbed };
+            let all = state.settled_before.is_empty() && state.book.deletes_all();
+            let mark = if all { state.ring.as_ref().map_or(0, Ring::current) } else { state.absorbed };
             drop(state);
             match work {
                 Work::Rest(until) => {
@@ -385,13 +408,15 @@ impl Keeper {
         let mut state = self.outbox.lock();
         let mut records = Vec::new();
         let held = victims.into_iter().map(|victim| victim.what);
-        let mut keys = BTreeSet::new();
-        for (range, reason) in ranges::fold(held, every, reason) {
+        let told = ranges::fold(held, every, reason);
+        let keys: BTreeSet<LaneKey> = told.iter().map(|(range, _)| range.key.clone()).collect();
+        let before = state.runs.dropped_of(&keys);
+        for (range, reason) in &told {
+            let (reason, range) = (*reason, range);
             let (number, lane) = (state.book.number(), state.book.lane(&range.key));
-            let payload = ranges::record(&range, reason, &self.outbox.ids);
+            let payload = ranges::record(range, reason, &self.outbox.ids);
             records.push(Row { number, lane, at: Moment::now().0, payload });
-            keys.insert(range.key.clone());
-            state.runs.dropped(&range, reason);
+            state.runs.dropped(range, reason);
         }
         // On record with the rows: a record may be lost by damage, and is told again then.
         let runs = state.runs.take_dirty(&keys);
@@ -404,7 +429,11 @@ impl Keeper {
                 state.figures.dropped += items;
             }
             Err(error) => {
-                outbox.lock().runs.still_dirty(&runs);
+                let mut state = outbox.lock();
+                state.runs.still_dirty(&runs);
+                // They are there still.
+                state.runs.not_dropped(&told, before);
+                drop(state);
                 self.failed(error, Attempt::Drop);
             }
         }
@@ -430,8 +459,9 @@ impl Keeper {
         let contents = self.database.take().map(Database::into_contents);
         let (items, gone) = {
             let state = self.outbox.lock();
-            let depth = state.book.depth();
-            (state.book.waiting() - depth.live, state.book.gone())
+            let mut gone = state.book.gone();
+            gone.extend(&state.settled_before);
+            (state.book.waiting().saturating_sub(state.book.depth().live), gone)
         };
         let soon = self.renewed.is_some_and(|renewed| now.duration_since(renewed) < BETWEEN_RENEWALS);
         self.renewed = Some(now);
@@ -450,14 +480,15 @@ impl Keeper {
                 state.book.restart_database(opened.lanes, opened.last);
                 state.runs.restore(opened.runs);
                 state.runs.all_dirty();
+                // What was settled before is not in the new one.
+                state.settled_before.clear();
                 state.absorbed = state.ring.as_ref().map_or(0, Ring::current);
                 drop(state);
                 self.database = Some(opened.database);
                 _ = self.outbox.notices.send(notice);
             }
             Err(why) => {
-                self.outbox.lock().book.restart_database(Vec::new(), 0);
-                self.again = Instant::now() + AGAIN;
+                self.give_up_database();
                 if !std::mem::replace(&mut self.failing, true) {
                     _ = self.outbox.notices.send(Notice::Failing(why));
                 }
@@ -484,19 +515,18 @@ impl Keeper {
         let floor = self.outbox.lock().book.leave_numbers(RECORDS);
         let lane = |key: &LaneKey| Some(self.outbox.lock().book.lane(key));
         let foreign = self.outbox.lock().foreign.clone();
+        let live: Vec<Number> = self.outbox.lock().book.live_items().iter().map(|(number, ..)| *number).collect();
         let opened = open(&self.path, floor, &self.outbox.ids, &self.outbox.notices, lane).and_then(|mut opened| {
             opened.take_over(&foreign)?;
-            Ok(opened)
+            let stored = opened.database.placed(&live).map_err(|error| error.to_string())?;
+            Ok((opened, stored))
         });
         match opened {
-            Ok(Opened { database, lanes, last, runs }) => {
-                let live: Vec<Number> =
-                    self.outbox.lock().book.live_items().iter().map(|(number, ..)| *number).collect();
-                let stored = database.placed(&live).unwrap_or_default();
+            Ok((Opened { database, lanes, last, runs }, stored)) => {
                 let mut state = self.outbox.lock();
                 state.book.adopt(lanes, last);
-                state.book.already_stored(&stored);
-                let numbers: Vec<Number> = stored.iter().map(|row| row.number).collect();
+                state.book.has_disk(true);
+                let numbers = state.book.already_stored(&stored, Instant::now());
                 state.foreign.clear();
                 state.close_in_ring(&numbers);
                 state.close_in_ring(&foreign.iter().map(|item| item.number).collect::<Vec<_>>());

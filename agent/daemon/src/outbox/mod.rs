@@ -314,6 +314,7 @@ impl Outbox {
             ids,
             notices,
         });
+        outbox.lock().book.has_disk(database.is_some());
         let mut keeper = Keeper::new(Arc::clone(&outbox), path, database);
         outbox.recover(&mut keeper, found);
         let thread = std::thread::Builder::new().name("outbox".into()).spawn(move || keeper.run())?;

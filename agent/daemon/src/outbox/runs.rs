@@ -102,6 +102,34 @@ impl Runs {
         run.dirty_dropped = true;
     }
 
+    /// What was dropped of all runs of these streams.
+    pub fn dropped_of(&self, keys: &BTreeSet<LaneKey>) -> Vec<(LaneKey, u64, Vec<DroppedRange>)> {
+        let of = |key: &LaneKey| {
+            self.by_key
+                .get(key)
+                .into_iter()
+                .flatten()
+                .map(|run| (key.clone(), run.run, run.dropped.clone()))
+                .collect::<Vec<_>>()
+        };
+        keys.iter().flat_map(of).collect()
+    }
+
+    /// These were not dropped after all, and what was dropped is what it was `before`, and what came meanwhile.
+    pub fn not_dropped(&mut self, told: &[(Range, Reason)], before: Vec<(LaneKey, u64, Vec<DroppedRange>)>) {
+        for (Range { key, run, first, last, every }, reason) in told {
+            let range = DroppedRange { first: *first, last: *last, every: *every, reason: *reason };
+            let run = self.of(key, *run);
+            run.dropped.retain(|known| *known != range);
+            run.dirty_dropped = true;
+        }
+        for (key, run, ranges) in before {
+            let run = self.of(&key, run);
+            let gone: Vec<DroppedRange> = ranges.into_iter().filter(|range| !run.dropped.contains(range)).collect();
+            run.dropped.splice(..0, gone);
+        }
+    }
+
     /// Runs of these lanes that the database knows less of; it is told of them now.
     pub fn take_dirty(&mut self, keys: &BTreeSet<LaneKey>) -> Vec<Remembered> {
         let mut dirty = Vec::new();
@@ -189,6 +217,8 @@ pub fn message(gateway: &str, at: Option<String>, streams: Vec<StreamDelivery>, 
             [one] if one.runs.len() > 1 => {
                 let over = one.runs.len() - share(one.runs.len());
                 one.runs.drain(..over);
+                // Who reads it is to know that this is not all.
+                message.omitted = message.omitted.max(1);
             }
             // A run has so few ranges that names would have to be longer than any topic.
             [] | [_] => return json,
@@ -266,6 +296,21 @@ mod tests {
         assert!(json.len() <= BYTES && json.len() > BYTES / 2, "{}", json.len());
         let told: Delivery = serde_json::from_slice(&json).unwrap();
         assert_eq!(told.streams[0].runs.last().map(|run| run.run), Some(1000));
+    }
+
+    #[test]
+    fn what_could_not_be_dropped_is_told_as_before() {
+        let mut runs = Runs::default();
+        let range = |first, last| Range { key: key("s"), run: 7, first, last, every: 1 };
+        runs.dropped(&range(1, 5), Reason::Full);
+        let before = runs.dropped_of(&BTreeSet::from([key("s")]));
+        let told = [(range(1, 9), Reason::Full), (range(20, 21), Reason::Full)];
+        told.iter().for_each(|(range, reason)| runs.dropped(range, *reason));
+        runs.dropped(&range(30, 31), Reason::Disk);
+        runs.not_dropped(&told, before);
+        let dropped = |first, last, reason| DroppedRange { first, last, every: 1, reason };
+        let left = runs.dropped_of(&BTreeSet::from([key("s")])).remove(0).2;
+        assert_eq!(left, [dropped(1, 5, Reason::Full), dropped(30, 31, Reason::Disk)]);
     }
 
     #[test]

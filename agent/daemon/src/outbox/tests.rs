@@ -228,6 +228,8 @@ fn where_each_is_durable_nothing_is_sent_before_it_is_on_the_disk() {
 #[test]
 fn without_a_disk_it_runs_and_says_so_and_drops_with_records_when_memory_is_full() {
     let mut gateway = Gateway::new();
+    // A disk that is not there stops no link that works.
+    gateway.rules.each = true;
     gateway.rules.ring = 256 << 10;
     let mut running = gateway.start();
     assert!(matches!(running.notices.try_recv(), Ok(Notice::Failing(why)) if why.contains("outbox.db")));
@@ -333,6 +335,37 @@ fn a_database_that_is_damaged_is_set_aside_and_range_records_say_what_is_lost() 
     let [Notice::Damaged { aside, salvaged, lost: Some(lost), .. }] = told.as_slice() else { panic!("{told:?}") };
     assert_eq!((salvaged + lost, *lost), (500, dropped.len() as u64));
     assert!(aside.exists() && aside != &gateway.database());
+}
+
+#[test]
+fn what_was_settled_does_not_come_again_though_the_database_is_found_damaged_at_the_start() {
+    let gateway = Gateway::new().with_disk();
+    let running = gateway.start();
+    running.offer(1..=500);
+    assert!(running.commit_all());
+    let mut settled = Vec::new();
+    while settled.len() < 200 {
+        let batch = running.take();
+        let numbers = batch.items.iter().map(|item| match binary::read(&item.payload).unwrap() {
+            Item::Result(record) => record.serial.unwrap().seq,
+            Item::Dropped(_) => panic!("nothing was dropped"),
+        });
+        settled.extend(numbers);
+        running.outbox.settle(&batch.custody, true);
+    }
+    drop(running);
+    let mut bytes = fs::read(gateway.database()).unwrap();
+    // A page of what was settled, which is looked for first of all.
+    bytes[10 * 4096..11 * 4096].fill(0xa5);
+    fs::write(gateway.database(), bytes).unwrap();
+    let running = gateway.start();
+    let (results, dropped) = running.deliver();
+    assert!(results.iter().all(|seq| !settled.contains(seq)), "{results:?}");
+    let mut all: Vec<u64> = results.iter().chain(&dropped).chain(&settled).copied().collect();
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!(all, (1..=500).collect::<Vec<_>>());
+    assert!(running.commit_all(), "the ring says nothing more to a database");
 }
 
 #[test]

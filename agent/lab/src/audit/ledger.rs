@@ -213,7 +213,8 @@ impl Ledger {
         let mut waiting = BTreeMap::new();
         for (name, stream) in self.streams.iter().filter(|(_, stream)| stream.waiting > 0) {
             if self.gateways.get(&name.gateway).is_none_or(|gateway| !gateway.offline) {
-                *waiting.entry(&*name.gateway).or_default() += stream.waiting;
+                let sum: &mut u64 = waiting.entry(&*name.gateway).or_default();
+                *sum = sum.saturating_add(stream.waiting);
             }
         }
         waiting
@@ -427,6 +428,8 @@ impl Stream {
 pub fn is_plausible(range: &DroppedRange) -> bool {
     range.first >= 1
         && range.first <= range.last
+        // No gateway stores as many, and sums of them are sums.
+        && range.last <= u64::MAX >> 16
         && (range.every <= 1 || (range.last - range.first) / range.every < PIECES)
 }
 

@@ -11,8 +11,10 @@ use rangemap::RangeInclusiveSet;
 use super::super::item::LaneKey;
 
 /// Ranges of a run that are on record at most. Of more, those with the narrowest gaps between them become one: then what
-/// was delivered may be told of as damaged, and never the other way.
-const RANGES: usize = 32;
+/// was delivered may be told of as damaged, and never the other way. It ends when nothing of the stream is there any more.
+const ON_RECORD: usize = 32;
+/// The same in memory: so many that only a backlog that was thinned out for days has more.
+pub const IN_MEMORY: usize = 4096;
 
 /// Numbers of a run.
 pub type Numbers = RangeInclusiveSet<u64>;
@@ -36,6 +38,11 @@ impl Contents {
             *self.run(key, run) = others.get(key, run).cloned().unwrap_or_default();
         }
         self.run(key, run)
+    }
+
+    /// The runs of a stream.
+    pub fn runs(&self, key: &LaneKey) -> impl Iterator<Item = u64> {
+        self.0.get(key).into_iter().flat_map(|runs| runs.keys().copied())
     }
 
     /// What is there of a run, if it was ever looked at.
@@ -71,9 +78,11 @@ impl Contents {
     }
 }
 
-/// Numbers as text.
+/// Numbers as text, in at most [`ON_RECORD`] ranges.
 pub fn to_text(numbers: &Numbers) -> String {
-    let ranges: Vec<(u64, u64)> = numbers.iter().map(|range| (*range.start(), *range.end())).collect();
+    let mut few = numbers.clone();
+    coalesce(&mut few, ON_RECORD);
+    let ranges: Vec<(u64, u64)> = few.iter().map(|range| (*range.start(), *range.end())).collect();
     serde_json::to_string(&ranges).expect("writing plain values into memory cannot fail")
 }
 
@@ -89,9 +98,9 @@ pub fn of_text(text: &[u8]) -> Result<Numbers, String> {
     Ok(ranges.into_iter().map(|(first, last)| first..=last).collect())
 }
 
-/// Makes at most [`RANGES`] of them.
-pub fn coalesce(numbers: &mut Numbers) {
-    let over = numbers.iter().count().saturating_sub(RANGES);
+/// Makes at most so many ranges of them.
+pub fn coalesce(numbers: &mut Numbers, most: usize) {
+    let over = numbers.iter().count().saturating_sub(most);
     if over == 0 {
         return;
     }
@@ -123,17 +132,17 @@ mod tests {
     fn too_many_ranges_become_fewer_where_the_gaps_are_narrow_and_nothing_is_left_out() {
         let scattered: Vec<(u64, u64)> = (0..100).map(|i| (1000 * i + i % 10, 1000 * i + 500)).collect();
         let mut few = numbers(&scattered);
-        coalesce(&mut few);
-        assert_eq!(few.iter().count(), RANGES);
+        coalesce(&mut few, ON_RECORD);
+        assert_eq!(few.iter().count(), ON_RECORD);
         for (first, last) in &scattered {
             assert_eq!(few.gaps(&(*first..=*last)).count(), 0, "{first} to {last}");
         }
-        let mut narrow: Vec<(u64, u64)> = (1..=RANGES as u64).map(|i| (1000 * i, 1000 * i + 5)).collect();
+        let mut narrow: Vec<(u64, u64)> = (1..=ON_RECORD as u64).map(|i| (1000 * i, 1000 * i + 5)).collect();
         narrow.push((1007, 1010));
         let mut few = numbers(&narrow);
-        coalesce(&mut few);
+        coalesce(&mut few, ON_RECORD);
         assert_eq!(few.first(), Some(&(1000..=1010)));
-        assert_eq!(few.iter().count(), RANGES);
+        assert_eq!(few.iter().count(), ON_RECORD);
     }
 
     #[test]

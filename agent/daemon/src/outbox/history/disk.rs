@@ -54,8 +54,9 @@ impl Disk {
         .map_err(|error| shown(&error))?;
         let (results, taken) = mpsc::sync_channel(QUEUE);
         let (end, ended) = mpsc::channel();
+        let at = path.clone();
         let keep = move || {
-            keep(file, &taken, interval);
+            keep(file, at, &taken, interval);
             // Whoever waits for it may be gone.
             _ = end.send(());
         };
@@ -77,7 +78,7 @@ impl Disk {
 }
 
 /// Writes what comes, an interval's worth at a time, until nobody hands over anything any more.
-fn keep(mut file: File, taken: &Receiver<Kept>, interval: Duration) {
+fn keep(mut file: File, path: PathBuf, taken: &Receiver<Kept>, interval: Duration) {
     let mut failing = false;
     let mut open = true;
     while open {
@@ -93,7 +94,19 @@ fn keep(mut file: File, taken: &Receiver<Kept>, interval: Duration) {
                 }
             }
         }
-        match file.write(&batch) {
+        let mut outcome = file.write(&batch);
+        if matches!(outcome, Err(DatabaseError::Damaged(_))) {
+            tracing::warn!(path = %path.display(), "the history is damaged, and begins anew");
+            outcome = match remove(&path).map(|()| File::open(&path, file.most)) {
+                Ok(Ok((new, _))) => {
+                    file = new;
+                    file.write(&batch)
+                }
+                Ok(Err(error)) => Err(error),
+                Err(error) => Err(DatabaseError::Refused(error.to_string())),
+            };
+        }
+        match outcome {
             Ok(()) => failing = false,
             Err(error) if !std::mem::replace(&mut failing, true) => {
                 tracing::warn!(%error, "results cannot be written to the history");
