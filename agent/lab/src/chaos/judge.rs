@@ -127,12 +127,13 @@ impl Judge {
         }
     }
 
-    /// Takes the payload of a message on a result topic that the broker has acknowledged.
-    pub fn delivered(&self, payload: &[u8]) {
+    /// Takes a message on a result topic that the broker has acknowledged. What is of another stream than its topic says has
+    /// not arrived.
+    pub fn delivered(&self, topic: &str, payload: &[u8]) {
         let mut state = self.lock();
         state.arrivals += 1;
         for line in payload.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-            state.line(line);
+            state.line(topic, line);
         }
         if state.has_news {
             self.bell.notify_all();
@@ -190,8 +191,10 @@ impl State {
         self.runs.entry((stream.into(), run)).or_default()
     }
 
-    fn line(&mut self, line: &[u8]) {
+    fn line(&mut self, topic: &str, line: &[u8]) {
+        let is_of = |pipeline: &str, stream: &str| topic.ends_with(&format!("/result/{pipeline}/{stream}"));
         read_line(line, |said| match said {
+            Said::Result(id) if !is_of(id.pipeline, id.stream) => self.unreadable += 1,
             Said::Result(id) => {
                 let (stream, Serial { run, seq }) = (format!("{}/{}", id.pipeline, id.stream), id.serial);
                 self.has_news |= self.since.get(&(stream.as_str().into(), run)).is_none_or(|last| *last < seq);
@@ -200,6 +203,7 @@ impl State {
                 delivered.insert(seq..=seq);
                 self.repeated += u64::from(again);
             }
+            Said::Dropped(Dropped { of: Some(of), .. }) if !is_of(&of.pipeline, &of.stream) => self.unreadable += 1,
             Said::Dropped(Dropped { of: Some(of), run, first, last, every, reason, .. }) => {
                 let range = DroppedRange { first, last, every, reason };
                 if is_plausible(&range) {
@@ -272,6 +276,7 @@ mod tests {
     use super::*;
 
     const RUN: &str = "0000000000000007";
+    const TOPIC: &str = "limpet/1/g/result/p/s";
 
     fn marked(judge: &Judge, what: &str, numbers: impl IntoIterator<Item = u64>) {
         numbers.into_iter().for_each(|seq| judge.marked(&format!("{what} p/s/{RUN}-{seq}")));
@@ -279,11 +284,12 @@ mod tests {
 
     fn delivered(judge: &Judge, numbers: impl IntoIterator<Item = u64>) {
         let line = |seq| format!("{{\"v\":1,\"type\":\"result\",\"id\":\"g/p/s/{RUN}-{seq}\",\"x\":{{}}}}\n");
-        judge.delivered(numbers.into_iter().map(line).collect::<String>().as_bytes());
+        judge.delivered(TOPIC, numbers.into_iter().map(line).collect::<String>().as_bytes());
     }
 
     fn dropped(judge: &Judge, first: u64, last: u64) {
         judge.delivered(
+            TOPIC,
             format!("{{\"v\":1,\"type\":\"dropped\",\"id\":\"g/event/{RUN}-1\",\"gateway\":\"g\",\"pipeline\":\"p\",\"stream\":\"s\",\"run\":\"{RUN}\",\"first\":{first},\"last\":{last},\"reason\":\"full\"}}").as_bytes(),
         );
     }
@@ -367,7 +373,10 @@ mod tests {
         for line in ["", "decided", "decided p/s/x", "forgot p/s/0000000000000007-1"] {
             judge.marked(line);
         }
-        judge.delivered(b"{}\nnothing");
-        assert_eq!(judge.tally().unreadable, 6);
+        judge.delivered(TOPIC, b"{}\nnothing");
+        // One of another stream.
+        let line = format!("{{\"v\":1,\"type\":\"result\",\"id\":\"g/p/s/{RUN}-1\",\"gateway\":\"g\"}}");
+        judge.delivered("limpet/1/g/result/p/t", line.as_bytes());
+        assert_eq!(judge.tally().unreadable, 7);
     }
 }

@@ -58,7 +58,7 @@ struct Connection {
     withheld: Mutex<Vec<u8>>,
     frozen: AtomicBool,
     /// Results on their way to the broker, by packet id.
-    pending: Mutex<HashMap<u16, Vec<u8>>>,
+    pending: Mutex<HashMap<u16, (String, Vec<u8>)>>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -156,7 +156,7 @@ impl Shared {
                     connection.answer(&[PUBACK << 4, 3, high, low, QUOTA_EXCEEDED])?;
                     continue;
                 }
-                locked(&connection.pending).insert(id, payload.to_vec());
+                locked(&connection.pending).insert(id, (topic.to_owned(), payload.to_vec()));
             }
             (&connection.far).write_all(&packet.bytes)?;
         }
@@ -166,10 +166,10 @@ impl Shared {
         loop {
             let packet = Packet::read(&mut &connection.far)?;
             if let Some((id, reason)) = packet.acknowledgement()
-                && let Some(payload) = locked(&connection.pending).remove(&id)
+                && let Some((topic, payload)) = locked(&connection.pending).remove(&id)
                 && reason < 0x80
             {
-                self.judge.delivered(&payload);
+                self.judge.delivered(&topic, &payload);
             }
             self.take_time(packet.bytes.len());
             if !connection.frozen.load(Ordering::SeqCst) {
