@@ -279,6 +279,9 @@ impl Keeper {
         self.database = None;
         self.again = Instant::now() + AGAIN;
         let mut state = self.outbox.lock();
+        // Whichever opens next is asked whether it has what was settled.
+        let gone = state.book.gone();
+        state.settled_before.extend(gone);
         state.book.restart_database(Vec::new(), 0);
         state.book.has_disk(false);
     }
