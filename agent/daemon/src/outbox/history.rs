@@ -9,6 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use limpet_runtime::Moment;
 use limpet_wire::result::ResultRecord;
 
 use self::disk::Disk;
@@ -97,6 +98,11 @@ impl History {
             disk.close(until);
         }
     }
+}
+
+/// The boot time of now, in nanoseconds.
+pub fn now() -> i64 {
+    i64::try_from(Moment::now().0).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

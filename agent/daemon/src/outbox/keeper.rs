@@ -415,11 +415,10 @@ impl Keeper {
         let keys: BTreeSet<LaneKey> = told.iter().map(|(range, _)| range.key.clone()).collect();
         let before = state.runs.dropped_of(&keys);
         for (range, reason) in &told {
-            let (reason, range) = (*reason, range);
             let (number, lane) = (state.book.number(), state.book.lane(&range.key));
-            let payload = ranges::record(range, reason, &self.outbox.ids);
+            let payload = ranges::record(range, *reason, &self.outbox.ids);
             records.push(Row { number, lane, at: Moment::now().0, payload });
-            state.runs.dropped(range, reason);
+            state.runs.dropped(range, *reason);
         }
         // On record with the rows: a record may be lost by damage, and is told again then.
         let runs = state.runs.take_dirty(&keys);
@@ -529,10 +528,9 @@ impl Keeper {
                 let mut state = self.outbox.lock();
                 state.book.adopt(lanes, last);
                 state.book.has_disk(true);
-                let numbers = state.book.already_stored(&stored, Instant::now());
-                state.foreign.clear();
+                let mut numbers = state.book.already_stored(&stored, Instant::now());
+                numbers.extend(state.foreign.drain(..).map(|item| item.number));
                 state.close_in_ring(&numbers);
-                state.close_in_ring(&foreign.iter().map(|item| item.number).collect::<Vec<_>>());
                 state.runs.restore(runs);
                 state.runs.all_dirty();
                 drop(state);

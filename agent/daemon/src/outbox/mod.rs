@@ -365,7 +365,7 @@ impl Outbox {
         marks::decided(&key, record.serial);
         let payload = item::of_result(record);
         let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
-        history.keep(record, Arc::clone(&payload), history::disk::now());
+        history.keep(record, Arc::clone(&payload), history::now());
         drop(history);
         if self.offer(&key, payload, record.serial) {
             marks::stored(&key, record.serial);
@@ -489,7 +489,7 @@ impl Outbox {
     /// The last results of a pipeline, each as one JSON object, the oldest first.
     pub fn results(&self, pipeline: &str, wanted: &Wanted) -> Vec<Vec<u8>> {
         let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = history.of(pipeline, wanted, history::disk::now());
+        let found = history.of(pipeline, wanted, history::now());
         drop(history);
         let offset = crate::wall::Wall::now().offset();
         let json = |payload: Payload| {

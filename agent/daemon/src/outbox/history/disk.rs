@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
-use limpet_runtime::Moment;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::super::boot_id;
@@ -215,13 +214,9 @@ impl File {
     }
 }
 
-/// The boot time of now, in nanoseconds.
-pub fn now() -> i64 {
-    i64::try_from(Moment::now().0).unwrap_or(i64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::now;
     use super::*;
 
     const LIMIT: Duration = Duration::from_secs(60);
