@@ -6,7 +6,7 @@ use limpet_wire::binary::{self, Item};
 use limpet_wire::result::Verdict;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use super::book::Batch;
+use super::book::{Batch, Boot};
 use super::*;
 use crate::config::DropPolicy;
 
@@ -146,6 +146,9 @@ fn what_a_ring_on_a_disk_holds_of_another_boot_keeps_the_time_of_that_boot() {
     let running = gateway.start();
     running.offer(1..=2);
     assert!(running.commit_all());
+    drop(running);
+    // Of another process: a commit that is waited for may take along what is offered while it ends.
+    let running = gateway.start();
     running.offer(3..=4);
     drop(running);
     gateway.reboot_with_its_ring();
@@ -157,12 +160,7 @@ fn what_a_ring_on_a_disk_holds_of_another_boot_keeps_the_time_of_that_boot() {
         boots.extend(batch.items.iter().map(|item| item.boot));
         running.outbox.settle(&batch.custody, true);
     }
-    let (of_this, of_another): (Vec<_>, Vec<_>) = boots.into_iter().partition(|boot| *boot == super::book::Boot::This);
-    assert_eq!(of_this.len() + of_another.len(), 4);
-    assert!(
-        !of_another.is_empty() && of_another.iter().all(|boot| *boot == super::book::Boot::Unknown),
-        "{of_another:?}"
-    );
+    assert_eq!(boots, [Boot::This, Boot::This, Boot::Unknown, Boot::Unknown]);
 }
 
 #[test]
@@ -297,7 +295,7 @@ fn what_is_of_another_boot_waits_for_a_disk_that_is_not_there_at_the_start() {
     assert_eq!(running.outbox.figures().depth.live, 1, "who sent them now would put their time right by this boot");
     gateway.take_the_disk(false);
     assert!(running.commit_all());
-    let boots = [(1, super::book::Boot::Unknown), (4, super::book::Boot::This)];
+    let boots = [(1, Boot::Unknown), (4, Boot::This)];
     let mut found = Vec::new();
     while running.outbox.waiting() > 0 {
         let batch = running.take();
