@@ -581,6 +581,11 @@ impl Book {
         self.retry = None;
     }
 
+    /// What was asked for by [`Book::flush`] is done: what comes now has its time again.
+    pub fn flushed(&mut self) {
+        self.flush = false;
+    }
+
     /// How much there is.
     pub fn depth(&self) -> Depth {
         Depth { live: self.live, stored: self.stored, stored_bytes: self.stored_bytes }

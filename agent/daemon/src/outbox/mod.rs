@@ -518,6 +518,7 @@ impl Outbox {
         state.book.flush_now();
         loop {
             if state.book.depth().live == 0 && state.is_absorbed() {
+                state.book.flushed();
                 return true;
             }
             let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {

@@ -146,9 +146,6 @@ fn what_a_ring_on_a_disk_holds_of_another_boot_keeps_the_time_of_that_boot() {
     let running = gateway.start();
     running.offer(1..=2);
     assert!(running.commit_all());
-    drop(running);
-    // Of another process: a commit that is waited for may take along what is offered while it ends.
-    let running = gateway.start();
     running.offer(3..=4);
     drop(running);
     gateway.reboot_with_its_ring();
@@ -174,10 +171,7 @@ fn what_was_committed_outlives_the_power() {
     drop(running);
     gateway.cut_the_power();
     let running = gateway.start();
-    // The commit that was waited for may have taken one or two of the last along.
-    let delivered = running.deliver().0;
-    assert!(delivered.len() <= 102 && delivered.iter().copied().eq(1..=delivered.len() as u64), "{delivered:?}");
-    assert!(delivered.len() >= 100, "{delivered:?}");
+    assert!(running.deliver().0.into_iter().eq(1..=100));
     assert!(running.commit_all());
     drop(running);
     // And what was delivered is gone from the disk, whatever the ring says.
