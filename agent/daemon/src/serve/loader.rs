@@ -13,6 +13,7 @@ use limpet_wire::message::ModelPhase;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::delivered::{Delivered, Fault, Grounds, NotProved, Owed, Stops};
+use super::memory::GIVE_BACK_FIRST;
 use super::{Board, Listed, ModelVersion, PipelineState, Places, Proved, Request, Requests, Settled, open};
 use crate::CliError;
 use crate::admission::{Candidate, Estimate, Seen, Trial, introduce, streams_of};
@@ -126,6 +127,8 @@ pub struct Loader<S: Sink + 'static> {
     /// What was said of them, and of sources that ask for more than was admitted, so that it is said once.
     pub(super) told: BTreeSet<u32>,
     over_budget: BTreeSet<usize>,
+    /// When freed memory is given back next.
+    pub(super) give_back: Instant,
 }
 
 /// Why a package may not run, though its proof is good: it ended the process too often.
@@ -203,6 +206,7 @@ impl<S: Sink + 'static> Loader<S> {
             settled,
             told: BTreeSet::new(),
             over_budget: BTreeSet::new(),
+            give_back: Instant::now(),
         }
     }
 
@@ -219,8 +223,10 @@ impl<S: Sink + 'static> Loader<S> {
                 packages.values().for_each(|opened| self.refuse(opened, &error.to_string()));
             }
         }
+        self.give_back = Instant::now() + GIVE_BACK_FIRST;
         loop {
             self.look_again_at_due();
+            self.give_back_at_due();
             let request = match self.later.pop_front() {
                 Some(request) => request,
                 None => match self.requests.recv_timeout(self.next_turn()) {
