@@ -20,6 +20,8 @@ use crate::program::{binary, command, end_of, run, text_of};
 
 /// Name of the gateway in all tests.
 pub const GATEWAY: &str = "gw";
+/// Bytes of the memory budget that the ring of its outbox takes where nothing else is configured.
+pub const RING: u64 = 8 << 20;
 
 /// Nobody listens there: a proof needs no broker.
 const NOBODY: &str = "[broker.nobody]\nurl = \"mqtt://127.0.0.1:1\"\n";

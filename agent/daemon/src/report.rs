@@ -22,7 +22,7 @@ use crate::wall;
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// Every kind of event, with the keys that say what one is about. docs/events.md says when each comes.
-const EVENTS: [(&str, &[&str]); 45] = [
+const EVENTS: [(&str, &[&str]); 46] = [
     ("begins-again", &[]),
     ("certificate-expires", &["broker"]),
     ("clock-step", &[]),
@@ -50,6 +50,7 @@ const EVENTS: [(&str, &[&str]); 45] = [
     ("out-of-range", &["source", "stream"]),
     ("outbox-damaged", &[]),
     ("outbox-failing", &[]),
+    ("outbox-ring-full", &[]),
     ("outbox-works", &[]),
     ("over-budget", &["source"]),
     ("pipeline-refused", &["pipeline"]),
@@ -211,6 +212,13 @@ impl Reporter {
                 let message = "results and events that the broker does not acknowledge are written to the disk again";
                 tracing::info!("{message}");
                 self.event("outbox-works", message, &[]);
+            }
+            Notice::Unringed(why) => {
+                let message = format!(
+                    "the ring of the outbox does not take every result ({why}), so those since the last commit do not outlive the process; raise outbox.ring, publish less, or see why the disk takes so little"
+                );
+                tracing::warn!("{message}");
+                self.event("outbox-ring-full", &message, &[]);
             }
             Notice::NoRing(why) => {
                 tracing::error!(

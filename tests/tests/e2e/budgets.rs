@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use limpet_tests::agent::Home;
+use limpet_tests::agent::{Home, RING};
 use limpet_tests::{LIMIT, Message, Package, program};
 use serde_json::Value;
 
@@ -36,7 +36,7 @@ fn loaded(status: &Value) -> BTreeSet<String> {
     let models = status["models"].as_array().expect("models are a list").iter();
     let loaded: Vec<&Value> = models.filter(|model| model["loaded"] == true).collect();
     let sum: u64 = loaded.iter().filter_map(|model| model["memory_bytes"].as_u64()).sum();
-    assert_eq!(budget["memory_loaded_bytes"].as_u64(), Some(sum), "{status:#}");
+    assert_eq!(budget["memory_loaded_bytes"].as_u64(), Some(RING + sum), "{status:#}");
     loaded.iter().filter_map(|model| model["name"].as_str()).map(str::to_owned).collect()
 }
 
@@ -169,11 +169,18 @@ fn a_memory_budget_that_is_too_small_is_refused_with_the_terms() {
     };
     let bench = Bench::start_in(home, &config(1 << 30), "plant/+/one", "one");
     let status = when_active(&bench, 2);
-    let room = memory_of(&status, "scores") + memory_of(&status, "one") / 2;
+    let room = RING + memory_of(&status, "scores") + memory_of(&status, "one") / 2;
     let mut bench = bench.restart(&config(room), "plant/+/scores", "scores");
     let refused = event(&mut bench.client, "pipeline-refused");
     assert_eq!(refused["pipeline"], "one");
-    let terms = ["Σ measured = ", " MiB is above budget.memory = ", "scores (f32.onnx) ", " + ", "one (f32.onnx) "];
+    let terms = [
+        "Σ measured = ",
+        " MiB is above budget.memory = ",
+        "outbox.ring 8.0 MiB + ",
+        "scores (f32.onnx) ",
+        " + ",
+        "one (f32.onnx) ",
+    ];
     assert_says(&refused["message"], &terms);
     bench.score("a", [0.9, 0.0, 0.0]);
     assert_eq!(bench.result("a")["label"], "low", "the other goes on");
@@ -200,7 +207,7 @@ fn crowded(pin: &str, room: impl Fn([u64; 3]) -> u64) -> ([Package; 3], Bench) {
     let bench = Bench::start_in(home, &three(&packages, pin, None), "plant/+/three", "three");
     let status = when_active(&bench, 3);
     assert_eq!(loaded(&status), set(&["one", "two", "three"]), "there is room for all");
-    let room = room(["one", "two", "three"].map(|model| memory_of(&status, model)));
+    let room = RING + room(["one", "two", "three"].map(|model| memory_of(&status, model)));
     let bench = bench.restart(&three(&packages, pin, Some(room)), "plant/+/three", "three");
     when_active(&bench, 3);
     (packages, bench)
@@ -252,7 +259,7 @@ fn a_start_opens_no_more_models_at_once_than_the_budget_holds() {
     let status = when_active(&bench, packages.len());
     let all = bench.agent.peak_memory();
     assert_eq!(loaded(&status).len(), packages.len(), "there is room for all");
-    let room = packages.iter().map(|(name, _)| memory_of(&status, name)).max().unwrap_or(0);
+    let room = RING + packages.iter().map(|(name, _)| memory_of(&status, name)).max().unwrap_or(0);
     let bench = bench.restart(&config(room), "plant/+/many5", "many5");
     assert_eq!(loaded(&when_active(&bench, packages.len())).len(), 1);
     // What was opened only to be looked at was let go before the next.

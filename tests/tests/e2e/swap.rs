@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use limpet_tests::agent::Home;
+use limpet_tests::agent::{Home, RING};
 use limpet_tests::package::HOP;
 use limpet_tests::{LIMIT, Message, Package};
 use serde_json::{Value, json};
@@ -154,7 +154,7 @@ fn cramped(swap: &str) -> (Package, Bench) {
     let config = |bytes: u64| format!("[budget]\nmemory = \"{bytes}B\"\n{}", feed("cramped", &package, "", swap));
     let bench = Bench::start_in(home, &config(1 << 30), "plant/+/cramped", "cramped");
     let bytes = named(&bench.agent.status(), "models", "cramped")["memory_bytes"].as_u64().expect("it was proved");
-    let mut bench = bench.restart(&config(bytes * 3 / 2), "plant/+/cramped", "cramped");
+    let mut bench = bench.restart(&config(RING + bytes * 3 / 2), "plant/+/cramped", "cramped");
     assert_eq!(bench.ask("cramped", [0.9, 0.1, 0.2])["version"], "1.0.0");
     package.become_like(&newer);
     bench.agent.reload();
@@ -166,7 +166,7 @@ fn without_memory_for_both_versions_a_swap_is_refused_with_the_arithmetic() {
     let (_package, mut bench) = cramped("");
     let refused = event(&mut bench.client, "swap-refused");
     assert_eq!(refused["model"], "cramped 2.0.0");
-    let words = ["do not fit together", "for the new one + ", "that are loaded > budget.memory = ", "swap = \"cold\""];
+    let words = ["do not fit together", "for the new one + ", "that are taken > budget.memory = ", "swap = \"cold\""];
     assert_says(&refused["message"], &words);
     assert_eq!(bench.ask("cramped", [0.9, 0.1, 0.2])["version"], "1.0.0");
 }

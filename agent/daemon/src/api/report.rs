@@ -56,11 +56,11 @@ pub struct BudgetStatus {
     pub cpu: f64,
     /// Cores that the admitted pipelines use on average: Σ mean C / T.
     pub cpu_admitted: f64,
-    /// Bytes that models may hold.
+    /// Bytes that models, and the ring of the outbox, may hold.
     pub memory_bytes: u64,
-    /// Bytes that the admitted models hold, if all of them are loaded.
+    /// Bytes that the ring and the admitted models hold, if all of these are loaded.
     pub memory_admitted_bytes: u64,
-    /// Bytes that the loaded models hold.
+    /// Bytes that the ring and the loaded models hold.
     pub memory_loaded_bytes: u64,
 }
 

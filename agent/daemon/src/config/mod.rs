@@ -277,7 +277,7 @@ pub struct Uplink {
 pub struct Budget {
     /// Processor cores; the number of workers is this, rounded up.
     pub cpu: f64,
-    /// Measured memory of all models.
+    /// Measured memory of all models, and the ring of the outbox.
     pub memory: Size,
 }
 

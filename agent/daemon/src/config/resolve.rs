@@ -68,10 +68,10 @@ pub(super) fn resolve(
     let id = gateway.as_ref().map_or("gateway", |gateway| &gateway.id);
     let brokers = check.brokers(file.broker, id);
     let uplink = check.uplink(file.uplink, &brokers);
-    let budget = check.budget(&file.budget);
+    let outbox = check.outbox(&file.outbox);
+    let budget = check.budget(&file.budget, outbox.ring);
     let runtime = check.runtime(file.runtime);
     let pressure = check.pressure(file.pressure);
-    let outbox = check.outbox(&file.outbox);
     let depot = file.depot.map(|depot| check.depot(depot));
     let sources = check.sources(file.source, &brokers);
     let pipelines = check.pipelines(file.pipeline, &brokers, &sources, outbox.policy);
@@ -377,15 +377,17 @@ impl Check<'_> {
         Some(Uplink { broker: broker?, prefix, commands })
     }
 
-    fn budget(&mut self, file: &file::Budget) -> Budget {
+    fn budget(&mut self, file: &file::Budget, ring: Size) -> Budget {
         let at = At::table("budget");
         let cpu = file.cpu.unwrap_or(1.0);
         self.require(&at, "cpu", cpu > 0.0 && cpu <= CPU_MAX, || {
             format!("found {cpu}, expected cores above 0 and up to {CPU_MAX}, such as 1.5")
         });
         let memory = file.memory.unwrap_or(Size(96 << 20));
-        self.require(&at, "memory", memory.0 > 0, || {
-            "found 0B, and no model fits into that; give e.g. \"96MiB\"".into()
+        self.require(&at, "memory", memory.0 > ring.0, || {
+            format!(
+                "found {memory}, and outbox.ring = {ring} is a part of it, so that no model fits; give e.g. \"96MiB\""
+            )
         });
         Budget { cpu, memory }
     }

@@ -56,6 +56,8 @@ use crate::marks;
 pub const DATABASE: &str = "outbox.db";
 /// Name of the ring's folder under the run folder.
 const RING: &str = "outbox";
+/// How often it is told that the ring does not take everything.
+const BETWEEN_RINGS: Duration = Duration::from_secs(600);
 
 /// Ids of what the gateway says of itself: events and range records, `<gateway>/event/<run>-<seq>`.
 #[derive(Debug)]
@@ -103,6 +105,8 @@ pub enum Notice {
     Works,
     /// The run folder takes no ring: what was stored since the last commit does not outlive the process.
     NoRing(String),
+    /// The ring is there and did not take an item, of which the same holds.
+    Unringed(String),
 }
 
 /// Figures of an outbox since the start.
@@ -154,12 +158,14 @@ pub struct Outbox {
 }
 
 /// What became of an item.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Stored {
     /// Whether the keeper is to be woken.
     wake: bool,
     /// Whether the ring has it.
     ringed: bool,
+    /// Why a ring that is there has it not.
+    refused: Option<NoRoom>,
 }
 
 #[derive(Debug)]
@@ -168,6 +174,8 @@ struct State {
     ring: Option<Ring>,
     /// Live items that the ring did not take.
     unringed: HashSet<Number>,
+    /// When it was told last that there are such.
+    unringed_told: Option<Instant>,
     runs: Runs,
     /// What segments before this one settled has left the database.
     absorbed: u64,
@@ -296,6 +304,7 @@ impl Outbox {
             book,
             ring,
             unringed: HashSet::new(),
+            unringed_told: None,
             runs,
             absorbed: 0,
             settled_before: std::mem::take(&mut found.settled),
@@ -390,7 +399,9 @@ impl Outbox {
         let stored = state.store(key, payload, false);
         wake |= stored.wake;
         _ = serial.map(|serial| state.runs.stored(key, serial));
+        let refused = stored.refused.filter(|_| state.is_to_tell_of_ring());
         drop(state);
+        _ = refused.map(|why| self.notices.send(Notice::Unringed(why.to_string())));
         if wake {
             self.wake_keeper();
         }
@@ -563,7 +574,6 @@ impl State {
     fn store(&mut self, key: &LaneKey, payload: Payload, urgent: bool) -> Stored {
         let (at, now) = (Moment::now().0, Instant::now());
         let (number, lane) = (self.book.number(), self.book.lane(key));
-        let (mut ringed, mut refused) = (false, false);
         let append = |state: &mut Self| {
             let ring = state.ring.as_mut()?;
             Some(if urgent { ring.append_urgent(number, at, &payload) } else { ring.append(number, at, &payload) })
@@ -573,19 +583,26 @@ impl State {
             self.rewrite_ring();
             appended = append(self);
         }
-        if let Some(appended) = appended {
-            (ringed, refused) = (appended.is_ok(), appended.is_err());
-            if let Err(NoRoom::System(error)) = appended {
-                tracing::debug!(%error, "the ring takes no item");
-            }
-        }
-        if refused {
+        let ringed = matches!(appended, Some(Ok(())));
+        let refused = appended.and_then(Result::err);
+        if refused.is_some() {
             // It goes to the database as soon as that takes it.
             self.unringed.insert(number);
             self.book.flush();
         }
-        let wake = self.book.store(lane, number, at, payload, now) || refused;
-        Stored { wake, ringed }
+        let wake = self.book.store(lane, number, at, payload, now) || refused.is_some();
+        Stored { wake, ringed, refused }
+    }
+
+    /// Whether it is said once more that the ring does not take everything. More comes than the disk takes, so that it may
+    /// do so and then again not, many times a second.
+    fn is_to_tell_of_ring(&mut self) -> bool {
+        let now = Instant::now();
+        let due = self.unringed_told.is_none_or(|told| now.duration_since(told) >= BETWEEN_RINGS);
+        if due {
+            self.unringed_told = Some(now);
+        }
+        due
     }
 
     /// Says whether the keeper is to be woken.

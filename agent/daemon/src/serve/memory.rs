@@ -29,8 +29,10 @@ const GIVE_BACK: Duration = Duration::from_secs(10);
 pub(super) const GIVE_BACK_FIRST: Duration = Duration::from_millis(400);
 
 impl<S: Sink + 'static> Loader<S> {
+    /// Bytes of the budget that are taken: models that are loaded, and the ring of the outbox.
     pub(super) fn loaded_bytes(&self) -> u64 {
-        self.known.values().map(|known| known.facts.memory * known.loaded.len() as u64).sum()
+        let models = self.known.values().map(|known| known.facts.memory * known.loaded.len() as u64);
+        self.config.outbox.ring.0 + models.sum::<u64>()
     }
 
     /// Loads a model on a worker.
@@ -160,7 +162,8 @@ impl<S: Sink + 'static> Loader<S> {
             return;
         }
         let facts = Arc::clone(&known.facts);
-        if facts.memory > self.config.budget.memory.0 || !self.make_room(facts.memory, &BTreeSet::from([number]), true)
+        if facts.memory + self.config.outbox.ring.0 > self.config.budget.memory.0
+            || !self.make_room(facts.memory, &BTreeSet::from([number]), true)
         {
             let why = self.no_room(&facts);
             if self.told.insert(number) {
@@ -209,7 +212,7 @@ impl<S: Sink + 'static> Loader<S> {
 
     pub(super) fn no_room(&self, facts: &Facts) -> String {
         format!(
-            "it takes {}, {} of budget.memory = {} are loaded, and none of those models can go now",
+            "it takes {}, {} of budget.memory = {} are taken by models and by the outbox's ring, and none of those models can go now",
             Mebibytes(facts.memory),
             Mebibytes(self.loaded_bytes()),
             Mebibytes(self.config.budget.memory.0)

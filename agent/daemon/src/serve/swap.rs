@@ -123,7 +123,7 @@ impl<S: Sink + 'static> Loader<S> {
             let cold = pipelines.iter().all(|pipeline| self.plan.pipelines[*pipeline].swap == Swap::Cold);
             if !cold {
                 return Err(self.no_room_now(format!(
-                    "old and new version do not fit together: {} for the new one + {} that are loaded > budget.memory = {}; raise the budget, or allow swap = \"cold\", which misses windows meanwhile",
+                    "old and new version do not fit together: {} for the new one + {} that are taken > budget.memory = {}; raise the budget, or allow swap = \"cold\", which misses windows meanwhile",
                     Mebibytes(needed),
                     Mebibytes(self.loaded_bytes()),
                     Mebibytes(self.config.budget.memory.0)

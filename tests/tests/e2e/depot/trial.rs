@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use limpet_tests::agent::Home;
+use limpet_tests::agent::{Home, RING};
 use limpet_tests::package::HOP;
 use limpet_tests::{Agent, Broker, Client, Depot, LIMIT, Message, Package, program};
 use serde_json::Value;
@@ -237,7 +237,7 @@ fn cramped(halves: u64, pipeline: &str) -> (Depot, Bench, [Package; 3]) {
     agent.wait_for_model(&mut client, "roomy", "active");
     let bytes = named(&agent.status(), "models", "roomy")["memory_bytes"].as_u64().expect("it was proved");
     let (_, home, _) = agent.stop();
-    let mut agent = Agent::start_in(home, &text(bytes * halves / 2));
+    let mut agent = Agent::start_in(home, &text(RING + bytes * halves / 2));
     client.came_on(&uplink("models"));
     agent.wait_for_log(&["serving", "version=\"1.0.0\""]);
     assert!(agent.runs());
@@ -252,7 +252,7 @@ fn a_fix_that_arrives_during_a_trial_takes_the_room_of_the_version_beside_it() {
     event_of(&mut bench.client, "model-activated", "2.0.0");
     bench.agent.wait_for_status("both are loaded", |status| {
         let budget = &status["budget"];
-        let (loaded, all) = (budget["memory_loaded_bytes"].as_u64()?, budget["memory_bytes"].as_u64()?);
+        let (loaded, all) = (budget["memory_loaded_bytes"].as_u64()? - RING, budget["memory_bytes"].as_u64()? - RING);
         (loaded * 5 > all * 3).then_some(())
     });
     depot.publish(&three);
