@@ -21,8 +21,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use self::ledger::Ledger;
-use crate::depot::prefix;
-use crate::mqtt::{self, uplink::UplinkArgs};
+use crate::depot::{TopicArgs, prefix};
+use crate::mqtt::{
+    self,
+    broker::{Broker, BrokerUrl, LoginArgs},
+};
 use crate::unavailable;
 
 /// Waits between tries.
@@ -34,8 +37,13 @@ const SESSION: u32 = 3600;
 
 #[derive(clap::Args)]
 pub struct AuditArgs {
+    /// The broker that the gateways' results go to, as mqtt://HOST[:PORT] or mqtts://HOST[:PORT]
+    #[arg(long, value_name = "URL")]
+    broker: BrokerUrl,
     #[command(flatten)]
-    uplink: UplinkArgs,
+    login: LoginArgs,
+    #[command(flatten)]
+    topics: TopicArgs,
     /// Only results of this gateway
     #[arg(long, value_name = "NAME", default_value = "+")]
     gateway: String,
@@ -72,9 +80,9 @@ pub fn run(args: &AuditArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn listen(args: &AuditArgs) -> anyhow::Result<Ledger> {
-    let prefix = prefix(&args.uplink.user)?.to_owned();
-    let broker = &args.uplink.broker;
-    let mut options = args.uplink.options(format!("limpet-lab-audit-{}", std::process::id()))?;
+    let prefix = prefix(&args.topics)?.to_owned();
+    let broker = Broker::new(&args.broker, &args.login)?;
+    let mut options = broker.options(format!("limpet-lab-audit-{}", std::process::id()));
     // What comes while the connection is gone is sent later, if the broker lives.
     options.set_clean_start(false);
     options.set_session_expiry_interval(Some(SESSION));
@@ -143,10 +151,10 @@ async fn listen(args: &AuditArgs) -> anyhow::Result<Ledger> {
             }
             Ok(_) => {}
             // What is wrong with a certificate does not go away by itself; what ends later may.
-            Err(error) if !subscribed && args.uplink.explain(&error).is_some() => {
-                return Err(unavailable(format!("no connection to {broker}: {}", args.uplink.why(&error))));
+            Err(error) if !subscribed && broker.explain(&error).is_some() => {
+                return Err(unavailable(format!("no connection to {broker}: {}", broker.why(&error))));
             }
-            Err(error) => why = args.uplink.why(&error),
+            Err(error) => why = broker.why(&error),
         }
     }
     Ok(ledger)

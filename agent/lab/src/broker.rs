@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use rumqttd::{Broker, Config, ConnectionSettings, RouterConfig, ServerSettings};
 
-use crate::{mqtt::BrokerUrl, unavailable};
+use crate::{mqtt::Address, unavailable};
 
 /// How long the broker may take to listen.
 const START_LIMIT: Duration = Duration::from_secs(5);
@@ -29,9 +29,9 @@ pub struct BrokerArgs {
 /// Runs `limpet-lab broker`.
 pub fn run(args: &BrokerArgs) -> anyhow::Result<()> {
     start(args.port, args.port_v4)?;
-    println!("MQTT 5 on {}", BrokerUrl::local(args.port));
+    println!("MQTT 5 on {}", Address::local(args.port));
     if let Some(port) = args.port_v4 {
-        println!("MQTT 3.1.1 on {}", BrokerUrl::local(port));
+        println!("MQTT 3.1.1 on {}", Address::local(port));
     }
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -42,14 +42,14 @@ pub fn run(args: &BrokerArgs) -> anyhow::Result<()> {
 }
 
 /// Starts a broker on a free port of the loopback interface.
-pub fn start_on_free_port() -> anyhow::Result<BrokerUrl> {
+pub fn start_on_free_port() -> anyhow::Result<Address> {
     // The port is free when it is chosen; rumqttd does not take a socket that is bound already.
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .and_then(|listener| listener.local_addr())
         .map_err(|e| unavailable(format!("no free port on 127.0.0.1: {e}")))?
         .port();
     start(port, None)?;
-    Ok(BrokerUrl::local(port))
+    Ok(Address::local(port))
 }
 
 /// Starts a broker and waits until it accepts connections. It runs until the process ends.

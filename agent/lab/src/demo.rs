@@ -31,7 +31,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use crate::motor::{LSB_PER_G, RATE_HZ};
-use crate::mqtt::BrokerUrl;
+use crate::mqtt::Address;
 use crate::{broker, unavailable, usage};
 use agent::Agent;
 use schedule::Schedule;
@@ -155,7 +155,7 @@ async fn watch(
     view: &mut View,
     agent: &mut Agent,
     hearing: &mut mpsc::Receiver<Heard>,
-    broker: &BrokerUrl,
+    broker: &Address,
 ) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for Ctrl-C")?;
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
@@ -221,7 +221,7 @@ async fn watch(
     }
 }
 
-fn start_sensor(broker: &BrokerUrl, show: &mut Show) -> anyhow::Result<Sensor> {
+fn start_sensor(broker: &Address, show: &mut Show) -> anyhow::Result<Sensor> {
     let (client, mut events) = AsyncClient::new(broker.options("virtual-sensor"), 64);
     tokio::spawn(async move {
         // Ends with the connection: the sensor then counts what it cannot send, and the demo sees results fail to come.
@@ -253,7 +253,7 @@ impl View {
 }
 
 /// Subscribes to all that the agent publishes and hands it on, until the broker or the demo ends.
-async fn listen(broker: BrokerUrl, heard: mpsc::Sender<Heard>) {
+async fn listen(broker: Address, heard: mpsc::Sender<Heard>) {
     let (client, mut events) = AsyncClient::new(broker.options("view"), 16);
     let ended = match client
         .subscribe_many([Filter::new(format!("{DEFAULT_PREFIX}/{}/#", agent::GATEWAY), QoS::AtLeastOnce)])

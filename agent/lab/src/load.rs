@@ -27,7 +27,7 @@ use rumqttc::v5::{AsyncClient, Event, EventLoop};
 use serde::Serialize;
 use tokio::sync::Notify;
 
-use crate::mqtt::BrokerUrl;
+use crate::mqtt::broker::{Broker, BrokerUrl, LoginArgs};
 use crate::{answer, unavailable, usage};
 use ledger::{Figures, Ledger};
 use process::Process;
@@ -46,12 +46,8 @@ pub struct LoadArgs {
     /// The broker
     #[arg(long, value_name = "URL", default_value = "mqtt://127.0.0.1:1883")]
     broker: BrokerUrl,
-    /// User name, where the broker asks for one
-    #[arg(long, requires = "password_file")]
-    username: Option<String>,
-    /// File whose first line is the password
-    #[arg(long, value_name = "FILE", requires = "username")]
-    password_file: Option<PathBuf>,
+    #[command(flatten)]
+    login: LoginArgs,
     /// Topic to publish to; {tag} in it becomes the message's number, so that each has a topic of its own
     #[arg(long, default_value = "limpet-lab/load")]
     topic: String,
@@ -230,12 +226,8 @@ impl Publisher {
 }
 
 async fn measure(args: LoadArgs, traffic: Traffic) -> anyhow::Result<Report> {
-    let mut options = args.broker.options(format!("limpet-lab-load-{}", std::process::id()));
-    if let (Some(username), Some(file)) = (&args.username, &args.password_file) {
-        let text =
-            std::fs::read_to_string(file).with_context(|| format!("reading the password in {}", file.display()))?;
-        options.set_credentials(username.clone(), text.lines().next().unwrap_or_default().to_owned());
-    }
+    let broker = Broker::new(&args.broker, &args.login)?;
+    let options = broker.options(format!("limpet-lab-load-{}", std::process::id()));
     // At a fixed rate the channel may hold what falls due while the broker, or this process, stands still for as long as an
     // answer may take.
     let due = (args.rate * LOST_AFTER.as_secs_f64()).ceil() as usize;
@@ -249,7 +241,7 @@ async fn measure(args: LoadArgs, traffic: Traffic) -> anyhow::Result<Report> {
         written: Cell::new(0),
     });
     if !args.publish_only {
-        subscribe(&args, &publisher.client, &mut events).await?;
+        subscribe(&args, &broker, &publisher.client, &mut events).await?;
     }
 
     let stop = Rc::new(Notify::new());
@@ -281,20 +273,24 @@ async fn measure(args: LoadArgs, traffic: Traffic) -> anyhow::Result<Report> {
 }
 
 /// Connects and subscribes; returns once the broker has granted it.
-async fn subscribe(args: &LoadArgs, client: &AsyncClient, events: &mut EventLoop) -> anyhow::Result<()> {
+async fn subscribe(
+    args: &LoadArgs,
+    broker: &Broker,
+    client: &AsyncClient,
+    events: &mut EventLoop,
+) -> anyhow::Result<()> {
     let filter = args.answers.as_deref().unwrap_or(&args.topic);
     let mut filter = Filter::new(filter, QoS::AtMostOnce);
     filter.preserve_retain = true;
     client.try_subscribe_many([filter.clone()]).with_context(|| format!("the filter '{}'", filter.path))?;
     loop {
-        let event = events.poll().await.map_err(|e| unavailable(format!("broker {}: {e}", args.broker)))?;
+        let event = events.poll().await.map_err(|e| unavailable(format!("broker {broker}: {}", broker.why(&e))))?;
         if let Event::Incoming(Packet::SubAck(ack)) = event {
             return match ack.return_codes.first() {
                 Some(SubscribeReasonCode::Success(_)) => Ok(()),
-                refused => Err(unavailable(format!(
-                    "{} refused a subscription to '{}': {refused:?}",
-                    args.broker, filter.path
-                ))),
+                refused => {
+                    Err(unavailable(format!("{broker} refused a subscription to '{}': {refused:?}", filter.path)))
+                }
             };
         }
     }
@@ -460,9 +456,8 @@ mod tests {
 
     fn args(rate: f64, flat_out: bool) -> LoadArgs {
         LoadArgs {
-            username: None,
-            password_file: None,
-            broker: broker::start_on_free_port().unwrap(),
+            login: LoginArgs::default(),
+            broker: broker::start_on_free_port().unwrap().into(),
             topic: "test/load".into(),
             answers: None,
             publish_only: false,

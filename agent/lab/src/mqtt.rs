@@ -1,13 +1,12 @@
-//! How this program connects to brokers: MQTT 5 over TCP, clean start, and no Nagle; over TLS where gateways report to
-//! ([`uplink`]).
+//! How this program connects to brokers: MQTT 5 over TCP, clean start, and no Nagle; also over TLS, and as somebody
+//! ([`broker`]).
 //!
 //! Nagle's algorithm and delayed acknowledgements together hold a small message back for up to 40 ms; every latency
 //! measured without TCP_NODELAY is a measurement of them.
 
-pub mod uplink;
+pub mod broker;
 
 use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use rumqttc::NetworkOptions;
@@ -17,14 +16,14 @@ use tokio::sync::mpsc;
 /// Longest packet that is accepted: a batch of results has at most 100 KiB, a model's metadata less than 128 KB.
 const MAX_PACKET: u32 = 1 << 20;
 
-/// Where a broker listens: `mqtt://HOST[:PORT]`.
+/// Where a broker listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BrokerUrl {
+pub struct Address {
     host: String,
     port: u16,
 }
 
-impl BrokerUrl {
+impl Address {
     /// A broker on this machine.
     pub fn local(port: u16) -> Self {
         Self { host: "127.0.0.1".to_owned(), port }
@@ -40,7 +39,7 @@ impl BrokerUrl {
         is_host.then(|| Self { host: host.to_owned(), port })
     }
 
-    /// Options for one client.
+    /// Options for one client, in clear and as nobody.
     pub fn options(&self, client_id: impl Into<String>) -> MqttOptions {
         let mut options = MqttOptions::new(client_id, &self.host, self.port);
         let mut network = NetworkOptions::new();
@@ -80,43 +79,8 @@ pub fn events(
     told
 }
 
-impl fmt::Display for BrokerUrl {
+impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "mqtt://{}:{}", self.host, self.port)
-    }
-}
-
-impl FromStr for BrokerUrl {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("'{text}' is not a broker's address; expected mqtt://HOST or mqtt://HOST:PORT");
-        text.strip_prefix("mqtt://").and_then(|address| Self::at(address, 1883)).ok_or_else(wrong)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_without_port_means_1883() {
-        assert_eq!("mqtt://broker".parse::<BrokerUrl>().unwrap().to_string(), "mqtt://broker:1883");
-    }
-
-    #[test]
-    fn other_schemes_paths_and_ports_are_refused() {
-        for text in [
-            "broker",
-            "http://broker",
-            "mqtt://",
-            "mqtt://a/b",
-            "mqtt://a:x",
-            "mqtt://a:70000",
-            "mqtt://u@a",
-            "mqtts://a",
-        ] {
-            assert!(text.parse::<BrokerUrl>().is_err(), "{text}");
-        }
     }
 }

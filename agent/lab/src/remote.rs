@@ -15,8 +15,11 @@ use rumqttc::v5::{AsyncClient, Event};
 use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
 
-use crate::depot::prefix;
-use crate::mqtt::{self, uplink::UplinkArgs};
+use crate::depot::{TopicArgs, prefix};
+use crate::mqtt::{
+    self,
+    broker::{Broker, BrokerUrl, LoginArgs},
+};
 use crate::{unavailable, usage};
 
 /// How long to wait before a command is sent once more that nobody heard.
@@ -30,8 +33,13 @@ pub struct RemoteArgs {
     /// What to ask: status, logs or diagnose; the gateway must have it in uplink.commands
     #[arg(value_name = "COMMAND")]
     command: Verb,
+    /// The broker that the gateways' results go to, as mqtt://HOST[:PORT] or mqtts://HOST[:PORT]
+    #[arg(long, value_name = "URL")]
+    broker: BrokerUrl,
     #[command(flatten)]
-    uplink: UplinkArgs,
+    login: LoginArgs,
+    #[command(flatten)]
+    topics: TopicArgs,
     /// How many lines of the log, with logs: 1 to 500
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=500))]
     lines: Option<u32>,
@@ -86,7 +94,7 @@ pub fn run(args: &RemoteArgs) -> anyhow::Result<()> {
 }
 
 fn topics(args: &RemoteArgs) -> anyhow::Result<Topics> {
-    Ok(Topics::new(prefix(&args.uplink.user)?, &args.gateway))
+    Ok(Topics::new(prefix(&args.topics)?, &args.gateway))
 }
 
 /// `asked`: the session under which the gateway was asked, once it was.
@@ -94,13 +102,14 @@ async fn ask(args: &RemoteArgs, asked: &mut Option<String>) -> anyhow::Result<An
     let topics = topics(args)?;
     let number = crate::depot::mqtt::random();
     let (reply, correlation) = (format!("{}lab-{number:016x}", topics.replies()), number.to_le_bytes().to_vec());
-    let options = args.uplink.options(format!("limpet-lab-remote-{number:016x}"))?;
+    let broker = Broker::new(&args.broker, &args.login)?;
+    let options = broker.options(format!("limpet-lab-remote-{number:016x}"));
     let (client, connection) = AsyncClient::new(options, 16);
     let mut told = mqtt::events(connection, 64, Duration::from_millis(500));
     let mut again = false;
     let filters = [topics.status(), reply.clone()].map(|topic| Filter::new(topic, QoS::AtLeastOnce));
     loop {
-        match next(args, &mut told).await? {
+        match next(&broker, &mut told).await? {
             Packet::ConnAck(_) => {
                 client.subscribe_many(filters.clone()).await.context("the subscription could not be sent")?
             }
@@ -173,17 +182,14 @@ fn is_ours(publish: &Publish, correlation: &[u8]) -> bool {
 }
 
 async fn next(
-    args: &RemoteArgs,
+    broker: &Broker,
     told: &mut Receiver<Result<Event, rumqttc::v5::ConnectionError>>,
 ) -> anyhow::Result<Packet> {
     loop {
         match told.recv().await.context("the connection's task ended")? {
             Ok(Event::Incoming(packet)) => return Ok(packet),
             Ok(Event::Outgoing(_)) => {}
-            Err(error) => {
-                let uplink = &args.uplink;
-                return Err(unavailable(format!("no connection to {}: {}", uplink.broker, uplink.why(&error))));
-            }
+            Err(error) => return Err(unavailable(format!("no connection to {broker}: {}", broker.why(&error)))),
         }
     }
 }

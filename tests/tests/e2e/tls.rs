@@ -261,6 +261,34 @@ fn results_are_audited_over_tls_by_who_knows_the_authority() {
 }
 
 #[test]
+fn a_depot_is_published_and_watched_over_tls_and_a_broker_measured() {
+    let secure = Secure::start("require_certificate true", &LOCALHOST, |_| {});
+    let (url, keys) = (format!("mqtts://localhost:{}", secure.port), secure.files.path().join("keys"));
+    let (certificate, key) = secure.authority.sign(&["publisher"], |_| {});
+    let (certificate, key) = (secure.put("client.pem", &certificate), secure.put("client.key", &key));
+    let lab = |arguments: &[&str], ca: &Path| {
+        let files = ["--ca-file", text_of(ca), "--cert-file", text_of(&certificate), "--key-file", text_of(&key)];
+        program::run("limpet-lab", &[arguments, &["--broker", &url], &files].concat())
+    };
+    let (ca, keys) = (secure.put("ca.pem", &secure.authority.pem()), text_of(&keys));
+    lab(&["depot", "init", "--no-passphrase", "--patience", "1", "--keys", keys], &ca).expect_code(0);
+    let package = secure.package.display();
+    lab(&["depot", "publish", &package, "--no-prove", "--keys", keys], &ca).expect_code(0);
+    let listed = lab(&["depot", "list", "--json", "--keys", keys], &ca).expect_code(0);
+    assert!(listed.stdout.contains("\"scores\""), "{}", listed.stdout);
+    lab(&["depot", "status", "--once"], &ca).expect_code(0);
+    let measured = lab(&["load", "--echo", "--seconds", "0.2", "--warm-up", "0", "--json"], &ca).expect_code(0);
+    let measured: serde_json::Value = serde_json::from_str(&measured.stdout).expect("the report is one object");
+    assert_eq!(measured["lost"], 0, "{measured}");
+
+    let foreign = secure.put("foreign.pem", &Authority::new("somebody else").pem());
+    for arguments in [&["depot", "list", "--keys", keys][..], &["depot", "status", "--once"], &["load", "--echo"]] {
+        let refused = lab(arguments, &foreign).expect_code(69);
+        refused.expect_complaint(&["the broker's certificate is signed by nobody in --ca-file", "foreign.pem"]);
+    }
+}
+
+#[test]
 fn files_that_are_put_right_are_taken_up_without_a_restart() {
     let secure = Secure::start("", &LOCALHOST, |_| {});
     let file = secure.put("later.pem", &Authority::new("the wrong one").pem());

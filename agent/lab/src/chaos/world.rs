@@ -24,7 +24,7 @@ use super::judge::{END, End, Judge, Tally};
 use super::wire::{Mode, Wire};
 use super::{RECOVERS_WITHIN, STREAM_RATE};
 use crate::demo::agent::quoted;
-use crate::mqtt::{self, BrokerUrl};
+use crate::mqtt::{self, Address};
 use crate::{broker, unavailable};
 
 /// Set for this program when it runs in mounts of its own.
@@ -594,7 +594,7 @@ fn start_agent(limpet: &Path, config: &Path, folder: &Path) -> anyhow::Result<Pr
     Process::start(&mut command).map_err(|error| unavailable(format!("{} does not start: {error}", limpet.display())))
 }
 
-fn configuration(folder: &Path, samples: &BrokerUrl, uplink: u16) -> String {
+fn configuration(folder: &Path, samples: &Address, uplink: u16) -> String {
     let path = |name| quoted(&folder.join(name));
     format!(
         r#"# Written by limpet-lab chaos.
@@ -633,12 +633,12 @@ publish = "every"
         state = path("state"),
         run = path("run"),
         model = path("model"),
-        uplink = BrokerUrl::local(uplink),
+        uplink = Address::local(uplink),
     )
 }
 
 /// Publishes samples of so many streams until `silence` is set.
-fn sense(broker: BrokerUrl, streams: usize, silence: Arc<AtomicBool>) -> anyhow::Result<()> {
+fn sense(broker: Address, streams: usize, silence: Arc<AtomicBool>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio does not start")?;
     thread::spawn(move || {
         runtime.block_on(async {

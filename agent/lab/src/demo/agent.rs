@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::mqtt::BrokerUrl;
+use crate::mqtt::Address;
 use crate::unavailable;
 
 /// Name of the gateway in the demo.
@@ -51,7 +51,7 @@ pub fn find(given: Option<&Path>) -> anyhow::Result<PathBuf> {
 }
 
 /// Writes the configuration into `dir` and gives its path.
-pub fn configure(dir: &Path, broker: &BrokerUrl, package: &Path, sensor: &Sensor<'_>) -> anyhow::Result<PathBuf> {
+pub fn configure(dir: &Path, broker: &Address, package: &Path, sensor: &Sensor<'_>) -> anyhow::Result<PathBuf> {
     let text = configuration(dir, broker, package, sensor);
     let path = dir.join("limpet.toml");
     fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
@@ -61,7 +61,7 @@ pub fn configure(dir: &Path, broker: &BrokerUrl, package: &Path, sensor: &Sensor
     Ok(path)
 }
 
-fn configuration(dir: &Path, broker: &BrokerUrl, package: &Path, sensor: &Sensor<'_>) -> String {
+fn configuration(dir: &Path, broker: &Address, package: &Path, sensor: &Sensor<'_>) -> String {
     let Sensor { topic, rate_hz, steps_per_g } = sensor;
     let state = quoted(&dir.join("state"));
     let run = quoted(&dir.join("run"));

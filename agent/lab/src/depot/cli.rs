@@ -10,7 +10,7 @@ use limpet_wire::name::check_name;
 use limpet_wire::topic::DEFAULT_PREFIX;
 use semver::VersionReq;
 
-use crate::mqtt::BrokerUrl;
+use crate::mqtt::broker::{BrokerUrl, LoginArgs};
 use crate::pack::ProveArgs;
 
 /// Arguments of `limpet-lab depot`.
@@ -62,28 +62,24 @@ pub struct PlaceArgs {
     /// Folder that is the depot, such as a memory stick; `limpet depot import` reads it
     #[arg(long, value_name = "DIR")]
     pub to: Option<PathBuf>,
-    /// Broker that keeps the depot, as mqtt://HOST[:PORT]
+    /// Broker that keeps the depot, as mqtt://HOST[:PORT] or mqtts://HOST[:PORT]
     #[arg(long, value_name = "URL")]
     pub broker: Option<BrokerUrl>,
     #[command(flatten)]
-    pub user: UserArgs,
+    pub login: LoginArgs,
+    #[command(flatten)]
+    pub topics: TopicArgs,
     /// Seconds after which an answer that has not come counts as none
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub patience: u64,
 }
 
-/// Who connects to a broker.
+/// Which topics of a broker.
 #[derive(Args, Clone, Default)]
-pub struct UserArgs {
+pub struct TopicArgs {
     /// Prefix of the topics
     #[arg(long, default_value = DEFAULT_PREFIX)]
     pub prefix: String,
-    /// User at the broker
-    #[arg(long, value_name = "NAME", requires = "password_file")]
-    pub username: Option<String>,
-    /// File with that user's password in its first line
-    #[arg(long, value_name = "FILE", requires = "username")]
-    pub password_file: Option<PathBuf>,
 }
 
 /// Where keys are.
@@ -309,11 +305,13 @@ pub struct AdoptArgs {
 /// Arguments of `status`.
 #[derive(Args)]
 pub struct StatusArgs {
-    /// Broker that the gateways report to, as mqtt://HOST[:PORT]
+    /// Broker that the gateways report to, as mqtt://HOST[:PORT] or mqtts://HOST[:PORT]
     #[arg(long, value_name = "URL")]
     pub broker: BrokerUrl,
     #[command(flatten)]
-    pub user: UserArgs,
+    pub login: LoginArgs,
+    #[command(flatten)]
+    pub topics: TopicArgs,
     /// Print one table as soon as nothing has come for a second, and end
     #[arg(long)]
     pub once: bool,
@@ -337,11 +335,13 @@ pub struct SwarmArgs {
     /// How many
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub gateways: u32,
-    /// Broker with the depot, as mqtt://HOST[:PORT]
+    /// Broker with the depot, as mqtt://HOST[:PORT] or mqtts://HOST[:PORT]
     #[arg(long, value_name = "URL")]
     pub broker: BrokerUrl,
     #[command(flatten)]
-    pub user: UserArgs,
+    pub login: LoginArgs,
+    #[command(flatten)]
+    pub topics: TopicArgs,
     /// Root metadata that `init` wrote
     #[arg(long, value_name = "FILE")]
     pub root: PathBuf,

@@ -443,7 +443,7 @@ fn show_problems(problems: &[Problem]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::depot::cli::{GcArgs, KeyArgs, PlaceArgs, RefreshArgs, UserArgs, VerifyArgs, WithdrawArgs};
+    use crate::depot::cli::{GcArgs, KeyArgs, PlaceArgs, RefreshArgs, TopicArgs, VerifyArgs, WithdrawArgs};
     use crate::depot::mqtt::tests::Mosquitto;
 
     /// Runs every command on a depot.
@@ -500,8 +500,8 @@ mod tests {
     fn a_mosquitto_is_a_depot_for_all_commands() {
         let broker = Mosquitto::start("");
         let folder = tempfile::tempdir().unwrap();
-        let user = UserArgs { prefix: "plant/limpet".to_owned(), ..UserArgs::default() };
-        let place = PlaceArgs { broker: Some(broker.url()), user, patience: 1, to: None };
+        let topics = TopicArgs { prefix: "plant/limpet".to_owned() };
+        let place = PlaceArgs { broker: Some(broker.url()), topics, patience: 1, ..PlaceArgs::default() };
         run(all_commands(place, folder.path()));
     }
 

@@ -8,6 +8,6 @@ mod place;
 mod status;
 mod swarm;
 
-pub use cli::{DepotArgs, UserArgs};
+pub use cli::{DepotArgs, TopicArgs};
 pub use commands::run;
-pub use place::{credentials, prefix};
+pub use place::prefix;

@@ -24,7 +24,7 @@ use rumqttc::v5::mqttbytes::v5::{
 use rumqttc::v5::{AsyncClient, ConnectionError, Event, MqttOptions, StateError};
 use tokio::sync::{Notify, oneshot};
 
-use crate::mqtt::BrokerUrl;
+use crate::mqtt::broker::Broker;
 
 /// Messages that wait for their acknowledgement at a time, where the broker allows as many.
 const IN_FLIGHT: u16 = 64;
@@ -44,15 +44,6 @@ const DEAD: Duration = Duration::from_secs(30);
 /// So many connections in a row that end with messages on the way, and with none acknowledged, are no accident: the broker
 /// does not take them. Some say so by closing the connection, without a word.
 const BARREN: u32 = 5;
-
-/// Who connects.
-#[derive(Clone)]
-pub struct Credentials {
-    /// The user's name.
-    pub username: String,
-    /// Their password.
-    pub password: String,
-}
 
 /// A depot behind a broker. Its connection ends with it.
 pub struct MqttDepot {
@@ -94,13 +85,8 @@ impl MqttDepot {
     ///
     /// # Errors
     /// Unavailable, with the reason, if there is no connection after some tries.
-    pub async fn connect(
-        url: &BrokerUrl,
-        prefix: &str,
-        credentials: Option<Credentials>,
-        client_id: &str,
-    ) -> anyhow::Result<Self> {
-        Self::connect_telling(url, prefix, credentials, client_id, |_| {}).await
+    pub async fn connect(broker: Broker, prefix: &str, client_id: &str) -> anyhow::Result<Self> {
+        Self::connect_telling(broker, prefix, client_id, |_| {}).await
     }
 
     /// [`MqttDepot::connect`], with somebody who is told what the broker does not send.
@@ -108,24 +94,22 @@ impl MqttDepot {
     /// # Errors
     /// As [`MqttDepot::connect`].
     pub async fn connect_telling(
-        url: &BrokerUrl,
+        broker: Broker,
         prefix: &str,
-        credentials: Option<Credentials>,
         client_id: &str,
         tell: impl Fn(&Missing) + Send + 'static,
     ) -> anyhow::Result<Self> {
-        let place = format!("{prefix}/depot at {url}");
+        let place = format!("{prefix}/depot at {broker}");
+        let at = broker.to_string();
         let (fetcher, pump) = desk(place.clone(), random());
         let puts = Arc::new(Puts { place, waiting: Mutex::default(), bell: Notify::new() });
         let (connected, first) = oneshot::channel();
         let topics = format!("{prefix}/depot/");
         let traffic = Arc::new(Traffic::default());
         let link = Link {
-            url: url.clone(),
+            broker,
             topics: topics.clone(),
             traffic: Arc::clone(&traffic),
-            user: credentials.as_ref().map(|c| c.username.clone()),
-            credentials,
             client_id: client_id.to_owned(),
             pump,
             puts: Arc::clone(&puts),
@@ -137,8 +121,8 @@ impl MqttDepot {
         let depot = Self { fetcher, puts, topics, traffic, connection: tokio::spawn(link.run()) };
         match first.await {
             Ok(Ok(())) => Ok(depot),
-            Ok(Err(why)) => Err(crate::unavailable(format!("no depot at {url}: {why}"))),
-            Err(_) => Err(crate::unavailable(format!("no depot at {url}: the connection's task ended"))),
+            Ok(Err(why)) => Err(crate::unavailable(format!("no depot at {at}: {why}"))),
+            Err(_) => Err(crate::unavailable(format!("no depot at {at}: the connection's task ended"))),
         }
     }
 
@@ -248,12 +232,10 @@ impl Puts {
 
 /// The connection, whatever becomes of it.
 struct Link {
-    url: BrokerUrl,
+    broker: Broker,
     /// What stands before the names of objects.
     topics: String,
     traffic: Arc<Traffic>,
-    user: Option<String>,
-    credentials: Option<Credentials>,
     client_id: String,
     pump: Pump,
     puts: Arc<Puts>,
@@ -381,13 +363,10 @@ impl Link {
     }
 
     fn options(&self) -> MqttOptions {
-        let mut options = self.url.options(self.client_id.clone());
+        let mut options = self.broker.options(self.client_id.clone());
         options.set_session_expiry_interval(Some(0));
         // One place stays free, because the client reads no request at all when all are taken.
         options.set_outgoing_inflight_upper_limit(IN_FLIGHT + 1);
-        if let Some(Credentials { username, password }) = &self.credentials {
-            options.set_credentials(username.clone(), password.clone());
-        }
         options
     }
 
@@ -497,7 +476,8 @@ impl Link {
     fn refusal(&self, topic: &str, reason: PubAckReason) -> String {
         match reason {
             PubAckReason::NotAuthorized => {
-                let user = self.user.as_deref().map_or("clients without a name".to_owned(), |user| format!("'{user}'"));
+                let user =
+                    self.broker.username().map_or("clients without a name".to_owned(), |user| format!("'{user}'"));
                 let of_depot = topic.starts_with(&self.topics);
                 let rule = format!("topic write {}", if of_depot { format!("{}#", self.topics) } else { topic.into() });
                 format!("the broker does not let {user} publish on {topic}; its access list needs '{rule}'")
@@ -509,7 +489,7 @@ impl Link {
     fn explain(&self, error: &ConnectionError) -> Lost {
         let refused = |code: &ConnectReturnCode| {
             let user =
-                self.user.as_deref().map_or("a client without a name".to_owned(), |user| format!("user '{user}'"));
+                self.broker.username().map_or("a client without a name".to_owned(), |user| format!("user '{user}'"));
             let why = match code {
                 ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized => format!(
                     "the broker refuses {user} with client id '{}' ({code:?}); check name and password",
@@ -526,9 +506,10 @@ impl Link {
             ConnectionError::MqttState(StateError::ConnFail { reason }) => return refused(reason),
             ConnectionError::Timeout(_) => "no answer within 5 s".to_owned(),
             ConnectionError::Io(error) | ConnectionError::MqttState(StateError::Io(error)) => error.to_string(),
-            other => other.to_string(),
+            other => self.broker.why(other),
         };
-        Lost { why, for_good: false }
+        // A certificate that is not believed is not believed the next time either.
+        Lost { why, for_good: self.broker.explain(error).is_some() }
     }
 }
 
@@ -600,6 +581,7 @@ pub(super) mod tests {
     use sha2::{Digest as _, Sha256};
 
     use super::*;
+    use crate::mqtt::broker::{BrokerUrl, LoginArgs};
 
     /// No test waits longer for anything.
     const LIMIT: Duration = Duration::from_secs(60);
@@ -669,7 +651,7 @@ pub(super) mod tests {
         }
 
         pub fn url(&self) -> BrokerUrl {
-            BrokerUrl::local(self.port)
+            crate::mqtt::Address::local(self.port).into()
         }
     }
 
@@ -684,8 +666,12 @@ pub(super) mod tests {
         runtime.block_on(async { tokio::time::timeout(LIMIT, future).await.expect("it takes too long") })
     }
 
+    fn nobody(url: &BrokerUrl) -> Broker {
+        Broker::new(url, &LoginArgs::default()).unwrap()
+    }
+
     async fn connect(url: &BrokerUrl, id: &str) -> Arc<MqttDepot> {
-        Arc::new(MqttDepot::connect(url, "limpet/1", None, id).await.unwrap())
+        Arc::new(MqttDepot::connect(nobody(url), "limpet/1", id).await.unwrap())
     }
 
     /// Chunks that all differ, of 16 KiB each.
@@ -765,7 +751,7 @@ pub(super) mod tests {
     #[test]
     fn the_embedded_broker_keeps_a_depot() {
         let url = crate::broker::start_on_free_port().unwrap();
-        run(keeps_a_depot(&url));
+        run(keeps_a_depot(&url.into()));
     }
 
     #[test]
@@ -777,7 +763,7 @@ pub(super) mod tests {
             put_all(&publisher, &chunks).await;
             let (told, mut telling) = tokio::sync::mpsc::unbounded_channel();
             let tell = move |missing: &Missing| drop(told.send(missing.clone()));
-            let reader = MqttDepot::connect_telling(&broker.url(), "limpet/1", None, "reader", tell).await.unwrap();
+            let reader = MqttDepot::connect_telling(nobody(&broker.url()), "limpet/1", "reader", tell).await.unwrap();
             let reader = Arc::new(reader);
             fetch_all(&reader, &chunks).await;
             broker.kill();
@@ -819,11 +805,15 @@ pub(super) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let passwords = folder.path().join("passwords");
         std::fs::write(&passwords, "").unwrap();
+        let password_file = folder.path().join("password");
+        std::fs::write(&password_file, "secret\n").unwrap();
+        let who =
+            LoginArgs { username: Some("who".to_owned()), password_file: Some(password_file), ..LoginArgs::default() };
         let locked = Mosquitto::start(&format!("password_file {}", passwords.display()));
         run(async {
             connect(&broker.url(), "publisher").await;
-            let credentials = Credentials { username: "who".to_owned(), password: "secret".to_owned() };
-            let refused = MqttDepot::connect(&locked.url(), "limpet/1", Some(credentials), "publisher").await;
+            let locked = Broker::new(&locked.url(), &who).unwrap();
+            let refused = MqttDepot::connect(locked, "limpet/1", "publisher").await;
             let error = refused.err().expect("nobody is let in").to_string();
             assert!(error.contains("user 'who'") && !error.contains("secret"), "{error}");
         });

@@ -12,9 +12,10 @@ use limpet_depot::publish::keys::Ask;
 use limpet_depot::publish::{KeyRing, PublishError, Secret, Watch};
 use limpet_depot::remote::{Folder, Shelf};
 
-use super::cli::{KeyArgs, PlaceArgs, UserArgs};
+use super::cli::{KeyArgs, PlaceArgs, TopicArgs};
 use super::interrupt;
-use super::mqtt::{Credentials, MqttDepot};
+use super::mqtt::MqttDepot;
+use crate::mqtt::broker::{Broker, first_line};
 use crate::usage;
 
 /// Environment variable with the passphrase of the keys.
@@ -30,6 +31,10 @@ pub fn make(args: &PlaceArgs) -> anyhow::Result<()> {
 /// Opens the depot.
 pub async fn shelf(args: &PlaceArgs) -> anyhow::Result<Box<dyn Shelf>> {
     match (&args.to, &args.broker) {
+        (Some(folder), _) if args.login.is_given() => Err(usage(format!(
+            "--username, --ca-file and --cert-file are for a broker, and --to {} is a folder; leave them out",
+            folder.display()
+        ))),
         (Some(folder), _) => {
             // The same folder is the same place from wherever it is named.
             let found = folder.canonicalize().map_err(|error| {
@@ -41,14 +46,14 @@ pub async fn shelf(args: &PlaceArgs) -> anyhow::Result<Box<dyn Shelf>> {
         }
         (None, Some(url)) => {
             let id = format!("limpet-lab-depot-{}", std::process::id());
-            Ok(Box::new(MqttDepot::connect(url, prefix(&args.user)?, credentials(&args.user)?, &id).await?))
+            Ok(Box::new(MqttDepot::connect(Broker::new(url, &args.login)?, prefix(&args.topics)?, &id).await?))
         }
-        (None, None) => Err(usage("where is the depot? Give --to DIR or --broker mqtt://HOST:PORT")),
+        (None, None) => Err(usage("where is the depot? Give --to DIR or --broker mqtts://HOST:PORT")),
     }
 }
 
 /// The prefix of the topics.
-pub fn prefix(args: &UserArgs) -> anyhow::Result<&str> {
+pub fn prefix(args: &TopicArgs) -> anyhow::Result<&str> {
     let prefix = args.prefix.trim_end_matches('/');
     if prefix.is_empty() || prefix.contains(['+', '#', '\0']) {
         return Err(usage(format!("--prefix '{}': expected levels of a topic without wildcards", args.prefix)));
@@ -56,24 +61,9 @@ pub fn prefix(args: &UserArgs) -> anyhow::Result<&str> {
     Ok(prefix)
 }
 
-/// Who connects.
-pub fn credentials(args: &UserArgs) -> anyhow::Result<Option<Credentials>> {
-    match (&args.username, &args.password_file) {
-        (Some(username), Some(file)) => {
-            Ok(Some(Credentials { username: username.clone(), password: first_line(file)? }))
-        }
-        _ => Ok(None),
-    }
-}
-
 /// How long an answer may take.
 pub fn patience(args: &PlaceArgs) -> Duration {
     Duration::from_secs(args.patience.max(1))
-}
-
-fn first_line(file: &Path) -> anyhow::Result<String> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
-    Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
 /// A passphrase that needs nobody to type it.

@@ -17,8 +17,9 @@ use tokio::time::Instant;
 
 use super::cli::{AccessArgs, PlaceArgs, StatusArgs};
 use super::commands::Open;
-use super::place::{credentials, prefix};
+use super::place::prefix;
 use crate::bench::text::table;
+use crate::mqtt::broker::Broker;
 use crate::unavailable;
 
 /// When nothing retained has come for so long, all of it is there; and so long changes are gathered for the next table.
@@ -222,11 +223,9 @@ fn phase(state: ModelPhase) -> String {
 
 /// Runs `limpet-lab depot status`.
 pub async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
-    let prefix = prefix(&args.user)?.to_owned();
-    let mut options = args.broker.options(format!("limpet-lab-status-{}", std::process::id()));
-    if let Some(user) = credentials(&args.user)? {
-        options.set_credentials(user.username, user.password);
-    }
+    let prefix = prefix(&args.topics)?.to_owned();
+    let broker = Broker::new(&args.broker, &args.login)?;
+    let options = broker.options(format!("limpet-lab-status-{}", std::process::id()));
     let topics = [format!("{prefix}/+/models"), format!("{prefix}/+/status")];
     // Before anything else: wrong keys, a wrong passphrase or a wrong name must not come out when it is urgent.
     let open = match &args.halt {
@@ -235,12 +234,13 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
     };
     let (client, connection) = AsyncClient::new(options, 16);
     let mut told = crate::mqtt::events(connection, 16, AGAIN);
-    watch(&args, &prefix, &topics, &client, &mut told, open.as_ref()).await
+    watch(&args, &broker, &prefix, &topics, &client, &mut told, open.as_ref()).await
 }
 
 /// Shows what comes until it is enough.
 async fn watch(
     args: &StatusArgs,
+    broker: &Broker,
     prefix: &str,
     topics: &[String],
     client: &AsyncClient,
@@ -251,7 +251,7 @@ async fn watch(
     let once = args.once || args.json;
     let live = !once && std::io::stdout().is_terminal();
     let mut pace = Pace::new(if live { LIVE } else { QUIET });
-    let (mut lost, mut shown) = (Some(Instant::now()), None);
+    let (mut lost, mut shown, mut reached) = (Some(Instant::now()), None, false);
     loop {
         let wake = pace.due.unwrap_or_else(|| Instant::now() + PATIENCE);
         let event = tokio::select! {
@@ -273,7 +273,7 @@ async fn watch(
                         topics.join(" and ")
                     )));
                 }
-                lost = None;
+                (lost, reached) = (None, true);
                 pace.subscribed(Instant::now());
             }
             Some(Ok(Event::Incoming(Packet::Publish(publish)))) => {
@@ -289,8 +289,9 @@ async fn watch(
             }
             Some(Ok(_)) => {}
             Some(Err(error)) => {
-                if lost.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
-                    return Err(unavailable(format!("no connection to {}: {error}", args.broker)));
+                let for_good = !reached && broker.explain(&error).is_some();
+                if for_good || lost.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+                    return Err(unavailable(format!("no connection to {broker}: {}", broker.why(&error))));
                 }
             }
             None if pace.due.is_none() && lost.is_some() => {
@@ -338,7 +339,13 @@ fn show(text: &str, live: bool, first: bool) -> anyhow::Result<()> {
 
 /// Opens the depot and the keys that sign the rollout.
 async fn ready_to_halt(args: &StatusArgs, model: &str, version: &str) -> anyhow::Result<Open> {
-    let place = PlaceArgs { broker: Some(args.broker.clone()), user: args.user.clone(), to: None, patience: 10 };
+    let place = PlaceArgs {
+        broker: Some(args.broker.clone()),
+        login: args.login.clone(),
+        topics: args.topics.clone(),
+        to: None,
+        patience: 10,
+    };
     let open = Open::new(&AccessArgs { place, keys: args.keys.clone() }).await?;
     open.check_rollout(model, version)?;
     Ok(open)

@@ -31,9 +31,10 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::cli::SwarmArgs;
-use super::mqtt::{Credentials, MqttDepot, NotTaken, random};
-use super::place::{credentials, prefix};
+use super::mqtt::{MqttDepot, NotTaken, random};
+use super::place::prefix;
 use crate::bench::text::thousands;
+use crate::mqtt::broker::Broker;
 use crate::usage;
 
 /// Stack of a gateway's thread: addresses, of which it uses a few hundred kilobytes.
@@ -51,7 +52,7 @@ const NOT_DONE: &str = "no proof and no engine: a version that is whole in the s
 struct Swarm<'a> {
     args: &'a SwarmArgs,
     prefix: &'a str,
-    user: Option<Credentials>,
+    broker: Broker,
     state: &'a Path,
     started: Instant,
     until: tokio::time::Instant,
@@ -111,7 +112,7 @@ struct Complaint {
 /// # Errors
 /// If it cannot start. Exit code 1 says that not all became active.
 pub fn run(args: &SwarmArgs) -> anyhow::Result<ExitCode> {
-    let prefix = prefix(&args.user)?;
+    let prefix = prefix(&args.topics)?;
     let longest = id(args, args.gateways - 1);
     check_name(&longest).map_err(|error| usage(format!("--id-prefix: '{longest}' is no gateway: {error}")))?;
     anyhow::ensure!(args.root.is_file(), "{}: there is no such file; `init` writes it", args.root.display());
@@ -129,7 +130,7 @@ pub fn run(args: &SwarmArgs) -> anyhow::Result<ExitCode> {
     let swarm = Swarm {
         args,
         prefix,
-        user: credentials(&args.user)?,
+        broker: Broker::new(&args.broker, &args.login)?,
         state,
         started,
         until: (started + args.timeout.0).into(),
@@ -181,7 +182,7 @@ impl Swarm<'_> {
     }
 
     async fn live(&self, outcome: &mut Outcome) {
-        let connected = MqttDepot::connect(&self.args.broker, self.prefix, self.user.clone(), &outcome.id).await;
+        let connected = MqttDepot::connect(self.broker.clone(), self.prefix, &outcome.id).await;
         let depot = match connected {
             Ok(depot) => {
                 let depot = Arc::new(depot);

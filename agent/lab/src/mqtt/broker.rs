@@ -1,4 +1,4 @@
-//! How this program reaches the broker that gateways report to: in clear, or over TLS.
+//! How this program reaches a broker and who it is there: in clear, or over TLS.
 //!
 //! The server's name is always checked; there is no way to switch that off. Files are read once, at the start.
 
@@ -11,43 +11,53 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use rumqttc::v5::{ConnectionError, MqttOptions, StateError, mqttbytes};
 use rumqttc::{TlsConfiguration, TlsError, Transport};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
 
-use super::BrokerUrl;
-use crate::depot::{UserArgs, credentials};
+use super::Address;
 use crate::{unavailable, usage};
 
-/// Which broker, who connects to it, and whom it is believed.
-#[derive(clap::Args)]
-pub struct UplinkArgs {
-    /// The broker that the gateways' results go to, as mqtt://HOST[:PORT] or mqtts://HOST[:PORT]
-    #[arg(long, value_name = "URL")]
-    pub broker: UplinkUrl,
+/// Who connects to a broker, and who may vouch for it.
+#[derive(clap::Args, Clone, Default)]
+pub struct LoginArgs {
+    /// User at the broker
+    #[arg(long, value_name = "NAME", requires = "password_file")]
+    pub username: Option<String>,
+    /// File with that user's password in its first line
+    #[arg(long, value_name = "FILE", requires = "username")]
+    pub password_file: Option<PathBuf>,
     /// File with the certificates of those who may vouch for the broker (mqtts), in PEM; the system's without it
     #[arg(long, value_name = "FILE")]
-    ca_file: Option<PathBuf>,
+    pub ca_file: Option<PathBuf>,
     /// File with a client certificate and those between it and its authority, in PEM
     #[arg(long, value_name = "FILE", requires = "key_file")]
-    cert_file: Option<PathBuf>,
+    pub cert_file: Option<PathBuf>,
     /// File with the key of that certificate, in PEM and without a passphrase
     #[arg(long, value_name = "FILE", requires = "cert_file")]
-    key_file: Option<PathBuf>,
-    #[command(flatten)]
-    pub user: UserArgs,
+    pub key_file: Option<PathBuf>,
 }
 
-/// Where a broker listens: `mqtt://HOST[:PORT]` or `mqtts://HOST[:PORT]`.
+/// Where a broker listens, and whether it speaks TLS there: `mqtt://HOST[:PORT]` or `mqtts://HOST[:PORT]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UplinkUrl {
+pub struct BrokerUrl {
     is_secure: bool,
-    at: BrokerUrl,
+    at: Address,
 }
 
-impl UplinkUrl {
+/// A broker, with all that a connection to it takes.
+#[derive(Clone)]
+pub struct Broker {
+    url: BrokerUrl,
+    login: LoginArgs,
+    tls: Option<Arc<ClientConfig>>,
+    password: Option<String>,
+}
+
+impl BrokerUrl {
     /// Whether it never leaves this machine.
     fn is_loopback(&self) -> bool {
         let host = &self.at.host;
@@ -55,7 +65,14 @@ impl UplinkUrl {
     }
 }
 
-impl FromStr for UplinkUrl {
+impl From<Address> for BrokerUrl {
+    /// In clear.
+    fn from(at: Address) -> Self {
+        Self { is_secure: false, at }
+    }
+}
+
+impl FromStr for BrokerUrl {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -64,46 +81,30 @@ impl FromStr for UplinkUrl {
             Some(("mqtts", address)) => (true, address, 8883),
             _ => (false, "", 0),
         };
-        let at = BrokerUrl::at(address, port).ok_or_else(|| {
+        let at = Address::at(address, port).ok_or_else(|| {
             format!("'{text}' is not a broker's address; expected mqtt://HOST[:PORT] or mqtts://HOST[:PORT]")
         })?;
         Ok(Self { is_secure, at })
     }
 }
 
-impl fmt::Display for UplinkUrl {
+impl fmt::Display for Broker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let BrokerUrl { host, port } = &self.at;
+        self.url.fmt(f)
+    }
+}
+
+impl fmt::Display for BrokerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Address { host, port } = &self.at;
         write!(f, "{}://{host}:{port}", if self.is_secure { "mqtts" } else { "mqtt" })
     }
 }
 
-impl UplinkArgs {
-    /// Options for one client. Warns on standard error if a password would be seen on its way.
-    ///
-    /// # Errors
-    /// A sentence that names the file that cannot be used, or the argument that does not fit.
-    pub fn options(&self, client_id: impl Into<String>) -> anyhow::Result<MqttOptions> {
-        let mut options = self.broker.at.options(client_id);
-        if self.broker.is_secure {
-            let config = self.tls().map_err(unavailable)?;
-            options.set_transport(Transport::Tls(TlsConfiguration::Rustls(config)));
-        } else if self.ca_file.is_some() || self.cert_file.is_some() {
-            let broker = &self.broker;
-            return Err(usage(format!("--ca-file, --cert-file and --key-file are for mqtts://, not for {broker}")));
-        }
-        if let Some(user) = credentials(&self.user)? {
-            if self.shows_password() {
-                let broker = &self.broker;
-                eprintln!("limpet-lab: the password goes to {broker} in clear over the network; use mqtts://");
-            }
-            options.set_credentials(user.username, user.password);
-        }
-        Ok(options)
-    }
-
-    fn shows_password(&self) -> bool {
-        self.user.username.is_some() && !self.broker.is_secure && !self.broker.is_loopback()
+impl LoginArgs {
+    /// Whether any of them is given.
+    pub fn is_given(&self) -> bool {
+        self.username.is_some() || self.ca_file.is_some() || self.cert_file.is_some()
     }
 
     fn tls(&self) -> Result<Arc<ClientConfig>, String> {
@@ -151,6 +152,46 @@ impl UplinkArgs {
         }
         Ok(roots)
     }
+}
+
+impl Broker {
+    /// Reads what files it takes. Warns on standard error if a password would be seen on its way.
+    ///
+    /// # Errors
+    /// A sentence that names the file that cannot be used, or the argument that does not fit.
+    pub fn new(url: &BrokerUrl, login: &LoginArgs) -> anyhow::Result<Self> {
+        let tls = if url.is_secure { Some(login.tls().map_err(unavailable)?) } else { None };
+        if tls.is_none() && (login.ca_file.is_some() || login.cert_file.is_some()) {
+            return Err(usage(format!("--ca-file, --cert-file and --key-file are for mqtts://, not for {url}")));
+        }
+        let password = login.password_file.as_deref().map(first_line).transpose()?;
+        let broker = Self { url: url.clone(), login: login.clone(), tls, password };
+        if broker.shows_password() {
+            eprintln!("limpet-lab: the password goes to {url} in clear over the network; use mqtts://");
+        }
+        Ok(broker)
+    }
+
+    /// The user who connects; none without a name.
+    pub fn username(&self) -> Option<&str> {
+        self.login.username.as_deref()
+    }
+
+    /// Options for one client.
+    pub fn options(&self, client_id: impl Into<String>) -> MqttOptions {
+        let mut options = self.url.at.options(client_id);
+        if let Some(tls) = &self.tls {
+            options.set_transport(Transport::Tls(TlsConfiguration::Rustls(Arc::clone(tls))));
+        }
+        if let (Some(username), Some(password)) = (&self.login.username, &self.password) {
+            options.set_credentials(username.clone(), password.clone());
+        }
+        options
+    }
+
+    fn shows_password(&self) -> bool {
+        self.login.username.is_some() && !self.url.is_secure && !self.url.is_loopback()
+    }
 
     /// Why there is no connection, and what to do if that is known.
     pub fn why(&self, error: &ConnectionError) -> String {
@@ -162,7 +203,7 @@ impl UplinkArgs {
                     | StateError::Deserialization(mqttbytes::Error::Io(_))
             )
         );
-        self.explain(error).unwrap_or_else(|| match ended && !self.broker.is_secure {
+        self.explain(error).unwrap_or_else(|| match ended && !self.url.is_secure {
             true => format!("{error}; does the broker want TLS there? Then give mqtts://"),
             false => error.to_string(),
         })
@@ -178,13 +219,13 @@ impl UplinkArgs {
             other => find(other),
         };
         let Some(found) = found else {
-            let url = &self.broker;
+            let url = &self.url;
             return matches!(error, ConnectionError::Tls(_)).then(|| {
                 format!("TLS was ended in its middle ({error}); does the broker speak it at {url}? Give its port for TLS, or mqtt://")
             });
         };
-        let host = &self.broker.at.host;
-        let ca = match &self.ca_file {
+        let host = &self.url.at.host;
+        let ca = match &self.login.ca_file {
             Some(file) => format!("--ca-file {}", file.display()),
             None => "the system's authorities; give --ca-file for one of your own".to_owned(),
         };
@@ -198,10 +239,10 @@ impl UplinkArgs {
             rustls::Error::InvalidCertificate(why) => {
                 format!("the broker's certificate is not accepted: {why}; renew it at the broker, or set this clock")
             }
-            rustls::Error::AlertReceived(AlertDescription::CertificateRequired) if self.cert_file.is_none() => {
+            rustls::Error::AlertReceived(AlertDescription::CertificateRequired) if self.login.cert_file.is_none() => {
                 "the broker asks for a client certificate; give --cert-file and --key-file".to_owned()
             }
-            rustls::Error::AlertReceived(alert) => match &self.cert_file {
+            rustls::Error::AlertReceived(alert) => match &self.login.cert_file {
                 Some(file) => format!(
                     "the broker refuses --cert-file {} ({alert:?}); have it signed by an authority that the broker trusts",
                     file.display()
@@ -209,11 +250,20 @@ impl UplinkArgs {
                 None => format!("the broker ended TLS: {alert:?}"),
             },
             rustls::Error::InvalidMessage(_) => {
-                format!("the broker does not speak TLS at {}; give its port for TLS, or mqtt://", self.broker)
+                format!("the broker does not speak TLS at {}; give its port for TLS, or mqtt://", self.url)
             }
             other => format!("TLS with the broker failed: {other}"),
         })
     }
+}
+
+/// What a file says in its first line: a password, or a passphrase.
+///
+/// # Errors
+/// What the system says, with the file.
+pub fn first_line(file: &Path) -> anyhow::Result<String> {
+    let text = fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
 /// The certificates in a file of PEM.
@@ -253,25 +303,39 @@ mod tests {
 
     #[derive(Parser)]
     struct Cli {
+        #[arg(long)]
+        broker: BrokerUrl,
         #[command(flatten)]
-        uplink: UplinkArgs,
+        login: LoginArgs,
     }
 
-    fn args(more: &[&str]) -> UplinkArgs {
-        Cli::try_parse_from([&["lab", "--broker"], more].concat()).unwrap_or_else(|error| panic!("{error}")).uplink
+    fn broker(more: &[&str]) -> anyhow::Result<Broker> {
+        let Cli { broker, login } =
+            Cli::try_parse_from([&["lab", "--broker"], more].concat()).unwrap_or_else(|error| panic!("{error}"));
+        Broker::new(&broker, &login)
     }
 
     fn complaint(more: &[&str]) -> String {
-        format!("{:#}", args(more).options("test").unwrap_err())
+        format!("{:#}", broker(more).err().unwrap())
     }
 
     #[test]
     fn each_scheme_has_its_port_and_others_are_refused() {
-        assert_eq!("mqtt://broker".parse::<UplinkUrl>().unwrap().to_string(), "mqtt://broker:1883");
-        assert_eq!("mqtts://broker".parse::<UplinkUrl>().unwrap().to_string(), "mqtts://broker:8883");
-        assert_eq!("mqtts://broker:1".parse::<UplinkUrl>().unwrap().to_string(), "mqtts://broker:1");
-        for text in ["broker", "wss://broker", "mqtts://", "mqtts://a/b", "mqtts://u@a", "mqtts://a:70000"] {
-            assert!(text.parse::<UplinkUrl>().unwrap_err().contains("mqtts://HOST"), "{text}");
+        assert_eq!("mqtt://broker".parse::<BrokerUrl>().unwrap().to_string(), "mqtt://broker:1883");
+        assert_eq!("mqtts://broker".parse::<BrokerUrl>().unwrap().to_string(), "mqtts://broker:8883");
+        assert_eq!("mqtts://broker:1".parse::<BrokerUrl>().unwrap().to_string(), "mqtts://broker:1");
+        for text in [
+            "broker",
+            "wss://broker",
+            "http://a",
+            "mqtt://",
+            "mqtts://",
+            "mqtts://a/b",
+            "mqtts://u@a",
+            "mqtt://a:x",
+            "mqtts://a:70000",
+        ] {
+            assert!(text.parse::<BrokerUrl>().unwrap_err().contains("mqtts://HOST"), "{text}");
         }
     }
 
@@ -289,9 +353,14 @@ mod tests {
 
     #[test]
     fn a_password_is_seen_on_the_network_alone() {
-        let shows = |url| args(&[url, "--username", "u", "--password-file", "p"]).shows_password();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("password");
+        fs::write(&file, "secret\n").unwrap();
+        let user = ["--username", "u", "--password-file", file.to_str().unwrap()];
+        let shows = |url| broker(&[&[url], &user[..]].concat()).unwrap().shows_password();
         assert!(shows("mqtt://broker") && shows("mqtt://192.0.2.1"));
         assert!(!shows("mqtts://broker") && !shows("mqtt://localhost") && !shows("mqtt://127.0.0.2:1884"));
-        assert!(!args(&["mqtt://broker"]).shows_password());
+        assert!(!broker(&["mqtt://broker"]).unwrap().shows_password());
+        assert_eq!(broker(&[&["mqtt://broker"], &user[..]].concat()).unwrap().password.unwrap(), "secret");
     }
 }
