@@ -4,7 +4,7 @@
 //! infer. A loader thread proves and loads models while the links come up, so that a proof that takes a minute is seen
 //! as `proving` by whoever watches.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
@@ -375,8 +375,6 @@ async fn serve_by(
     let enabled = config.uplink.commands.clone();
     let mut commands = (!enabled.is_empty()).then(|| Commands::new(&topics, enabled, orders));
     let secrets = secrets(config);
-    // From the start on.
-    secrets();
     let (asked_of, to) = (Arc::clone(&backend) as Arc<dyn api::Backend>, Arc::clone(&uplink));
     tokio::task::spawn_local(commands::answer(ordered, asked_of, to, config.gateway.id.to_string(), secrets));
     let (close, closed) = tokio::sync::oneshot::channel::<()>();
@@ -588,14 +586,12 @@ async fn proved(backend: Arc<LocalBackend>, mut stop: watch::Receiver<Stop>) {
     }
 }
 
-/// The passwords of all brokers, as they are now and were when this was asked before: the log holds lines of then.
+/// The passwords of all brokers, as they are now and as any connection used them.
 fn secrets(config: &Config) -> impl Fn() -> Vec<String> + Clone + Send + use<> {
     let brokers: Vec<config::Broker> = config.brokers.values().cloned().collect();
-    let known: Arc<Mutex<BTreeSet<String>>> = Arc::default();
     move || {
-        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.extend(brokers.iter().filter_map(|broker| broker.password().ok().flatten()));
-        known.iter().cloned().collect()
+        brokers.iter().for_each(|broker| _ = broker.password());
+        config::passwords().iter().cloned().collect()
     }
 }
 

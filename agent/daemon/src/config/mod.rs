@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use limpet_wire::command::Verb;
@@ -256,9 +256,18 @@ impl Broker {
         match (first, more) {
             ("", _) => wrong("its first line is empty, and should be the password"),
             (_, Some(more)) if !more.is_empty() => wrong("it has several lines, and should have one"),
-            _ => Ok(Some(first.to_owned())),
+            _ => {
+                passwords().insert(first.to_owned());
+                Ok(Some(first.to_owned()))
+            }
         }
     }
+}
+
+/// Every password that this process has read: the log may hold what a broker said of one that was changed since.
+pub fn passwords() -> MutexGuard<'static, BTreeSet<String>> {
+    static READ: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    READ.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The link that carries results.

@@ -404,6 +404,11 @@ fn a_password_file_must_exist_and_may_be_a_systemd_credential() {
     assert_eq!(broker.password().unwrap().as_deref(), Some("secret"));
     assert!(!effective(&loaded).contains("secret"));
     assert!(bad(&after("url", "password_file = \"x\"")).contains("add 'username'"));
+    // Whichever a connection used is known, whatever the file says later.
+    std::fs::write(&file, "changed-password").unwrap();
+    broker.password().unwrap();
+    std::fs::write(&file, "changed-once-more").unwrap();
+    assert!(passwords().contains("changed-password") && !passwords().contains("changed-once-more"));
 }
 
 #[test]
