@@ -52,6 +52,8 @@ use crate::{CliError, api, config, configured, crash, marks, outbox, report, thr
 const STOP: Duration = Duration::from_secs(8);
 /// How long the process may take to end for a session that hangs, once it was noticed.
 const LAST_WORDS: Duration = Duration::from_secs(4);
+/// How much of that it may wait for the broker, which often is there: after the next start it may be minutes later.
+const HEARD: Duration = Duration::from_secs(2);
 /// How long a link that is resumed waits for models to be proved.
 const FOR_PROOFS: Duration = Duration::from_secs(120);
 /// Exit code for that: an internal error, as sysexits.h has it.
@@ -199,8 +201,13 @@ impl limpet_runtime::Watch for Watcher {
         }
         let pipeline = run.pipeline.as_ref().map(|pipeline| &*pipeline.name);
         self.reporter.session_hung(&run.facts.name, pipeline, ran);
-        // A thread cannot be ended safely, so the process is: once the disk has the event, if the broker does not.
-        self.outbox.commit_all(Instant::now() + LAST_WORDS);
+        // A thread cannot be ended safely, so the process is: once the disk has the event, and the broker too if it can.
+        let until = Instant::now() + LAST_WORDS;
+        self.outbox.commit_all(until - HEARD);
+        let until = until.min(Instant::now() + HEARD);
+        while self.outbox.waiting() > 0 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         std::process::exit(HUNG);
     }
 }
