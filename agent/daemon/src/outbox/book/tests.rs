@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
+use super::keep::{PROBE, RETRY};
 use super::*;
+use crate::link::outgoing::Room;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 const ROOM: Room = Room { in_flight: 0, places: 8, bytes: 2000, largest: 1 << 20, hurry: false };
