@@ -309,7 +309,7 @@ publish = "every"
         self.report.at_most("windows that were not inferred, the uplink dead and the local broker alive", max(0, sent - results), 0,
                             note=f"of {sent:,} messages sent; {while_dead:,} results in {dead:.0f} s without an uplink, {waited:,} "
                                  "waited in the end")
-        self.report.at_most("of the results lost on the way", results - received + lost, 0,
+        self.report.at_most("of the results lost on the way", max(0, results - received) + lost, 0,
                             note=f"{received:,} received; all within {drained:.1f} s after the link was back")
         self.report.figures["outbox_dead"] = {"seconds": dead, "sent": sent, "last": last, "audit": report, "drained": drained}
 

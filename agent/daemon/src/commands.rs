@@ -291,18 +291,34 @@ fn without_streams(status: &mut Value) {
     pipelines.into_iter().flatten().for_each(|pipeline| pipeline["streams"] = json!([]));
 }
 
-/// Takes secrets out of all texts. None is ever logged; a broker may repeat one in what it says.
+/// Takes secrets out of all texts, the longest first: one may begin with another. None is ever logged; a broker may repeat
+/// one in what it says.
 fn redact(value: &mut Value, secrets: &[String]) {
     match value {
         Value::String(text) => {
-            for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
-                *text = text.replace(secret.as_str(), "…");
+            let mut secrets: Vec<&str> =
+                secrets.iter().map(String::as_str).filter(|secret| !secret.is_empty()).collect();
+            secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+            // A line that was cut, up to the last character that is whole, may end in the middle of one.
+            if text.len() + char::MAX.len_utf8() > crate::logging::LONGEST {
+                let kept = secrets.iter().map(|secret| without_beginning_of(text, secret)).min();
+                text.truncate(kept.unwrap_or(text.len()));
+            }
+            for secret in secrets {
+                *text = text.replace(secret, "…");
             }
         }
         Value::Array(values) => values.iter_mut().for_each(|value| redact(value, secrets)),
         Value::Object(members) => members.values_mut().for_each(|value| redact(value, secrets)),
         _ => {}
     }
+}
+
+/// How long a text is without the beginning of a secret at its end.
+fn without_beginning_of(text: &str, secret: &str) -> usize {
+    let beginnings = secret.char_indices().rev().map(|(at, _)| &secret[..at]).filter(|beginning| !beginning.is_empty());
+    let found = beginnings.into_iter().find(|beginning| text.ends_with(beginning));
+    text.len() - found.map_or(0, str::len)
 }
 
 #[cfg(test)]
@@ -385,6 +401,13 @@ mod tests {
         let mut said = json!({ "lines": ["user said hunter2, hunter2!", "nothing"], "why": "hunter2", "n": 2 });
         redact(&mut said, &secrets);
         assert_eq!(said, json!({ "lines": ["user said …, …!", "nothing"], "why": "…", "n": 2 }));
+
+        // One that begins as another, and one in whose middle a line was cut.
+        let secrets = ["plant-07".to_owned(), "plant-07-2026".to_owned()];
+        let cut = format!("{}plant-07-20", "x".repeat(crate::logging::LONGEST - 11));
+        let mut said = json!(["now plant-07-2026, then plant-07", cut]);
+        redact(&mut said, &secrets);
+        assert_eq!(said, json!(["now …, then …", "x".repeat(crate::logging::LONGEST - 11)]));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::config::{Log, LogFormat};
 /// Lines that are kept.
 const LINES: usize = crate::commands::LINES_MOST as usize;
 /// Longest line that is kept whole.
-const LONGEST: usize = 1000;
+pub const LONGEST: usize = 1000;
 
 static LAST: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
 

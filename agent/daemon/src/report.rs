@@ -22,7 +22,7 @@ use crate::wall;
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// Every kind of event, with the keys that say what one is about. docs/events.md says when each comes.
-const EVENTS: [(&str, &[&str]); 46] = [
+const EVENTS: [(&str, &[&str]); 47] = [
     ("begins-again", &[]),
     ("certificate-expires", &["broker"]),
     ("clock-step", &[]),
@@ -50,6 +50,7 @@ const EVENTS: [(&str, &[&str]); 46] = [
     ("out-of-range", &["source", "stream"]),
     ("outbox-damaged", &[]),
     ("outbox-failing", &[]),
+    ("outbox-ring-failing", &[]),
     ("outbox-ring-full", &[]),
     ("outbox-works", &[]),
     ("over-budget", &["source"]),
@@ -213,18 +214,17 @@ impl Reporter {
                 tracing::info!("{message}");
                 self.event("outbox-works", message, &[]);
             }
-            Notice::Unringed(why) => {
-                let message = format!(
-                    "the ring of the outbox does not take every result ({why}), so those since the last commit do not outlive the process; raise outbox.ring, publish less, or see why the disk takes so little"
-                );
+            Notice::RingFull => {
+                let message = "the ring of the outbox is full: more results come than the disk takes, and those that are in memory alone do not outlive the process; raise outbox.ring and budget.memory by as much, publish less, or see why the disk takes so little";
                 tracing::warn!("{message}");
-                self.event("outbox-ring-full", &message, &[]);
+                self.event("outbox-ring-full", message, &[]);
             }
-            Notice::NoRing(why) => {
-                tracing::error!(
-                    why,
-                    "gateway.run takes no ring; results of the last moments do not outlive the process"
+            Notice::RingFailing(why) => {
+                let message = format!(
+                    "the ring of the outbox cannot be written ({why}), so results do not outlive the process until they are committed; see that there is room in the run folder, gateway.run, and that it can be written"
                 );
+                tracing::error!("{message}");
+                self.event("outbox-ring-failing", &message, &[]);
             }
         }
     }

@@ -68,9 +68,9 @@ pub struct Tally {
     pub load: f64,
     /// Σ C99 ÷ T of each worker.
     pub density: Vec<f64>,
-    /// Measured memory of what was admitted, in bytes.
+    /// Measured memory of what was admitted, and the outbox's ring, in bytes.
     pub admitted: u64,
-    /// Measured memory of what is loaded.
+    /// Measured memory of what is loaded, and the ring.
     pub loaded: u64,
     /// Every variant that may run.
     pub models: Vec<Listed>,

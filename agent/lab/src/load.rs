@@ -248,7 +248,7 @@ async fn measure(args: LoadArgs, traffic: Traffic) -> anyhow::Result<Report> {
     let pacing = tokio::task::spawn_local(pace(publisher.clone(), stop.clone(), Pace::from(&args)));
     let refill = args.flat_out.then_some(args.unanswered);
     let polled = tokio::select! {
-        polled = poll(&mut events, &publisher, args.echo, refill) => polled,
+        polled = poll(&mut events, &broker, &publisher, args.echo, refill) => polled,
         () = stop.notified() => Ok(()),
     };
     polled?;
@@ -297,9 +297,16 @@ async fn subscribe(
 }
 
 /// Takes the answers. When flat out, each answer makes room for the next message.
-async fn poll(events: &mut EventLoop, publisher: &Publisher, echo: bool, refill: Option<usize>) -> anyhow::Result<()> {
+async fn poll(
+    events: &mut EventLoop,
+    broker: &Broker,
+    publisher: &Publisher,
+    echo: bool,
+    refill: Option<usize>,
+) -> anyhow::Result<()> {
     loop {
-        let event = events.poll().await.context("the connection to the broker was lost")?;
+        let event = events.poll().await;
+        let event = event.map_err(|e| unavailable(format!("no connection to {broker}: {}", broker.why(&e))))?;
         if let Event::Outgoing(Outgoing::Publish(_)) = event {
             publisher.written.set(publisher.written.get() + 1);
         }

@@ -229,7 +229,7 @@ impl fmt::Display for Refusal {
                 let text: Vec<_> = terms.iter().map(|(name, bytes)| format!("{name} {}", Mebibytes(*bytes))).collect();
                 write!(
                     f,
-                    "Σ measured = {} is above budget.memory = {}: {}; raise the budget, or serve fewer or smaller models",
+                    "Σ measured = {} is above budget.memory = {}: {}; raise the budget, serve fewer or smaller models, or make outbox.ring smaller",
                     Mebibytes(sum),
                     Mebibytes(*budget),
                     text.join(" + ")

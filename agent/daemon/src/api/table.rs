@@ -63,7 +63,7 @@ fn head(report: &StatusReport) -> String {
     format!(
         "limpet {} on {}, up {}, clock {clock}\n\
          cpu       {:.2} of {:.2} cores admitted{workers}\n\
-         memory    {} of {} MiB admitted, {} loaded\n\
+         memory    {} of {} MiB admitted, {} taken\n\
          pressure  {}\n\
          links     {}\n\
          outbox    {}\n\
@@ -357,7 +357,7 @@ mod tests {
         let expected = "\
 limpet 0.1.0 on press-07, up 3 d 4 h, clock synced
 cpu       0.82 of 1.50 cores admitted; 2 workers: 0.61, 0.21
-memory    24.5 of 96.0 MiB admitted, 18.2 loaded
+memory    24.5 of 96.0 MiB admitted, 18.2 taken
 pressure  none
 links     local up, uplink down
 outbox    3 in memory, 48210 on disk (9.2 MiB); 1204101 delivered, 12 dropped

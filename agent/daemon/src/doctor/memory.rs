@@ -14,13 +14,15 @@ pub fn check(patient: &Patient<'_>) -> Vec<Finding> {
     };
     system.refresh_memory();
     let (total, available) = (system.total_memory(), system.available_memory());
-    let to_load = patient
-        .status
-        .map_or(0, |status| status.budget.memory_admitted_bytes.saturating_sub(status.budget.memory_loaded_bytes));
+    let to_load = patient.status.map_or(0, |status| {
+        let models = status.budget.memory_admitted_bytes.saturating_sub(status.budget.memory_loaded_bytes);
+        models + patient.config.outbox.ring.0.saturating_sub(status.outbox.ring_bytes)
+    });
     let mib = |bytes: u64| bytes >> 20;
     let found = format!("{} of {} MiB are available", mib(available), mib(total));
     vec![if available < to_load + RESERVE {
-        let found = format!("{found}; models that are admitted and not loaded want {} MiB", mib(to_load));
+        let found =
+            format!("{found}; what was admitted and is not there yet, models and the ring, wants {} MiB", mib(to_load));
         Finding::warning(CHECK, found, "stop what else runs here, or lower budget.memory")
     } else {
         Finding::ok(CHECK, found)

@@ -103,10 +103,10 @@ pub enum Notice {
     Failing(String),
     /// They can again.
     Works,
-    /// The run folder takes no ring: what was stored since the last commit does not outlive the process.
-    NoRing(String),
-    /// The ring is there and did not take an item, of which the same holds.
-    Unringed(String),
+    /// The ring is full: what it did not take does not outlive the process until it is committed.
+    RingFull,
+    /// The run folder takes no ring, or the ring cannot be written, for this reason; of what it did not take the same holds.
+    RingFailing(String),
 }
 
 /// Figures of an outbox since the start.
@@ -174,8 +174,8 @@ struct State {
     ring: Option<Ring>,
     /// Live items that the ring did not take.
     unringed: HashSet<Number>,
-    /// When it was told last that there are such.
-    unringed_told: Option<Instant>,
+    /// When it was told last that the ring is full, and that it cannot be written.
+    ring_told: [Option<Instant>; 2],
     runs: Runs,
     /// What segments before this one settled has left the database.
     absorbed: u64,
@@ -258,7 +258,7 @@ impl Outbox {
             Ok((ring, found)) => (Some(ring), found),
             Err(error) => {
                 let why = format!("{}: {error}", ring.display());
-                _ = notices.send(Notice::NoRing(why));
+                _ = notices.send(Notice::RingFailing(why));
                 (None, ring::Found::default())
             }
         };
@@ -304,7 +304,7 @@ impl Outbox {
             book,
             ring,
             unringed: HashSet::new(),
-            unringed_told: None,
+            ring_told: [None; 2],
             runs,
             absorbed: 0,
             settled_before: std::mem::take(&mut found.settled),
@@ -399,9 +399,9 @@ impl Outbox {
         let stored = state.store(key, payload, false);
         wake |= stored.wake;
         _ = serial.map(|serial| state.runs.stored(key, serial));
-        let refused = stored.refused.filter(|_| state.is_to_tell_of_ring());
+        let notice = stored.refused.and_then(|why| state.tell_of_ring(why));
         drop(state);
-        _ = refused.map(|why| self.notices.send(Notice::Unringed(why.to_string())));
+        _ = notice.map(|notice| self.notices.send(notice));
         if wake {
             self.wake_keeper();
         }
@@ -478,6 +478,11 @@ impl Outbox {
     /// Items that wait or are in hand.
     pub fn waiting(&self) -> u64 {
         self.lock().book.waiting()
+    }
+
+    /// How many events have not been acknowledged.
+    pub fn events_waiting(&self) -> u64 {
+        self.lock().book.waiting_by_key().get(&LaneKey::Events).copied().unwrap_or(0)
     }
 
     /// The `delivery` message, as of now and at most so long, unless it says what the last one said.
@@ -594,15 +599,19 @@ impl State {
         Stored { wake, ringed, refused }
     }
 
-    /// Whether it is said once more that the ring does not take everything. More comes than the disk takes, so that it may
-    /// do so and then again not, many times a second.
-    fn is_to_tell_of_ring(&mut self) -> bool {
+    /// That the ring did not take an item, unless it was just said. It may take the next and again not the one after that,
+    /// many times a second.
+    fn tell_of_ring(&mut self, why: NoRoom) -> Option<Notice> {
         let now = Instant::now();
-        let due = self.unringed_told.is_none_or(|told| now.duration_since(told) >= BETWEEN_RINGS);
-        if due {
-            self.unringed_told = Some(now);
-        }
-        due
+        let (told, notice) = match why {
+            NoRoom::Full => (&mut self.ring_told[0], Notice::RingFull),
+            NoRoom::System(error) => (&mut self.ring_told[1], Notice::RingFailing(error.to_string())),
+        };
+        let due = told.is_none_or(|told| now.duration_since(told) >= BETWEEN_RINGS);
+        due.then(|| {
+            *told = Some(now);
+            notice
+        })
     }
 
     /// Says whether the keeper is to be woken.

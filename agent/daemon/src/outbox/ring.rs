@@ -21,7 +21,6 @@
 //! a frame that is cut; reading ends there.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -107,15 +106,6 @@ pub enum NoRoom {
     Full,
     /// The system says no: tmpfs is full, mostly.
     System(io::Error),
-}
-
-impl fmt::Display for NoRoom {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Full => f.write_str("it is full: more comes than the disk takes"),
-            Self::System(error) => write!(f, "{error}"),
-        }
-    }
 }
 
 impl Ring {

@@ -13,7 +13,6 @@ use limpet_wire::message::ModelPhase;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::delivered::{Delivered, Fault, Grounds, NotProved, Owed, Stops};
-use super::memory::GIVE_BACK_FIRST;
 use super::{Board, Listed, ModelVersion, PipelineState, Places, Proved, Request, Requests, Settled, open};
 use crate::CliError;
 use crate::admission::{Candidate, Estimate, Seen, Trial, introduce, streams_of};
@@ -127,8 +126,6 @@ pub struct Loader<S: Sink + 'static> {
     /// What was said of them, and of sources that ask for more than was admitted, so that it is said once.
     pub(super) told: BTreeSet<u32>,
     over_budget: BTreeSet<usize>,
-    /// When freed memory is given back next.
-    pub(super) give_back: Instant,
 }
 
 /// Why a package may not run, though its proof is good: it ended the process too often.
@@ -206,7 +203,6 @@ impl<S: Sink + 'static> Loader<S> {
             settled,
             told: BTreeSet::new(),
             over_budget: BTreeSet::new(),
-            give_back: Instant::now(),
         }
     }
 
@@ -214,6 +210,9 @@ impl<S: Sink + 'static> Loader<S> {
     pub fn run(mut self, packages: Packages) {
         // Workers go first.
         threads::step_back();
+        // The ring is there without any model.
+        let ring = self.config.outbox.ring.0;
+        self.board.set_tally(|tally| (tally.admitted, tally.loaded) = (ring, ring));
         match ProofStore::new(&self.config.gateway.state, &self.engines) {
             Ok(store) => {
                 self.store = Some(Arc::new(store));
@@ -223,10 +222,8 @@ impl<S: Sink + 'static> Loader<S> {
                 packages.values().for_each(|opened| self.refuse(opened, &error.to_string()));
             }
         }
-        self.give_back = Instant::now() + GIVE_BACK_FIRST;
         loop {
             self.look_again_at_due();
-            self.give_back_at_due();
             let request = match self.later.pop_front() {
                 Some(request) => request,
                 None => match self.requests.recv_timeout(self.next_turn()) {

@@ -22,11 +22,8 @@ use crate::pipeline::worker::Sink;
 const LETS_GO: Duration = Duration::from_secs(15);
 /// How long a busy model stays loaded before another that is wanted takes its place.
 const TURN: Duration = Duration::from_secs(1);
-/// How often what was freed is given back to the system. What a start, a drain or an answer needed for a moment would else
-/// stay resident, 1.3 MB of 8.0 after a start: 0.1 to 0.2 ms each time on x86_64, 0.7 the first.
-const GIVE_BACK: Duration = Duration::from_secs(10);
-/// When it is done first: links are up by then, and read what waits.
-pub(super) const GIVE_BACK_FIRST: Duration = Duration::from_millis(400);
+/// How long to wait when there is nothing to wait for.
+const LONG: Duration = Duration::from_secs(3600);
 
 impl<S: Sink + 'static> Loader<S> {
     /// Bytes of the budget that are taken: models that are loaded, and the ring of the outbox.
@@ -183,23 +180,13 @@ impl<S: Sink + 'static> Loader<S> {
         }
     }
 
-    /// Gives freed memory back, if it is time.
-    pub(super) fn give_back_at_due(&mut self) {
-        let now = Instant::now();
-        if now >= self.give_back {
-            limpet_engine::give_back_memory();
-            self.give_back = now + GIVE_BACK;
-        }
-    }
-
     /// How long until somebody's turn may be over, or something is to be looked at again.
     pub(super) fn next_turn(&self) -> Duration {
         let turn = match (self.waiting.is_empty(), self.watches()) {
             (false, _) => TURN / 4,
             (true, true) => SHOW_EVERY,
-            (true, false) => GIVE_BACK,
+            (true, false) => LONG,
         };
-        let turn = turn.min(self.give_back.saturating_duration_since(Instant::now()));
         self.until_due().map_or(turn, |due| due.min(turn))
     }
 

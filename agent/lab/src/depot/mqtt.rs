@@ -508,8 +508,8 @@ impl Link {
             ConnectionError::Io(error) | ConnectionError::MqttState(StateError::Io(error)) => error.to_string(),
             other => self.broker.why(other),
         };
-        // A certificate that is not believed is not believed the next time either.
-        Lost { why, for_good: self.broker.explain(error).is_some() }
+        // A certificate that was never believed is not believed the next time either.
+        Lost { why, for_good: self.connected.is_some() && Broker::stays_so(error) }
     }
 }
 

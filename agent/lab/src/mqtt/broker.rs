@@ -9,7 +9,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use anyhow::Context as _;
 use rumqttc::v5::{ConnectionError, MqttOptions, StateError, mqttbytes};
@@ -166,8 +166,12 @@ impl Broker {
         }
         let password = login.password_file.as_deref().map(first_line).transpose()?;
         let broker = Self { url: url.clone(), login: login.clone(), tls, password };
+        // Once, however many connections a command makes.
+        static SAID: Once = Once::new();
         if broker.shows_password() {
-            eprintln!("limpet-lab: the password goes to {url} in clear over the network; use mqtts://");
+            SAID.call_once(|| {
+                eprintln!("limpet-lab: the password goes to {url} in clear over the network; use mqtts://")
+            });
         }
         Ok(broker)
     }
@@ -209,16 +213,21 @@ impl Broker {
         })
     }
 
-    /// What is wrong with TLS, and what to do, if that is why there is no connection. It stays so until somebody changes
-    /// something.
+    /// Whether there is no connection for a reason that stays until somebody changes something.
+    pub fn stays_so(error: &ConnectionError) -> bool {
+        matches!(
+            tls_error(error),
+            Some(
+                rustls::Error::InvalidCertificate(_)
+                    | rustls::Error::AlertReceived(_)
+                    | rustls::Error::InvalidMessage(_)
+            )
+        )
+    }
+
+    /// What is wrong with TLS, and what to do, if that is why there is no connection.
     pub fn explain(&self, error: &ConnectionError) -> Option<String> {
-        let found = match error {
-            // A TLS alert that comes with the first packets hides here, and is not among the sources of the whole.
-            ConnectionError::MqttState(StateError::Deserialization(mqttbytes::Error::Io(error))) => find(error),
-            ConnectionError::Tls(TlsError::Io(error)) => find(error),
-            other => find(other),
-        };
-        let Some(found) = found else {
+        let Some(found) = tls_error(error) else {
             let url = &self.url;
             return matches!(error, ConnectionError::Tls(_)).then(|| {
                 format!("TLS was ended in its middle ({error}); does the broker speak it at {url}? Give its port for TLS, or mqtt://")
@@ -284,6 +293,16 @@ fn key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     PrivateKeyDer::from_pem_slice(&read).map_err(|error| {
         format!("--key-file {shown} holds no private key in PEM ({error}); expected '-----BEGIN PRIVATE KEY-----', without a passphrase")
     })
+}
+
+/// Why TLS said no, if it did.
+fn tls_error(error: &ConnectionError) -> Option<&rustls::Error> {
+    match error {
+        // A TLS alert that comes with the first packets hides here, and is not among the sources of the whole.
+        ConnectionError::MqttState(StateError::Deserialization(mqttbytes::Error::Io(error))) => find(error),
+        ConnectionError::Tls(TlsError::Io(error)) => find(error),
+        other => find(other),
+    }
 }
 
 /// The TLS error in an error, however deep. What an `io::Error` carries is not its source.
