@@ -31,25 +31,30 @@ pub fn is_right() -> bool {
 pub struct Wall {
     /// UTC minus boot time, in nanoseconds; none where UTC is not known.
     offset: Option<i64>,
+    /// Whether a time server sets it.
+    right: bool,
 }
 
 impl Wall {
     /// As of now.
     pub fn now() -> Self {
         let utc = SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|d| i64::try_from(d.as_nanos()).ok());
-        Self { offset: utc.filter(|utc| *utc >= EARLIEST_NS).map(|utc| utc - Moment::now().0 as i64) }
+        Self {
+            offset: utc.filter(|utc| *utc >= EARLIEST_NS).map(|utc| utc - Moment::now().0 as i64),
+            right: is_right(),
+        }
     }
 
     /// A clock that knows no UTC: results carry the time since the start instead, as for recordings.
     pub fn unknown() -> Self {
-        Self { offset: None }
+        Self { offset: None, right: false }
     }
 
     /// When something was captured, by this clock or by the payload's own.
     pub fn captured(&self, at: Moment, payload_ns: Option<i64>) -> (Captured, Clock) {
         match (payload_ns, self.offset) {
             (Some(ns), _) => (Captured::Utc(ns), self.state()),
-            (None, Some(offset)) => (Captured::Utc(offset.saturating_add_unsigned(at.0)), Clock::Synced),
+            (None, Some(offset)) => (Captured::Utc(offset.saturating_add_unsigned(at.0)), self.state()),
             (None, None) => (Captured::Boottime(at.0), Clock::Unsynced),
         }
     }
@@ -59,9 +64,10 @@ impl Wall {
         self.offset
     }
 
-    /// How far it can be trusted.
+    /// How far it can be trusted: one that shows a time that can be right, and that no time server keeps so, may be wrong by
+    /// any amount.
     pub fn state(&self) -> Clock {
-        if self.offset.is_some() { Clock::Synced } else { Clock::Unsynced }
+        if self.offset.is_some() && self.right { Clock::Synced } else { Clock::Unsynced }
     }
 }
 
@@ -129,8 +135,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_time_is_told_as_far_as_it_is_known_and_called_synced_if_a_time_server_sets_it() {
+        let captured = |offset, right| Wall { offset, right }.captured(Moment(5), None);
+        assert_eq!(captured(Some(EARLIEST_NS), true), (Captured::Utc(EARLIEST_NS + 5), Clock::Synced));
+        assert_eq!(captured(Some(EARLIEST_NS), false), (Captured::Utc(EARLIEST_NS + 5), Clock::Unsynced));
+        assert_eq!(captured(None, true), (Captured::Boottime(5), Clock::Unsynced));
+        let payload = Wall { offset: Some(0), right: false }.captured(Moment(5), Some(7));
+        assert_eq!(payload, (Captured::Utc(7), Clock::Unsynced));
+    }
+
+    #[test]
     fn a_clock_that_is_set_is_noticed_once_and_one_that_drifts_is_not() {
-        let at = |offset| Wall { offset };
+        let at = |offset| Wall { offset, right: true };
         let mut steps = Steps::new(at(None));
         assert_eq!(steps.look(at(None)), None);
         assert_eq!(steps.look(at(Some(1_000_000_000))), Some(Step::Known));

@@ -30,6 +30,7 @@ mod record;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::io::{self, Read};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -83,7 +84,8 @@ impl Store {
     /// [`DepotError`] if its folders cannot be made or read.
     pub fn open(state: &Path) -> Result<Self, DepotError> {
         let folder = state.join("depot");
-        fs::create_dir_all(state).map_err(DepotError::io(state, "made"))?;
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(state);
+        made.map_err(DepotError::io(state, "made"))?;
         let inner = Inner { folder, written: AtomicU64::new(0), notices: Mutex::default(), behind: Mutex::default() };
         let store = Self { inner: Arc::new(inner) };
         for folder in [store.folder().to_owned(), store.chunks(), store.indexes(), store.models()] {

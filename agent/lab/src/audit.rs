@@ -104,7 +104,7 @@ async fn listen(args: &AuditArgs) -> anyhow::Result<Ledger> {
             biased;
             event = told.recv() => event.context("the connection's task ended")?,
             () = tokio::time::sleep_until(due) => {
-                if !subscribed && end.is_none_or(|end| due < end) {
+                if !subscribed {
                     return Err(unavailable(format!("no connection to {broker}: {why}")));
                 }
                 let waiting = ledger.waiting();
@@ -154,7 +154,13 @@ async fn listen(args: &AuditArgs) -> anyhow::Result<Ledger> {
             Err(error) if !subscribed && broker.explain(&error).is_some() => {
                 return Err(unavailable(format!("no connection to {broker}: {}", broker.why(&error))));
             }
-            Err(error) => why = broker.why(&error),
+            Err(error) => {
+                let now = broker.why(&error);
+                if now != why {
+                    eprintln!("limpet-lab: no connection to {broker}, trying again: {now}");
+                    why = now;
+                }
+            }
         }
     }
     Ok(ledger)

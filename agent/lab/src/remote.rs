@@ -139,7 +139,7 @@ async fn ask(args: &RemoteArgs, asked: &mut Option<String>) -> anyhow::Result<An
                 PubAckReason::NoMatchingSubscribers => {
                     let (gateway, command) = (&args.gateway, args.command);
                     return Err(unavailable(format!(
-                        "{gateway} does not hear {command}: it has it not in uplink.commands, or its broker does not let it read {}#",
+                        "{gateway} does not hear {command}: it has it not in uplink.commands, its broker does not let it read {}#, or it is not connected just now",
                         topics.commands()
                     )));
                 }

@@ -20,9 +20,9 @@ use crate::{VERSION, WireError};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Clock {
-    /// The time is known.
+    /// A time server sets the clock.
     Synced,
-    /// The time is not known since boot; results carry the time since boot instead.
+    /// None does: the time may be wrong by any amount. Where it cannot be right, results carry the time since boot instead.
     Unsynced,
     /// The time was not known when it was captured, and has been worked out since.
     Corrected,

@@ -386,7 +386,8 @@ impl Check<'_> {
         let memory = file.memory.unwrap_or(Size(96 << 20));
         self.require(&at, "memory", memory.0 > ring.0, || {
             format!(
-                "found {memory}, and outbox.ring = {ring} is a part of it, so that no model fits; give e.g. \"96MiB\""
+                "found {memory}, and outbox.ring = {ring} is a part of it, so that no model fits; give e.g. \"{}\"",
+                Size(ring.0 + (88 << 20))
             )
         });
         Budget { cpu, memory }

@@ -9,19 +9,19 @@ const CHECK: &str = "clock";
 
 pub fn check(_patient: &Patient<'_>) -> Vec<Finding> {
     let now = wall::now_text().unwrap_or_else(|| "a time before this program was built".to_owned());
-    vec![match (Wall::now().state(), wall::is_right()) {
-        (Clock::Unsynced, _) => Finding::error(
+    vec![match (Wall::now().offset(), Wall::now().state()) {
+        (None, _) => Finding::error(
             CHECK,
             format!(
                 "it shows {now}, so results carry the time since boot, and no certificate and no model can be judged"
             ),
             "let it be set: timedatectl set-ntp true, and let UDP port 123 out; or give the gateway a clock with a battery",
         ),
-        (_, false) => Finding::warning(
+        (_, Clock::Unsynced | Clock::Corrected) => Finding::warning(
             CHECK,
-            format!("it shows {now}, which no time server keeps right"),
+            format!("it shows {now}, which no time server keeps right; results say so: \"clock\":\"unsynced\""),
             "timedatectl set-ntp true, and let UDP port 123 out",
         ),
-        (_, true) => Finding::ok(CHECK, format!("it shows {now}, set by a time server")),
+        (_, Clock::Synced) => Finding::ok(CHECK, format!("it shows {now}, set by a time server")),
     }]
 }

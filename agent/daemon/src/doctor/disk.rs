@@ -1,5 +1,6 @@
 //! Whether there is room where the agent keeps its state.
 
+use rustix::fs::Access;
 use rustix::io::Errno;
 
 use super::{Finding, Patient};
@@ -12,22 +13,42 @@ const TMPFS: rustix::fs::FsWord = 0x0102_1994;
 const LEAST: u64 = 16 << 20;
 
 pub fn check(patient: &Patient<'_>) -> Vec<Finding> {
-    let mut findings = vec![state(patient)];
-    // Without the folder there is no agent, which says so elsewhere.
-    let run = &patient.config.gateway.run;
-    if let Ok(stat) = rustix::fs::statfs(run)
-        && stat.f_type != TMPFS
-    {
+    let (state, run) = (&patient.config.gateway.state, &patient.config.gateway.run);
+    let mut findings = vec![room(patient)];
+    for (key, folder) in [("gateway.state", state), ("gateway.run", run)] {
+        // One that is not there is made.
+        let access = rustix::fs::access(folder, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK);
+        if let Err(error @ (Errno::ACCESS | Errno::PERM)) = access {
+            findings.push(Finding::error(
+                CHECK,
+                format!("{key}, {}, cannot be opened and written by this user: {error}", folder.display()),
+                "let it belong to the user that runs the agent, and ask as that one: sudo -u limpet limpet doctor",
+            ));
+        }
+    }
+    let Ok(stat) = rustix::fs::statfs(run) else { return findings };
+    if stat.f_type != TMPFS {
         findings.push(Finding::warning(
             CHECK,
             format!("gateway.run, {}, is on a disk: each result is written there", run.display()),
             "name a folder on tmpfs, such as one below /run",
         ));
     }
+    let wanted =
+        patient.status.map_or(0, |status| patient.config.outbox.ring.0.saturating_sub(status.outbox.ring_bytes));
+    if let Ok(stat) = rustix::fs::statvfs(run)
+        && stat.f_bavail.saturating_mul(stat.f_frsize) < wanted
+    {
+        findings.push(Finding::warning(
+            CHECK,
+            format!("gateway.run, {}, has no room for the {} MiB that the ring may want", run.display(), wanted >> 20),
+            "remove what fills it, or make outbox.ring smaller",
+        ));
+    }
     findings
 }
 
-fn state(patient: &Patient<'_>) -> Finding {
+fn room(patient: &Patient<'_>) -> Finding {
     let (state, outbox) = (&patient.config.gateway.state, &patient.config.outbox);
     let stat = match rustix::fs::statvfs(state) {
         Ok(stat) => stat,

@@ -275,9 +275,11 @@ impl Outgoing {
         self.lock().short_lived = Some((Instant::now(), times));
     }
 
-    /// How many connections in a row ended soon after they were made, if that was a moment ago.
+    /// How many connections in a row ended soon after they were made, if that was a moment ago and none has held since.
     pub fn throws_off(&self) -> Option<u32> {
-        self.lock().short_lived.filter(|(at, _)| at.elapsed() < RECENT).map(|(_, times)| times)
+        let state = self.lock();
+        let recent = if state.connected { super::SHORT_LIVED } else { RECENT };
+        state.short_lived.filter(|(at, _)| at.elapsed() < recent).map(|(_, times)| times)
     }
 
     /// Topics that the broker does not let this gateway publish on, each with its reason.

@@ -18,6 +18,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -218,7 +219,9 @@ impl ProofStore {
     /// [`DepotError::Io`] if the folder cannot be made or the running program not be read.
     pub fn new(state: &Path, engines: &[Box<dyn Engine>]) -> Result<Self, DepotError> {
         let folder = state.join("proofs");
-        fs::create_dir_all(&folder).map_err(DepotError::io(&folder, "made"))?;
+        // The state folder is its owner's alone, whoever makes it.
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+        made.map_err(DepotError::io(&folder, "made"))?;
         let program = program_digest(&folder).map_err(DepotError::io(Path::new("/proc/self/exe"), "read"))?;
         let engines = engines
             .iter()

@@ -12,6 +12,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Once};
 
 use anyhow::Context as _;
+use rumqttc::v5::mqttbytes::v5::ConnectReturnCode;
 use rumqttc::v5::{ConnectionError, MqttOptions, StateError, mqttbytes};
 use rumqttc::{TlsConfiguration, TlsError, Transport};
 use rustls::pki_types::pem::PemObject as _;
@@ -207,6 +208,15 @@ impl Broker {
                     | StateError::Deserialization(mqttbytes::Error::Io(_))
             )
         );
+        let refused = match error {
+            ConnectionError::ConnectionRefused(code)
+            | ConnectionError::MqttState(StateError::ConnFail { reason: code }) => Some(code),
+            _ => None,
+        };
+        if let Some(ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized) = refused {
+            let user = self.username().map_or("a client without a name".to_owned(), |user| format!("user '{user}'"));
+            return format!("the broker refuses {user}; check --username and --password-file");
+        }
         self.explain(error).unwrap_or_else(|| match ended && !self.url.is_secure {
             true => format!("{error}; does the broker want TLS there? Then give mqtts://"),
             false => error.to_string(),
@@ -245,11 +255,18 @@ impl Broker {
             rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             ) => format!("the broker's certificate is not for '{host}'; give --broker the name that it is for"),
+            rustls::Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
+                "the broker's certificate has expired by this clock; renew it at the broker, or set the clock"
+                    .to_owned()
+            }
             rustls::Error::InvalidCertificate(why) => {
                 format!("the broker's certificate is not accepted: {why}; renew it at the broker, or set this clock")
             }
             rustls::Error::AlertReceived(AlertDescription::CertificateRequired) if self.login.cert_file.is_none() => {
                 "the broker asks for a client certificate; give --cert-file and --key-file".to_owned()
+            }
+            rustls::Error::AlertReceived(AlertDescription::CertificateExpired) if self.login.cert_file.is_some() => {
+                "the broker says that --cert-file has expired; renew it".to_owned()
             }
             rustls::Error::AlertReceived(alert) => match &self.login.cert_file {
                 Some(file) => format!(
