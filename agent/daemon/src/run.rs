@@ -16,7 +16,7 @@ use anyhow::Context as _;
 use limpet_runtime::{Clock, Ledger, Moment, Pool};
 use limpet_wire::message::{Message, PipelineTelemetry, SystemFigures, Telemetry};
 use limpet_wire::topic::Topics;
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use sysinfo::{Components, Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 use tokio::signal::unix::{SignalKind, signal};
@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use tokio::task::LocalSet;
 
 use crate::api::report::{PipelineState, PipelineStatus};
-use crate::api::socket::Socket;
+use crate::api::socket::{self, Socket};
 use crate::backend::LocalBackend;
 use crate::commands::{self, Commands};
 use crate::config::{Config, Loaded};
@@ -169,7 +169,7 @@ fn take_state(path: &Path) -> Result<OwnedFd, CliError> {
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
     let folder = rustix::fs::open(path, flags, Mode::empty())
         .map_err(|error| refused(format!("the folder {} cannot be opened: {error}", path.display())))?;
-    match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+    match socket::lock(&folder) {
         Ok(()) => Ok(folder),
         Err(Errno::WOULDBLOCK) => Err(refused(format!(
             "another limpet works with the folder {}; stop that one, or give each its own",

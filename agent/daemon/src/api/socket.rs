@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FlockOperation, Gid, Mode, OFlags};
 use rustix::io::Errno;
@@ -18,6 +19,8 @@ const NAME: &str = "limpet.sock";
 const GROUP: &str = "limpet";
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 64;
+/// How long a lock is waited for that another holds.
+const A_MOMENT: Duration = Duration::from_millis(500);
 
 /// Where the socket of a run directory is.
 pub fn path(run: &Path) -> PathBuf {
@@ -82,7 +85,7 @@ impl Socket {
         let folder = rustix::fs::open(run, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|error| failed(run, "opened")(error.into()))?;
         // Between two that start at once, what a file looks like decides nothing.
-        match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+        match lock(&folder) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Err(BindError::Another(path)),
             Err(error) => return Err(failed(run, "locked")(error.into())),
@@ -124,6 +127,21 @@ impl Socket {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// Locks a folder for this process, unless another holds it.
+///
+/// # Errors
+/// `WOULDBLOCK` if it is held, even a moment later: a process that was just forked holds what its parent held until it
+/// becomes another program, also where the parent has ended, or has become this one.
+pub fn lock(folder: &OwnedFd) -> Result<(), Errno> {
+    let until = Instant::now() + A_MOMENT;
+    loop {
+        match rustix::fs::flock(folder, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < until => std::thread::sleep(A_MOMENT / 20),
+            locked => return locked,
+        }
     }
 }
 

@@ -32,7 +32,7 @@ const COMPACT_LINES: usize = 1000;
 pub struct Home {
     folder: PathBuf,
     /// Held as long as this is.
-    _lock: File,
+    lock: File,
 }
 
 /// The documents of `set.json`.
@@ -44,6 +44,14 @@ pub(super) struct Documents {
     pub(super) snapshot: String,
     pub(super) targets: String,
     pub(super) rollout: String,
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that another thread has just forked holds the file too, until it is another program.
+        // What cannot be unlocked goes with the last of them.
+        let _ = self.lock.unlock();
+    }
 }
 
 impl Home {
@@ -71,7 +79,7 @@ impl Home {
             .open(&path)
             .map_err(PublishError::io(&path, "opened"))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { folder, _lock: lock }),
+            Ok(()) => Ok(Self { folder, lock }),
             Err(TryLockError::WouldBlock) => Err(PublishError::Busy(path)),
             Err(TryLockError::Error(error)) => Err(PublishError::io(&path, "locked")(error)),
         }
