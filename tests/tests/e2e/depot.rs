@@ -86,7 +86,9 @@ fn pour(bench: &mut Bench, first: u32, level: fn(u32) -> f32, kind: &str, versio
         bench.client.publish("plant/a/level", samples(sequence, &[level(sequence); HOP]));
         let event = bench.client.try_wait_for(PACE, about).map(|message| message.json());
         if event.is_some() || Instant::now() > until {
-            let answers = bench.client.came_on(&uplink("result/sound/a")).into_iter().map(|message| message.json());
+            // What was not delivered at once comes as a batch.
+            let came = bench.client.came_on(&uplink("result/sound/a"));
+            let answers = came.iter().flat_map(Message::json_lines);
             let versions: Vec<String> = answers.filter_map(|r| r["version"].as_str().map(str::to_owned)).collect();
             return (event.unwrap_or_else(|| panic!("no {kind} {version}; it answered {versions:?}")), versions);
         }
