@@ -140,8 +140,8 @@ impl Trial<'_> {
         Ok(admitted)
     }
 
-    /// Test 3: measured bytes and the outbox's ring, and the terms. What may be unloaded counts as the largest of it, since only one such
-    /// model need be there at a time.
+    /// Test 3: measured bytes and the outbox's ring, and the terms. What may be unloaded counts as the largest of it, since
+    /// only one such model need be there at a time.
     ///
     /// # Errors
     /// [`Refusal::Memory`].

@@ -316,8 +316,9 @@ fn redact(value: &mut Value, secrets: &[String]) {
 
 /// How long a text is without the beginning of a secret at its end.
 fn without_beginning_of(text: &str, secret: &str) -> usize {
-    let beginnings = secret.char_indices().rev().map(|(at, _)| &secret[..at]).filter(|beginning| !beginning.is_empty());
-    let found = beginnings.into_iter().find(|beginning| text.ends_with(beginning));
+    let mut beginnings = secret.char_indices().rev().map(|(at, _)| &secret[..at]);
+    // The last is the empty one, with which every text ends.
+    let found = beginnings.find(|beginning| text.ends_with(beginning));
     text.len() - found.map_or(0, str::len)
 }
 

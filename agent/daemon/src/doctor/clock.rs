@@ -9,7 +9,8 @@ const CHECK: &str = "clock";
 
 pub fn check(_patient: &Patient<'_>) -> Vec<Finding> {
     let now = wall::now_text().unwrap_or_else(|| "a time before this program was built".to_owned());
-    vec![match (Wall::now().offset(), Wall::now().state()) {
+    let wall = Wall::now();
+    vec![match (wall.offset(), wall.state()) {
         (None, _) => Finding::error(
             CHECK,
             format!(

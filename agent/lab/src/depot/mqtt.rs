@@ -476,8 +476,7 @@ impl Link {
     fn refusal(&self, topic: &str, reason: PubAckReason) -> String {
         match reason {
             PubAckReason::NotAuthorized => {
-                let user =
-                    self.broker.username().map_or("clients without a name".to_owned(), |user| format!("'{user}'"));
+                let user = self.broker.user();
                 let of_depot = topic.starts_with(&self.topics);
                 let rule = format!("topic write {}", if of_depot { format!("{}#", self.topics) } else { topic.into() });
                 format!("the broker does not let {user} publish on {topic}; its access list needs '{rule}'")
@@ -488,8 +487,7 @@ impl Link {
 
     fn explain(&self, error: &ConnectionError) -> Lost {
         let refused = |code: &ConnectReturnCode| {
-            let user =
-                self.broker.username().map_or("a client without a name".to_owned(), |user| format!("user '{user}'"));
+            let user = self.broker.user();
             let why = match code {
                 ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized => format!(
                     "the broker refuses {user} with client id '{}' ({code:?}); check name and password",

@@ -177,9 +177,10 @@ impl Broker {
         Ok(broker)
     }
 
-    /// The user who connects; none without a name.
-    pub fn username(&self) -> Option<&str> {
-        self.login.username.as_deref()
+    /// Who connects, for messages.
+    pub fn user(&self) -> String {
+        let username = self.login.username.as_deref();
+        username.map_or("a client without a name".to_owned(), |user| format!("user '{user}'"))
     }
 
     /// Options for one client.
@@ -214,8 +215,7 @@ impl Broker {
             _ => None,
         };
         if let Some(ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized) = refused {
-            let user = self.username().map_or("a client without a name".to_owned(), |user| format!("user '{user}'"));
-            return format!("the broker refuses {user}; check --username and --password-file");
+            return format!("the broker refuses {}; check --username and --password-file", self.user());
         }
         self.explain(error).unwrap_or_else(|| match ended && !self.url.is_secure {
             true => format!("{error}; does the broker want TLS there? Then give mqtts://"),
