@@ -293,6 +293,14 @@ impl Client {
         self.wait_for(topic, |message| message.topic == topic)
     }
 
+    /// Waits for the results on a topic, one after the other: those that had to wait for the link come in one message.
+    ///
+    /// # Panics
+    /// If the next does not come.
+    pub fn results(&mut self, topic: String) -> impl Iterator<Item = Value> + '_ {
+        std::iter::repeat_with(move || self.wait_on(&topic).json_lines()).flatten()
+    }
+
     /// Publishes the same again and again until something comes on another topic, and gives that: for a moment from
     /// which on samples are heard and that nobody announces.
     ///

@@ -32,8 +32,8 @@ fn a_broker_that_has_nothing_newer_is_spoken_to_by_mqtt_3_1_1() {
     let mut client = Client::connect(&broker);
     client.subscribe(&["limpet/1/#"]);
     score(&mut client);
-    let heard = std::iter::repeat_with(|| serial(&client.wait_on(&uplink("result/levels/a")).json()));
-    assert_eq!(heard.into_iter().find(|heard| *heard != (run, 1)), Some((run, 2)));
+    let next = client.results(uplink("result/levels/a")).map(|r| serial(&r)).find(|heard| *heard != (run, 1));
+    assert_eq!(next, Some((run, 2)));
     // And its last will is known.
     agent.kill();
     let gone =
@@ -54,7 +54,7 @@ fn a_sample_that_a_3_1_1_broker_had_kept_is_not_taken_for_a_fresh_one() {
     agent.wait_for_model(&mut client, "scores", "active");
     client.publish("plant/a/scores", json!([0.0, 0.0, 0.9]).to_string());
     // Of the two, the first result is that of the fresh one.
-    let result = client.wait_on(&uplink("result/levels/a")).json();
+    let result = client.results(uplink("result/levels/a")).next().expect("they go on");
     assert_eq!((serial(&result).1, &result["label"]), (1, &json!("high")));
 }
 
@@ -83,6 +83,6 @@ fn of_several_brokers_the_next_is_tried_until_one_takes_the_link() {
     second.wait_subscribed("plant/+/scores");
     score(&mut far);
     // What the first one had not acknowledged goes to the second.
-    let heard = std::iter::repeat_with(|| serial(&far.wait_on(&uplink("result/levels/a")).json()));
-    assert_eq!(heard.into_iter().find(|heard| *heard != (run, 1)), Some((run, 2)));
+    let next = far.results(uplink("result/levels/a")).map(|r| serial(&r)).find(|heard| *heard != (run, 1));
+    assert_eq!(next, Some((run, 2)));
 }
