@@ -19,6 +19,7 @@ pub mod forge;
 pub mod graph;
 mod lines;
 pub mod local;
+pub mod manager;
 pub mod objects;
 pub mod package;
 pub mod program;

@@ -41,7 +41,9 @@ pub fn command(name: &str) -> Command {
         }
     }
     // Whoever runs the tests may be a service; what they start is none.
-    command.env_remove("INVOCATION_ID");
+    for variable in ["INVOCATION_ID", "JOURNAL_STREAM", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"] {
+        command.env_remove(variable);
+    }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

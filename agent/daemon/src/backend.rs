@@ -65,6 +65,34 @@ pub struct LocalBackend {
 }
 
 impl LocalBackend {
+    /// What is being done, and what is missing, in a sentence or two.
+    pub fn summary(&self) -> String {
+        let states = self.board.pipelines();
+        let all = states.len() + self.waiting.len();
+        let serving = states.iter().filter(|state| **state == PipelineState::Serving).count();
+        let plural = if all == 1 { "" } else { "s" };
+        let mut text = if serving == all {
+            format!("serving {all} pipeline{plural}")
+        } else {
+            format!("serving {serving} of {all} pipeline{plural}")
+        };
+        for (plan, state) in self.plan.pipelines.iter().zip(&states) {
+            match state {
+                PipelineState::Serving => {}
+                PipelineState::Loading => text += &format!("; {}: its model is being proved or loaded", plan.name),
+                PipelineState::Refused(why) => text += &format!("; {}: {why}", plan.name),
+            }
+        }
+        for (waiting, _) in &self.waiting {
+            text += &format!("; {}: {}", waiting.pipeline, waiting.why);
+        }
+        for (broker, link) in self.links.iter().filter(|(_, link)| !link.is_connected()) {
+            let why = link.why().unwrap_or_else(|| "being connected".to_owned());
+            text += &format!("; broker {broker}: {why}");
+        }
+        text
+    }
+
     fn pipeline(&self, plan: &PipelinePlan, state: &PipelineState, pipeline: usize) -> PipelineStatus {
         let (state, refusal) = match state {
             PipelineState::Loading => (Shown::Loading, None),

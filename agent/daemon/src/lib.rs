@@ -36,6 +36,7 @@ mod report;
 mod router;
 mod run;
 mod serve;
+mod service;
 mod sink;
 mod threads;
 mod topic;
@@ -141,6 +142,10 @@ pub fn main() -> ExitCode {
     };
     for problem in &problems.0 {
         console::tell(problem);
+    }
+    if matches!(cli.command, Command::Run(_)) {
+        // It stays there to be read by `systemctl status`.
+        service::Manager::of_environment().status(&problems.0.join("; "));
     }
     ExitCode::from(problems.1)
 }

@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use sysinfo::{Components, Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedSender};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::LocalSet;
 
 use crate::api::report::{PipelineState, PipelineStatus};
@@ -44,6 +44,7 @@ use crate::pressure::{Limits, Pressure, Probe};
 use crate::report::{DropWatch, Reporter};
 use crate::router::Router;
 use crate::serve::{Board, Loader, Places, Request, Requests, Settled, Tools};
+use crate::service::{Manager, Pulse};
 use crate::sink::{LinkSink, Outputs, Running};
 use crate::threads::Placement;
 use crate::{CliError, api, config, configured, crash, marks, outbox, report, threads, wall};
@@ -60,6 +61,14 @@ const FOR_PROOFS: Duration = Duration::from_secs(120);
 const HUNG: i32 = 70;
 /// Streams of a pipeline that telemetry tells apart.
 const STREAMS_IN_TELEMETRY: usize = 32;
+/// Longer than any process runs.
+const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// How long the loop of a link may take to answer: it does nothing that blocks.
+const LINK_ANSWERS: Duration = Duration::from_secs(10);
+/// How often the service manager may hear that the status is another.
+const STATUS: Duration = Duration::from_secs(2);
+/// How much longer loading proved models may take, seen from any moment of it: an ARM core optimizes a graph for seconds.
+const LOADING: Duration = Duration::from_secs(30);
 /// How often telemetry is sent.
 const TELEMETRY: Duration = Duration::from_secs(60);
 /// How often memory that was freed is given back to the system. What a start, a drain or an answer needed for a moment would
@@ -239,6 +248,7 @@ async fn serve_by(
     begun: Begun,
 ) -> Result<End, CliError> {
     let started = Instant::now();
+    let mut manager = Manager::of_environment();
     // Before anything runs that a signal should stop in good order.
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be caught")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be caught")?;
@@ -286,6 +296,7 @@ async fn serve_by(
     let outputs = Outputs::new(Arc::clone(&uplink), Arc::clone(&outbox), Arc::clone(&links), Arc::clone(&reporter));
     let (requests, asked) = std::sync::mpsc::channel();
     let (settled, mut heard) = mpsc::unbounded_channel();
+    let (up, mut is_up) = oneshot::channel();
     let policy = Policy { clock: Clock::boottime(), wall: None };
     let running: Vec<Arc<Running>> = (0..config.budget.workers()).map(|_| Arc::default()).collect();
     let handlers = running
@@ -336,6 +347,7 @@ async fn serve_by(
             reporter: Arc::clone(&reporter),
             blamed: Box::new(move |package| crashes.blamed(&package.digest()).map(|blame| blame.to_string())),
             requests: (requests.clone(), asked),
+            up,
         },
     );
     std::thread::Builder::new()
@@ -390,14 +402,15 @@ async fn serve_by(
     let secrets = secrets(config);
     let (asked_of, to) = (Arc::clone(&backend) as Arc<dyn api::Backend>, Arc::clone(&uplink));
     tokio::task::spawn_local(commands::answer(ordered, asked_of, to, config.gateway.id.to_string(), secrets));
-    let (close, closed) = tokio::sync::oneshot::channel::<()>();
-    let models = Arc::clone(&backend);
+    let (close, closed) = oneshot::channel::<()>();
+    let (models, shown) = (Arc::clone(&backend), Arc::clone(&backend));
     let api = tokio::task::spawn_local(api::server::serve(socket, backend, async move { _ = closed.await }));
 
     let router = Rc::new(Router::new(Arc::clone(&plan), pool.workers().to_vec(), places));
     let (stop, stopping) = watch::channel(Stop::Run);
-    let mut tasks = Vec::new();
+    let (mut tasks, mut pulses) = (Vec::new(), Pulses::of(pool.workers(), config.runtime.hang_limit.0));
     for (name, broker) in &config.brokers {
+        let pulse = pulses.link(name);
         let role = Role {
             name: name.shared(),
             broker: broker.clone(),
@@ -407,6 +420,7 @@ async fn serve_by(
             prober: (*name == config.uplink.broker).then(|| Arc::clone(&prober)),
             commands: commands.take_if(|_| *name == config.uplink.broker),
             outgoing: Arc::clone(&links[&**name]),
+            pulse: pulse.clone(),
         };
         let (router, name) = (Rc::clone(&router), name.shared());
         let receive = move |message: link::Received<'_>| router.receive(&name, &message);
@@ -414,7 +428,7 @@ async fn serve_by(
         let link = link::run(role, Arc::clone(&reporter), receive, stopping.clone());
         tasks.push(tokio::task::spawn_local(async move {
             if let Some(proved) = kept {
-                proved.await;
+                pulse.through(proved).await;
             }
             link.await;
         }));
@@ -441,6 +455,9 @@ async fn serve_by(
     let mut sweep = tokio::time::interval(SWEEP);
     let first = tokio::time::Instant::now() + GIVE_BACK_FIRST;
     let mut give_back = tokio::time::interval_at(first, GIVE_BACK);
+    let mut turn = tokio::time::interval(manager.turn().unwrap_or(NEVER));
+    let mut status = tokio::time::interval(STATUS);
+    let mut ready = false;
     let mut silence = std::pin::pin!(tokio::time::sleep(SILENT));
     let mut silence_over = false;
     let nudge = |nudge: Nudge| {
@@ -451,7 +468,28 @@ async fn serve_by(
         tokio::select! {
             _ = terminate.recv() => break End::Stopped,
             _ = interrupt.recv() => break End::Stopped,
-            _ = hangup.recv() => look(),
+            _ = hangup.recv() => {
+                manager.reloading();
+                look();
+                manager.ready();
+            }
+            // Also where the loader is gone, which ends the process.
+            _ = &mut is_up, if !ready => {
+                ready = true;
+                manager.status(&shown.summary());
+                manager.ready();
+            }
+            _ = status.tick(), if manager.listens() => {
+                manager.status(&shown.summary());
+                if !ready {
+                    manager.takes(LOADING);
+                }
+            }
+            _ = turn.tick(), if manager.turn().is_some() => {
+                if pulses.are_felt(Instant::now()) {
+                    manager.alive();
+                }
+            }
             Some(settled) = heard.recv() => match settled {
                 Settled::Again(why) => {
                     tracing::info!(why, "beginning again");
@@ -529,6 +567,10 @@ async fn serve_by(
     };
 
     tracing::info!("stopping");
+    match end {
+        End::Stopped => manager.stopping(),
+        End::Again => manager.reloading(),
+    }
     _ = store.as_ref().map(configured::ends_well);
     let (done, kept) = std::sync::mpsc::channel();
     let _ = requests.send(Request::Keep(done));
@@ -572,6 +614,54 @@ async fn serve_by(
     let _ = kept.recv_timeout(Duration::from_secs(1));
     tracing::info!(delivered = outbox.figures().delivered, "stopped");
     Ok(end)
+}
+
+/// The loops that must go round, besides that of the main thread, which asks them.
+struct Pulses {
+    workers: Vec<(Pulse, limpet_runtime::Worker<Worker<LinkSink>>)>,
+    links: Vec<Pulse>,
+    /// Whether one is missed, which is said once.
+    missed: bool,
+}
+
+impl Pulses {
+    /// Those of the workers. A session that runs for `hang_limit` ends the process in good order; the watchdog is for when
+    /// that does not happen.
+    fn of(workers: &[limpet_runtime::Worker<Worker<LinkSink>>], hang_limit: Duration) -> Self {
+        let limit = hang_limit + 2 * LAST_WORDS;
+        let pulse = |(number, worker): (usize, &limpet_runtime::Worker<_>)| {
+            (Pulse::new(format!("worker-{number}"), limit), worker.clone())
+        };
+        Self { workers: workers.iter().enumerate().map(pulse).collect(), links: Vec::new(), missed: false }
+    }
+
+    /// One more, of the link to this broker.
+    fn link(&mut self, broker: &str) -> Pulse {
+        let pulse = Pulse::new(format!("the link to {broker}"), LINK_ANSWERS);
+        self.links.push(pulse.clone());
+        pulse
+    }
+
+    /// Asks all of them. Says whether none owes its answer for longer than it may.
+    fn are_felt(&mut self, now: Instant) -> bool {
+        for (pulse, worker) in &self.workers {
+            if pulse.ask(now) {
+                let pulse = pulse.clone();
+                worker.change(move |_, _| pulse.answer());
+            }
+        }
+        self.links.iter().for_each(|pulse| _ = pulse.ask(now));
+        let all = self.workers.iter().map(|(pulse, _)| pulse).chain(&self.links);
+        let late = all.filter_map(|pulse| Some((pulse, pulse.overdue(now)?))).next();
+        if let Some((pulse, owed)) = late.filter(|_| !self.missed) {
+            let (name, seconds) = (pulse.name(), owed.as_secs());
+            tracing::error!(
+                "{name} has not answered for {seconds} s, so the watchdog is fed no more: the service manager starts the agent again"
+            );
+        }
+        self.missed = late.is_some();
+        !self.missed
+    }
 }
 
 /// What looks for packages that changed, at paths and in the store.

@@ -20,6 +20,7 @@ mod play;
 mod proof;
 mod remote;
 mod results;
+mod service;
 mod status;
 mod swap;
 mod swarm;

@@ -726,7 +726,7 @@ pub enum LogLevel {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// One line for people.
+    /// One line for people; in systemd's journal, an entry with fields.
     Text,
     /// One JSON object a line.
     Json,

@@ -43,6 +43,7 @@ use self::probe::Prober;
 use crate::commands::Commands;
 use crate::config::{Broker, BrokerUrl, ProxyUrl, Scheme};
 use crate::report::Reporter;
+use crate::service::Pulse;
 use crate::wall;
 
 /// Messages in flight, where the broker allows as many.
@@ -97,6 +98,8 @@ pub struct Role {
     pub commands: Option<Commands>,
     /// What waits to be sent.
     pub outgoing: Arc<Outgoing>,
+    /// What asks whether its loop goes round.
+    pub pulse: Pulse,
 }
 
 /// Runs a link until `stop` turns true and everything that can be sent was, or `stop`'s grace has passed.
@@ -130,7 +133,7 @@ pub async fn run(role: Role, reporter: Arc<Reporter>, receive: impl Fn(Received<
         let wait = backoff.next(held, random());
         tracing::debug!(broker = %role.name, wait_ms = wait.as_millis() as u64, "next try to connect");
         tokio::select! {
-            () = tokio::time::sleep(wait) => {}
+            () = role.pulse.through(tokio::time::sleep(wait)) => {}
             () = stopped(&mut stop) => return,
         }
     }
@@ -233,6 +236,7 @@ async fn connection(
                     () = probe_wanted(role.prober.as_deref()), if sender.is_some() => {
                         probing = !begin_probe(role, &client, &flight, all, &mut asked);
                     }
+                    () = role.pulse.wanted() => role.pulse.answer(),
                     () = &mut guard => {
                         if last_event.elapsed() >= longest {
                             let why = Why::passing(format!("nothing moved for {} s; the line is dead or the broker hangs", longest.as_secs()));
@@ -257,6 +261,7 @@ async fn connection(
             Err(end) => break end,
         };
         last_event = Instant::now();
+        role.pulse.answer();
         match event {
             Ok(Happened::Connected { .. }) if sender.is_some() => {
                 // A second task that sends would outlive this connection.

@@ -11,6 +11,7 @@ use limpet_runtime::Worker as Thread;
 use limpet_runtime::admission::{Admitted, Refusal};
 use limpet_wire::message::ModelPhase;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
 
 use super::delivered::{Delivered, Fault, Grounds, NotProved, Owed, Stops};
 use super::{Board, Listed, ModelVersion, PipelineState, Places, Proved, Request, Requests, Settled, open};
@@ -91,6 +92,8 @@ pub struct Loader<S: Sink + 'static> {
     pub(super) requests: Receiver<Request>,
     /// How proofs come back.
     answers: Requests,
+    /// Who waits until what is proved serves.
+    up: Option<oneshot::Sender<()>>,
     /// Requests that came while another was worked on.
     pub(super) later: VecDeque<Request>,
     pub(super) known: BTreeMap<u32, Known>,
@@ -153,6 +156,8 @@ pub struct Tools<S: Sink + 'static> {
     pub blamed: Blamed,
     /// What it is asked to do, and how to ask.
     pub requests: (Requests, Receiver<Request>),
+    /// Who waits until what has a valid proof serves; or cannot, which has been said then.
+    pub up: oneshot::Sender<()>,
 }
 
 impl<S: Sink + 'static> Loader<S> {
@@ -169,6 +174,7 @@ impl<S: Sink + 'static> Loader<S> {
             reporter,
             blamed,
             requests: (answers, requests),
+            up,
         } = tools;
         Self {
             config: config.clone(),
@@ -186,6 +192,7 @@ impl<S: Sink + 'static> Loader<S> {
             blamed,
             requests,
             answers,
+            up: Some(up),
             later: VecDeque::new(),
             taken_down: BTreeMap::new(),
             offered: BTreeMap::new(),
@@ -220,6 +227,7 @@ impl<S: Sink + 'static> Loader<S> {
             }
             Err(error) => {
                 packages.values().for_each(|opened| self.refuse(opened, &error.to_string()));
+                self.is_up();
             }
         }
         loop {
@@ -281,8 +289,14 @@ impl<S: Sink + 'static> Loader<S> {
             ready.into_iter().filter_map(|(opened, proved)| self.prepare_or_refuse(&opened, proved)).collect();
         self.introduce(&prepared);
         drop(prepared);
+        self.is_up();
         self.prove(unproved);
         limpet_engine::give_back_memory();
+    }
+
+    fn is_up(&mut self) {
+        // Whoever waited may have been told to stop.
+        _ = self.up.take().map(|up| up.send(()));
     }
 
     /// Proves packages, one after the other, on threads of their own: what serves does not wait for that.

@@ -9,6 +9,8 @@
 //!
 //! What was found is told before batches are tried, so one that crashes or hangs the engine costs only what larger
 //! batches would have gained.
+//!
+//! A panic ends the process, after it has said why: the programs that ship do not unwind.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
@@ -35,6 +37,8 @@ const WARM_UP_RUNS: usize = 3;
 const INGEST_SHARE: u32 = 4;
 /// How far a child steps back behind everything else.
 const NICE: i32 = 19;
+/// Exit code of a child that panicked, as of any Rust program.
+const PANICKED: i32 = 101;
 /// Largest job that a child takes; its graph and golden vectors come after it.
 const JOB_MAX: u32 = 64 << 20;
 
@@ -122,6 +126,12 @@ pub fn run_if_proof_child_with(engines: impl FnOnce() -> Vec<Box<dyn Engine>>) {
     if std::env::args_os().nth(1).is_none_or(|argument| argument != MARKER) {
         return;
     }
+    std::panic::set_hook(Box::new(|panic| {
+        let said = panic.payload_as_str().unwrap_or("it panicked without a message");
+        let place = panic.location().map(|place| format!(" ({place})")).unwrap_or_default();
+        eprintln!("{said}{place}");
+        std::process::exit(PANICKED);
+    }));
     let code = match serve(engines) {
         Ok(()) => 0,
         Err(error) => {

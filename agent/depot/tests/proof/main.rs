@@ -140,7 +140,7 @@ fn a_graph_that_crashes_its_engine_costs_only_its_row() {
     let report = report(&Folder::echo(variants));
     assert_row(&report.rows[0], Verdict::Failed, "killed by SIGABRT while loading");
     assert_row(&report.rows[1], Verdict::Failed, "killed by SIGABRT while running");
-    assert_row(&report.rows[2], Verdict::Failed, "ended with exit code 101 while loading: operator 7 has no shape");
+    assert_row(&report.rows[2], Verdict::Failed, "ended with exit code 101 while loading: operator 7 has no shape (");
     assert_row(&report.rows[3], Verdict::Passed, "");
     assert_eq!(report.chosen.unwrap().variant, "right.onnx");
 }
@@ -399,6 +399,10 @@ fn a_batch_that_ends_the_process_costs_no_more() {
     let batches = batches_of("aborts in a batch of 4", &with_batches());
     let stopped = "4 cannot be used: killed by SIGABRT while trying a batch of 4";
     assert_eq!(sizes(&batches), [1, 2]);
+    assert!(batches.stopped.starts_with(stopped), "{batches:?}");
+    let batches = batches_of("panics in a batch of 4", &with_batches());
+    assert_eq!(sizes(&batches), [1, 2]);
+    let stopped = "4 cannot be used: ended with exit code 101 while trying a batch of 4: no kernel for 4 rows (";
     assert!(batches.stopped.starts_with(stopped), "{batches:?}");
     let options = Options { wall: Duration::from_secs(4), ..with_batches() };
     let batches = batches_of("hangs in a batch of 4", &options);

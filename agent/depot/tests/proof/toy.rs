@@ -66,6 +66,7 @@ impl Graph for ToyGraph {
             ("takes no batch", 2..) => return refuse("a Reshape is fixed"),
             ("takes a batch of 2", 4..) => return refuse("it is too large"),
             ("aborts in a batch of 4", 4..) => std::process::abort(),
+            ("panics in a batch of 4", 4..) => panic!("no kernel for 4 rows"),
             ("hangs in a batch of 4", 4..) => hang(),
             _ => {}
         }
@@ -115,6 +116,7 @@ impl Session for ToySession {
             // All of a run's time is the same for any batch; or each window takes longer in one.
             "takes a batch of 2"
             | "aborts in a batch of 4"
+            | "panics in a batch of 4"
             | "hangs in a batch of 4"
             | "wrong in a batch of 4"
             | "gains in batches" => work(STEPS),
