@@ -319,10 +319,10 @@ impl Watch {
         Seen {
             activity: activity(&self.plan, &self.links, self.started),
             stands: stands.chain(self.waiting.iter().map(|name| (name.clone(), Stand::Coming))).collect(),
-            connected: sources.iter().all(|source| {
-                let broker: &str = &source.config.broker;
-                self.links[broker].is_connected() || !before.contains(broker)
-            }),
+            connected: sources
+                .iter()
+                .filter_map(|source| source.config.broker.as_deref())
+                .all(|broker| self.links[broker].is_connected() || !before.contains(broker)),
         }
     }
 

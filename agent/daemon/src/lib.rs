@@ -20,6 +20,7 @@ mod console;
 mod crash;
 mod delivery;
 mod doctor;
+mod exec;
 mod fit;
 pub mod fuzzing;
 mod join;
@@ -105,6 +106,8 @@ impl From<anyhow::Error> for CliError {
 pub fn main() -> ExitCode {
     // A package is proved in a process of its own, which is this program.
     limpet_depot::run_if_proof_child();
+    // And so is what becomes the program of a source.
+    exec::become_program();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

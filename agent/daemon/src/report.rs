@@ -22,7 +22,7 @@ use crate::wall;
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// Every kind of event, with the keys that say what one is about. docs/events.md says when each comes.
-const EVENTS: [(&str, &[&str]); 47] = [
+const EVENTS: [(&str, &[&str]); 48] = [
     ("begins-again", &[]),
     ("certificate-expires", &["broker"]),
     ("clock-step", &[]),
@@ -64,6 +64,7 @@ const EVENTS: [(&str, &[&str]); 47] = [
     ("session-taken-over", &["broker"]),
     ("shadow-passed", &["model", "version"]),
     ("silent-source", &["source"]),
+    ("source-ended", &["source"]),
     ("starved", &["worker"]),
     ("store-notice", &[]),
     ("subscription-refused", &["broker", "topic"]),

@@ -80,7 +80,8 @@ impl<S: Sink + 'static> Router<S> {
         };
         let mut filters: HashMap<Arc<str>, Filters<(usize, usize)>> = HashMap::new();
         for (index, source) in plan.sources.iter().enumerate() {
-            let of_broker = filters.entry(source.config.broker.shared()).or_default();
+            let Some(broker) = &source.config.broker else { continue };
+            let of_broker = filters.entry(broker.shared()).or_default();
             for (topic, filter) in source.config.filters().iter().enumerate() {
                 of_broker.insert(filter, (index, topic));
             }
@@ -114,6 +115,15 @@ impl<S: Sink + 'static> Router<S> {
             }
         }
         state.heard = heard;
+    }
+
+    /// The program of a source wrote a message.
+    pub fn read(&self, index: usize, message: &Received<'_>) {
+        let mut state = self.state.borrow_mut();
+        if !state.closed {
+            let source = &self.plan.sources[index];
+            self.deliver(&mut state, index, source, 0, source.name(), message, Moment::now());
+        }
     }
 
     #[expect(clippy::too_many_arguments, reason = "one message and where it goes, taken apart once")]

@@ -47,7 +47,7 @@ use crate::serve::{Board, Loader, Places, Request, Requests, Settled, Tools};
 use crate::service::{Manager, Pulse};
 use crate::sink::{LinkSink, Outputs, Running};
 use crate::threads::Placement;
-use crate::{CliError, api, config, configured, crash, marks, outbox, report, threads, wall};
+use crate::{CliError, api, config, configured, crash, exec, marks, outbox, report, threads, wall};
 
 /// How long a stop may take: half for the windows that wait, half for the results.
 const STOP: Duration = Duration::from_secs(8);
@@ -63,8 +63,8 @@ const HUNG: i32 = 70;
 const STREAMS_IN_TELEMETRY: usize = 32;
 /// Longer than any process runs.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-/// How long the loop of a link may take to answer: it does nothing that blocks.
-const LINK_ANSWERS: Duration = Duration::from_secs(10);
+/// How long the loop of a link, or of a program's output, may take to answer: it does nothing that blocks.
+const TASK_ANSWERS: Duration = Duration::from_secs(10);
 /// How often the service manager may hear that the status is another.
 const STATUS: Duration = Duration::from_secs(2);
 /// How much longer loading proved models may take, seen from any moment of it: an ARM core optimizes a graph for seconds.
@@ -410,7 +410,7 @@ async fn serve_by(
     let (stop, stopping) = watch::channel(Stop::Run);
     let (mut tasks, mut pulses) = (Vec::new(), Pulses::of(pool.workers(), config.runtime.hang_limit.0));
     for (name, broker) in &config.brokers {
-        let pulse = pulses.link(name);
+        let pulse = pulses.task(format!("the link to {name}"));
         let role = Role {
             name: name.shared(),
             broker: broker.clone(),
@@ -431,6 +431,18 @@ async fn serve_by(
                 pulse.through(proved).await;
             }
             link.await;
+        }));
+    }
+
+    for (index, source) in plan.sources.iter().enumerate().filter(|(_, source)| source.config.program().is_some()) {
+        let pulse = pulses.task(format!("the program of {}", source.name()));
+        let (router, models) = (Rc::clone(&router), Arc::clone(&shown));
+        let receive = Rc::new(move |message: link::Received<'_>| router.read(index, &message));
+        let (source, reporter, stopping) = (Arc::clone(source), Arc::clone(&reporter), stopping.clone());
+        tasks.push(tokio::task::spawn_local(async move {
+            // Nobody would take what it writes before.
+            pulse.through(proved(models, stopping.clone())).await;
+            exec::run(source, reporter, receive, pulse, stopping).await;
         }));
     }
 
@@ -619,7 +631,8 @@ async fn serve_by(
 /// The loops that must go round, besides that of the main thread, which asks them.
 struct Pulses {
     workers: Vec<(Pulse, limpet_runtime::Worker<Worker<LinkSink>>)>,
-    links: Vec<Pulse>,
+    /// Of links, and of the programs of sources.
+    tasks: Vec<Pulse>,
     /// Whether one is missed, which is said once.
     missed: bool,
 }
@@ -632,13 +645,13 @@ impl Pulses {
         let pulse = |(number, worker): (usize, &limpet_runtime::Worker<_>)| {
             (Pulse::new(format!("worker-{number}"), limit), worker.clone())
         };
-        Self { workers: workers.iter().enumerate().map(pulse).collect(), links: Vec::new(), missed: false }
+        Self { workers: workers.iter().enumerate().map(pulse).collect(), tasks: Vec::new(), missed: false }
     }
 
-    /// One more, of the link to this broker.
-    fn link(&mut self, broker: &str) -> Pulse {
-        let pulse = Pulse::new(format!("the link to {broker}"), LINK_ANSWERS);
-        self.links.push(pulse.clone());
+    /// One more, of a task on the main thread.
+    fn task(&mut self, name: String) -> Pulse {
+        let pulse = Pulse::new(name, TASK_ANSWERS);
+        self.tasks.push(pulse.clone());
         pulse
     }
 
@@ -650,8 +663,8 @@ impl Pulses {
                 worker.change(move |_, _| pulse.answer());
             }
         }
-        self.links.iter().for_each(|pulse| _ = pulse.ask(now));
-        let all = self.workers.iter().map(|(pulse, _)| pulse).chain(&self.links);
+        self.tasks.iter().for_each(|pulse| _ = pulse.ask(now));
+        let all = self.workers.iter().map(|(pulse, _)| pulse).chain(&self.tasks);
         let late = all.filter_map(|pulse| Some((pulse, pulse.overdue(now)?))).next();
         if let Some((pulse, owed)) = late.filter(|_| !self.missed) {
             let (name, seconds) = (pulse.name(), owed.as_secs());
@@ -733,7 +746,7 @@ fn limits(pressure: &config::Pressure) -> Limits {
 /// The filters to subscribe to at a broker, each once, with whether retained messages are wanted.
 fn filters(config: &Config, broker: &str) -> Vec<(String, bool)> {
     let mut filters: BTreeMap<String, bool> = BTreeMap::new();
-    for source in config.sources.iter().filter(|source| *source.broker == *broker) {
+    for source in config.sources.iter().filter(|source| source.reads(broker)) {
         for filter in source.filters() {
             *filters.entry(filter.mqtt().to_owned()).or_default() |= source.accept_retained;
         }
@@ -743,13 +756,20 @@ fn filters(config: &Config, broker: &str) -> Vec<(String, bool)> {
 
 fn report_silent(plan: &Plan, reporter: &Reporter) {
     for source in plan.sources.iter().filter(|source| !source.ledger.heard()) {
-        let topics: Vec<_> = source.config.filters().iter().map(|filter| filter.mqtt()).collect();
-        let message = format!(
-            "source {} is silent since start: nothing came in on {} at broker {}; is the sensor on, and does the broker's access list allow reading it?",
-            source.name(),
-            topics.join(", "),
-            source.config.broker
-        );
+        let why = match (source.config.program(), &source.config.broker) {
+            (Some(program), _) => {
+                format!("its program {} wrote nothing; does it run, and is its device there?", program[0])
+            }
+            (None, broker) => {
+                let topics: Vec<_> = source.config.filters().iter().map(|filter| filter.mqtt()).collect();
+                format!(
+                    "nothing came in on {} at broker {}; is the sensor on, and does the broker's access list allow reading it?",
+                    topics.join(", "),
+                    broker.as_deref().unwrap_or_default()
+                )
+            }
+        };
+        let message = format!("source {} is silent since start: {why}", source.name());
         tracing::warn!("{message}");
         reporter.event("silent-source", &message, &[("source", source.name())]);
     }

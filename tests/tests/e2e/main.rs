@@ -10,6 +10,7 @@ mod check;
 mod delivery;
 mod demo;
 mod depot;
+mod exec;
 mod hang;
 
 mod link;

@@ -131,6 +131,8 @@ pub struct Source {
     pub broker: Option<String>,
     pub topic: Option<String>,
     pub join: Option<Join>,
+    pub exec: Option<Vec<String>>,
+    pub message: Option<Size>,
     pub codec: Codec,
     #[serde(default)]
     pub scale: Vec<Fraction>,

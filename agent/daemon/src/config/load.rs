@@ -373,6 +373,13 @@ fn lay_over<'i>(document: &mut DeTable<'i>, name: &str, text: &'i str, origins: 
             );
             return Err(problem(Some(place), "pipeline.model", text));
         }
+        if let Some((place, program)) = foreign_program(value.get_ref(), document) {
+            let text = format!(
+                "found '{}', and a signed configuration starts no program that the gateway's own file does not start; put the same list there first",
+                program.escape_debug()
+            );
+            return Err(problem(Some(place), "source.exec", text));
+        }
         document.remove(&**key.get_ref());
         document.insert(key, value);
     }
@@ -387,6 +394,30 @@ fn path_in<'v>(pipelines: &'v DeValue<'_>) -> Option<(usize, &'v str)> {
         DeValue::String(text) if text.contains('/') || text.ends_with(".limpet") => Some((model.span().start, &**text)),
         _ => None,
     })
+}
+
+/// A program of these sources, with its arguments, that none of the file's own sources starts.
+fn foreign_program(sources: &DeValue<'_>, file: &DeTable<'_>) -> Option<(usize, String)> {
+    let own: Vec<String> =
+        file.get("source").map(|own| programs(own.get_ref())).unwrap_or_default().into_iter().map(|(_, p)| p).collect();
+    programs(sources).into_iter().find(|(_, program)| !own.contains(program))
+}
+
+/// What `exec` says in each of these tables, and where.
+fn programs(sources: &DeValue<'_>) -> Vec<(usize, String)> {
+    let DeValue::Array(sources) = sources else { return Vec::new() };
+    let programs = sources.iter().filter_map(|source| source.get_ref().as_table()?.get("exec"));
+    programs.map(|program| (program.span().start, words(program.get_ref()))).collect()
+}
+
+/// A list of words as one text that no other list gives.
+fn words(list: &DeValue<'_>) -> String {
+    let DeValue::Array(list) = list else { return format!("{list:?}") };
+    let word = |word: &Spanned<DeValue<'_>>| match word.get_ref() {
+        DeValue::String(text) => format!("{text:?}"),
+        other => format!("{other:?}"),
+    };
+    format!("[{}]", list.iter().map(word).collect::<Vec<_>>().join(", "))
 }
 
 /// A file of a later format is refused by its number, before its new keys are called unknown.

@@ -64,8 +64,9 @@ pub fn read_with(path: &Path, overlay: Option<Overlay<'_>>) -> Result<Loaded, Cl
 pub fn for_recording(package: &Path, channels: usize, rate_hz: f64) -> Config {
     let source = Source {
         name: Name("recording".into()),
-        broker: Name("none".into()),
+        broker: None,
         input: Input::Topic(Filter::parse("recording").expect("a topic of one level is one")),
+        message: None,
         codec: Codec::Raw(codec::Raw { number: codec::NumberType::F32, channels, header: Vec::new() }),
         scale: Vec::new(),
         offset: Vec::new(),
@@ -437,11 +438,15 @@ pub enum DropPolicy {
 pub struct Source {
     /// Unique name.
     pub name: Name,
-    /// Which broker.
-    pub broker: Name,
+    /// Which broker; none if a program gives the samples.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub broker: Option<Name>,
     /// Which messages.
     #[serde(flatten)]
     pub input: Input,
+    /// Bytes of a program's message; none where lines or samples tell where one ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<Size>,
     /// How a payload becomes samples.
     pub codec: Codec,
     /// Factor per channel, payload → the manifest's unit; empty: all 1.
@@ -468,11 +473,25 @@ pub struct Source {
 }
 
 impl Source {
-    /// Every filter to subscribe to: one, or one per joined channel.
+    /// Every filter to subscribe to: one, or one per joined channel; none if a program gives the samples.
     pub fn filters(&self) -> &[Filter] {
         match &self.input {
             Input::Topic(filter) => std::slice::from_ref(filter),
             Input::Join(join) => &join.topics,
+            Input::Exec(_) => &[],
+        }
+    }
+
+    /// Whether it reads from this broker.
+    pub fn reads(&self, broker: &str) -> bool {
+        self.broker.as_deref() == Some(broker)
+    }
+
+    /// The program that gives the samples, with its arguments.
+    pub fn program(&self) -> Option<&[String]> {
+        match &self.input {
+            Input::Exec(program) => Some(program),
+            Input::Topic(_) | Input::Join(_) => None,
         }
     }
 
@@ -491,6 +510,8 @@ pub enum Input {
     Topic(Filter),
     /// One filter per channel.
     Join(Join),
+    /// A program and its arguments; its standard output holds the messages.
+    Exec(Vec<String>),
 }
 
 /// Several topics that are the channels of one source.

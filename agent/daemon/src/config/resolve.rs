@@ -19,6 +19,7 @@ use super::{
     Join, LocalOutput, Log, LogFormat, LogLevel, MessageBatch, ModelRef, Name, OnGap, Pipeline, Pressure, Publish,
     Queue, QueuePolicy, Runtime, Source, Swap, TimeOrigin, Trial, Uplink,
 };
+use crate::exec::MESSAGE_MAX;
 use crate::topic::{Filter, Template};
 
 mod outbox;
@@ -515,17 +516,35 @@ impl Check<'_> {
 
     fn source(&mut self, at: &At, file: file::Source, brokers: &Named<BTreeMap<Name, Broker>>) -> Option<Source> {
         let name = self.name(at, "name", &file.name);
-        let broker = self.choose_broker(at, file.broker, brokers);
+        let is_program = file.exec.is_some();
+        let broker = if is_program {
+            self.require(at, "broker", file.broker.is_none(), || {
+                "a program ('exec') gives the samples, and no broker; keep one of the two keys".into()
+            });
+            Some(None)
+        } else {
+            self.choose_broker(at, file.broker, brokers).map(Some)
+        };
         self.codec(at, &file.codec);
-        let input = match (file.topic, file.join) {
-            (Some(topic), None) => self.accept(at, "topic", Filter::parse(&topic)).map(Input::Topic),
-            (None, Some(join)) => self.join(at, join, &file.codec),
-            (Some(_), Some(_)) => {
-                self.problem(at, "join", "'topic' and 'join' exclude each other; keep one of them");
+        self.message(at, is_program, file.message, &file.codec);
+        let input = match (file.topic, file.join, file.exec) {
+            (Some(topic), None, None) => self.accept(at, "topic", Filter::parse(&topic)).map(Input::Topic),
+            (None, Some(join), None) => self.join(at, join, &file.codec),
+            (None, None, Some(program)) => {
+                self.accept(at, "exec", check_program(&program)).map(|()| Input::Exec(program))
+            }
+            (None, None, None) => {
+                let text =
+                    "the key is missing; add 'topic = \"…\"', 'join' for several topics, or 'exec' for a program";
+                self.problem(at, "topic", text);
                 None
             }
-            (None, None) => {
-                self.problem(at, "topic", "the key is missing; add 'topic = \"…\"', or 'join' for several topics");
+            (_, Some(_), _) => {
+                self.problem(at, "join", "'topic', 'join' and 'exec' exclude each other; keep one of them");
+                None
+            }
+            (Some(_), None, Some(_)) => {
+                self.problem(at, "exec", "'topic' and 'exec' exclude each other; keep one of them");
                 None
             }
         };
@@ -562,7 +581,8 @@ impl Check<'_> {
                 file.codec.name()
             )
         });
-        let resumes = broker.as_ref().filter(|name| brokers.found.get(*name).is_some_and(|broker| broker.resume));
+        let resumes =
+            broker.iter().flatten().next().filter(|name| brokers.found.get(*name).is_some_and(|broker| broker.resume));
         self.require(at, "time", resumes.is_none() || time == TimeOrigin::Payload, || {
             format!(
                 "broker '{}' has resume = true and so brings samples of any age, whose time must be in them; set 'time = \"payload\"', or name a broker without it",
@@ -574,7 +594,10 @@ impl Check<'_> {
         if let Some(gap) = file.max_gap {
             self.positive(at, "max_gap", gap);
         }
-        let max_streams = file.max_streams.unwrap_or(16);
+        let max_streams = file.max_streams.unwrap_or(if is_program { 1 } else { 16 });
+        self.require(at, "max_streams", !is_program || max_streams == 1, || {
+            format!("found {max_streams}, and a program is one stream; remove the key, or give each program a source")
+        });
         self.require(at, "max_streams", (1..=STREAMS_MAX).contains(&max_streams), || {
             format!("found {max_streams}, expected 1 to {STREAMS_MAX}")
         });
@@ -589,6 +612,7 @@ impl Check<'_> {
             name: name?,
             broker: broker?,
             input: input?,
+            message: file.message,
             codec: file.codec,
             scale: file.scale,
             offset: file.offset,
@@ -605,6 +629,51 @@ impl Check<'_> {
 
     fn positive(&mut self, at: &At, key: &str, interval: Interval) {
         self.require(at, key, !interval.0.is_zero(), || "found 0, expected more, such as \"20ms\"".into());
+    }
+
+    /// How a program's output is cut into messages: JSON and CSV by lines, samples that are nothing but numbers anywhere
+    /// between two of them, and everything else by a length.
+    fn message(&mut self, at: &At, is_program: bool, message: Option<Size>, codec: &Codec) {
+        let Some(bytes) = message else {
+            let ends = match codec {
+                Codec::Raw(raw) => raw.header.is_empty(),
+                Codec::Json(_) => true,
+                Codec::Csv(csv) => {
+                    self.require(at, "codec", !is_program || !csv.header && csv.skip_lines == 0, || {
+                        "a program writes its header once, and every line of it is a message; leave out 'header' and 'skip_lines', and give columns by their numbers"
+                            .into()
+                    });
+                    true
+                }
+                Codec::Image(_) => {
+                    self.require(at, "codec", !is_program, || {
+                        "pictures have no end that could be seen in a program's output; let it publish each to a topic"
+                            .into()
+                    });
+                    true
+                }
+            };
+            return self.require(at, "message", !is_program || ends, || {
+                "the key is missing: with a header in the codec it must be known where a message ends; give its length, header and samples, such as \"516B\"".into()
+            });
+        };
+        let Codec::Raw(raw) = codec else {
+            let text = format!(
+                "the codec '{}' ends a message by itself, so its length is not wanted; remove it",
+                codec.name()
+            );
+            return self.problem(at, "message", text);
+        };
+        self.require(at, "message", is_program, || {
+            "only a program's output ('exec') is cut into messages; MQTT brings them whole, so remove the key".into()
+        });
+        let header: usize = raw.header.iter().map(|field| field.size()).sum();
+        let frame = raw.channels.max(1) * raw.number.size();
+        let fits =
+            usize::try_from(bytes.0).ok().filter(|bytes| *bytes <= MESSAGE_MAX).and_then(|n| n.checked_sub(header));
+        self.require(at, "message", fits.is_some_and(|samples| samples > 0 && samples % frame == 0), || {
+            format!("found {bytes}, expected {header} bytes of header and whole samples of {frame} bytes, at most {MESSAGE_MAX} bytes")
+        });
     }
 
     fn join(&mut self, at: &At, join: file::Join, codec: &Codec) -> Option<Input> {
@@ -865,7 +934,7 @@ impl Check<'_> {
         self.require(at, "qos", qos <= 1, || format!("found {qos}, expected 0 or 1"));
         let topic = self.accept(at, "topic", Template::parse(&file.topic));
         if let (Some(topic), Some(broker)) = (&topic, &broker) {
-            let mut own = sources.found.iter().filter(|source| source.broker == *broker);
+            let mut own = sources.found.iter().filter(|source| source.reads(broker));
             if let Some(source) = own.find(|source| source.filters().iter().any(|filter| filter.may_receive(topic))) {
                 let text = format!(
                     "'{topic}' is read by source '{}' too, so results would come back as samples; choose another topic",
@@ -876,4 +945,25 @@ impl Check<'_> {
         }
         Some(LocalOutput { broker: broker?, topic: topic?, on: file.on.unwrap_or(Publish::Triggers), qos })
     }
+}
+
+/// Whether a program can be started by this list.
+fn check_program(program: &[String]) -> Result<(), String> {
+    let Some(name) = program.first().filter(|name| !name.is_empty()) else {
+        return Err(
+            "the list is empty; give a program and its arguments, such as [\"arecord\", \"-t\", \"raw\"]".into()
+        );
+    };
+    if program.iter().any(|word| word.contains('\0')) {
+        return Err("a word holds a NUL, which no program can be given".into());
+    }
+    if name.contains(char::is_whitespace) && program.len() == 1 {
+        return Err(format!(
+            "found \"{name}\", and there is no shell that would take it apart; give each word of it by itself"
+        ));
+    }
+    if name.contains('/') && !name.starts_with('/') {
+        return Err(format!("found \"{name}\", expected an absolute path, or a name that is looked for on PATH"));
+    }
+    Ok(())
 }

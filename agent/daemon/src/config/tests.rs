@@ -308,6 +308,64 @@ fn a_signed_configuration_replaces_three_tables_and_names_no_path() {
 }
 
 #[test]
+fn a_signed_configuration_starts_only_programs_that_the_file_starts() {
+    let own = replaced("topic = \"plant/{stream}/vibration\"", "exec = [\"read\", \"a, b\"]");
+    let lay = |exec: &str| {
+        let text = format!(
+            "[[source]]\nname = \"vibration\"\nexec = {exec}\ncodec = {{ raw = {{ type = \"i16\", channels = 3 }} }}\n"
+        );
+        let overlay = Overlay { name: "config.press-07", text: &text };
+        parse(&own, Path::new("/etc/limpet/limpet.toml"), &surroundings(&[]), Some(overlay))
+    };
+    assert_eq!(
+        lay("[\"read\", \"a, b\"]").unwrap().config.sources[0].program().unwrap(),
+        ["read", "a, b"],
+        "with other keys beside it"
+    );
+    for foreign in ["[\"read\", \"a\", \"b\"]", "[\"read\"]", "[\"sh\", \"-c\", \"reboot\"]", "\"reboot\""] {
+        let error = lay(foreign).unwrap_err().to_string();
+        let expected = "config.press-07:3: source.exec: found";
+        assert!(error.starts_with(expected) && error.contains("starts no program that"), "{foreign}: {error}");
+    }
+}
+
+#[test]
+fn a_program_is_a_list_of_words_whose_output_can_be_cut() {
+    let topic = "topic = \"plant/{stream}/vibration\"";
+    let source = &good(&replaced(topic, "exec = [\"read\"]")).sources[0];
+    assert_eq!((source.broker.as_ref(), source.max_streams, source.filters().len()), (None, 1, 0));
+    let header = |lines: &str| {
+        replaced(topic, lines).replace("channels = 3", "channels = 3, header = [{ sequence = \"u32le\" }]")
+    };
+    assert_eq!(good(&header("exec = [\"read\"]\nmessage = \"64B\"")).sources[0].message, Some(Size(64)));
+    for (text, expected) in [
+        (replaced(topic, "exec = []"), "source.vibration.exec: the list is empty"),
+        (replaced(topic, "exec = [\"\"]"), "the list is empty"),
+        (replaced(topic, "exec = [\"arecord -q\"]"), "there is no shell"),
+        (replaced(topic, "exec = [\"./read\"]"), "expected an absolute path"),
+        (replaced(topic, &format!("exec = [\"read\"]\n{topic}")), "'topic' and 'exec' exclude each other"),
+        (replaced(topic, "exec = [\"read\"]\nbroker = \"local\""), "source.vibration.broker: a program"),
+        (replaced(topic, "exec = [\"read\"]\nmax_streams = 2"), "a program is one stream"),
+        (replaced(topic, &format!("{topic}\nmessage = \"6B\"")), "only a program's output"),
+        (header("exec = [\"read\"]"), "source.vibration.message: the key is missing"),
+        (header("exec = [\"read\"]\nmessage = \"65B\""), "expected 4 bytes of header and whole samples of 6 bytes"),
+        (header("exec = [\"read\"]\nmessage = \"4B\""), "expected 4 bytes of header"),
+        (header("exec = [\"read\"]\nmessage = \"2MiB\""), "at most 1048576 bytes"),
+    ] {
+        let error = bad(&text);
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
+    let codec = |codec: &str| {
+        let lines = replaced(topic, "exec = [\"read\"]");
+        lines.replace("codec = { raw = { type = \"i16\", channels = 3 } }", &format!("codec = {codec}"))
+    };
+    good(&codec("{ json = { channels = 3 } }"));
+    good(&codec("{ csv = { columns = [1, 2, 3] } }"));
+    assert!(bad(&codec("{ csv = { columns = [\"a\"], header = true } }")).contains("give columns by their numbers"));
+    assert!(bad(&codec("{ image = {} }")).contains("pictures have no end"));
+}
+
+#[test]
 fn addresses_are_read_strictly_and_passwords_never_repeated() {
     for (url, scheme, host, port, path) in [
         ("mqtt://h:1", Scheme::Mqtt, "h", 1, ""),

@@ -76,7 +76,7 @@ fn shortened(topics: &[String]) -> String {
 pub async fn probe_directly(config: &Config) -> Vec<(String, Probed)> {
     let mut probed = Vec::new();
     for (name, broker) in &config.brokers {
-        let sources = config.sources.iter().filter(|source| *source.broker == **name);
+        let sources = config.sources.iter().filter(|source| source.reads(name));
         let filters: Vec<String> = sources.flat_map(|source| source.filters()).map(|f| f.mqtt().to_owned()).collect();
         let uplink = *name == config.uplink.broker;
         let topic = uplink.then(|| Topics::new(&config.uplink.prefix, &config.gateway.id).probe());

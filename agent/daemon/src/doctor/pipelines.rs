@@ -31,7 +31,7 @@ pub fn check(patient: &Patient<'_>) -> Vec<Finding> {
                 let away = |(name, probed): &(String, Probed)| name == broker && matches!(probed, Probed::Away(_));
                 patient.probed.iter().any(away)
             };
-            findings.push(match broker.map(|source| &*source.broker).filter(|broker| away(broker)) {
+            findings.push(match broker.and_then(|source| source.broker.as_deref()).filter(|broker| away(broker)) {
                 Some(broker) => Finding::warning(
                     CHECK,
                     format!("source {name} is silent since the start: broker {broker} is not connected"),

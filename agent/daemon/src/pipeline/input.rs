@@ -76,7 +76,9 @@ impl Samples {
         let source = &plan.config;
         let timeline = Timeline::new(plan.timing);
         let reader = match &source.input {
-            Input::Topic(_) => Reader::One(Decoder::new(&source.codec, channels, &source.scale, &source.offset)?),
+            Input::Topic(_) | Input::Exec(_) => {
+                Reader::One(Decoder::new(&source.codec, channels, &source.scale, &source.offset)?)
+            }
             Input::Join(join) => {
                 if join.topics.len() != channels {
                     return Err(format!(
