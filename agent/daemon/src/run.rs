@@ -16,7 +16,7 @@ use anyhow::Context as _;
 use limpet_runtime::{Clock, Ledger, Moment, Pool};
 use limpet_wire::message::{Message, PipelineTelemetry, SystemFigures, Telemetry};
 use limpet_wire::topic::Topics;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Access, Mode, OFlags};
 use rustix::io::Errno;
 use sysinfo::{Components, Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 use tokio::signal::unix::{SignalKind, signal};
@@ -91,6 +91,7 @@ const EXPIRIES: Duration = Duration::from_secs(24 * 3600);
 /// What is wrong with the configuration, the packages or the folders; never that a broker cannot be reached.
 pub fn run(path: &Path, file: Loaded) -> Result<(), CliError> {
     marks::open();
+    check_processor()?;
     prepare_state(&file.config.gateway.state)?;
     let library = Library::new(&file.config).map_err(|error| CliError::configuration(vec![error.to_string()]))?;
     // A worker that panics leaves its streams deaf; a process that ends is started again.
@@ -115,6 +116,17 @@ pub fn run(path: &Path, file: Loaded) -> Result<(), CliError> {
             _ => Err(error),
         },
     }
+}
+
+/// Whether the processor has what the engines' kernels are made of: without it they would end the process in the middle.
+fn check_processor() -> Result<(), CliError> {
+    // HWCAP_NEON of 32-bit ARM, in the kernel's asm/hwcap.h; every 64-bit one has it.
+    const NEON: usize = 1 << 12;
+    if cfg!(target_arch = "arm") && rustix::param::linux_hwcap().0 & NEON == 0 {
+        let why = "this processor has no NEON, which both engines compute with; this build runs on ARMv7 with NEON, such as a Cortex-A7, and on anything later";
+        return Err(CliError::Unavailable(why.to_owned()));
+    }
+    Ok(())
 }
 
 /// Why the agent does not run.
@@ -156,6 +168,12 @@ fn prepare_state(path: &Path) -> Result<(), CliError> {
             path.display()
         )])
     })?;
+    if let Err(error) = rustix::fs::access(path, Access::WRITE_OK | Access::EXEC_OK) {
+        let (user, path) = (rustix::process::geteuid().as_raw(), path.display());
+        return Err(CliError::configuration(vec![format!(
+            "gateway.state: the folder {path} cannot be written by this user ({user}): {error}; chown it to the user that runs the agent, or name another"
+        )]));
+    }
     let Ok(metadata) = std::fs::metadata(path) else { return Ok(()) };
     if metadata.permissions().mode() & 0o077 == 0 {
         return Ok(());

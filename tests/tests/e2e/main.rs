@@ -26,6 +26,7 @@ mod status;
 mod swap;
 mod swarm;
 mod tls;
+mod unit;
 mod wakeword;
 
 use limpet_tests::agent::Home;
