@@ -54,7 +54,8 @@ def main():
               for section, parts in parts_of.items()}
     # Twice ten minutes, which only what ships is worth.
     if not options.dist:
-        wanted["gateway"] = [part for part in wanted["gateway"] if f"gateway-{part}" in sections]
+        wanted["gateway"] = [part for part in wanted["gateway"]
+                             if part not in ("idle", "memory") or f"gateway-{part}" in sections]
     # They take ten minutes and an hour.
     wanted["outbox"] = [part for part in wanted["outbox"]
                         if part not in ("dead", "soak") or f"outbox-{part}" in sections]

@@ -7,6 +7,7 @@ import re
 import socket
 import statistics
 import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -76,6 +77,7 @@ class Gateway:
                 begun = time.monotonic()
                 time.sleep(self.seconds)
                 lasted = time.monotonic() - begun
+                alive(process)
                 share = (used(process.pid) - before) / lasted * 100
                 wrote = written(process.pid) - wrote
         finally:
@@ -97,9 +99,11 @@ class Gateway:
                      "--topic", "bench/a/in", "--payload", self.payloads, "--size", str(self.size), "--rate", "10",
                      "--seconds", str(self.seconds), "--json"], stdout=subprocess.DEVNULL)
                 try:
-                    load.wait(self.seconds + 60)
+                    if load.wait(self.seconds + 60) != 0:
+                        sys.exit("bench: the load generator failed")
                 finally:
                     load.kill()
+                alive(process)
                 parts = proportional(process.pid)
         finally:
             broker.stop()
@@ -108,6 +112,12 @@ class Gateway:
         self.report.at_most(f"proportional memory with one int8 model at 10 windows/s, after {self.seconds:.0f} s",
                             total / 1e6, 12, "MB", note)
         self.report.figures["proportional_bytes"] = dict(parts)
+
+
+def alive(process):
+    """What has ended uses nothing."""
+    if process.poll() is not None:
+        sys.exit(f"bench: the agent ended with {process.returncode}")
 
 
 def used(pid):
@@ -134,7 +144,7 @@ def proportional(pid):
 
 
 def sizes(report, root):
-    """Programs and packages that scripts/cross and scripts/package made, each beside its target."""
+    """Programs that scripts/cross made, each beside its target."""
     built = lambda path: path.stat().st_size / 1e6 if (path := root / path).exists() else None
     for name, what in [("aarch64", "both engines, the TensorFlow Lite library apart"), ("aarch64-musl", "static, tract alone")]:
         size = built(f"cross/{name}/bin/limpet")

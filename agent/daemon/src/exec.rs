@@ -9,6 +9,7 @@
 //!   kernel where the agent is killed. The kernel is told by the child itself ([`become_program`]), since a program in
 //!   between must ask for that; what the program started in turn, its process group, is ended with it where the agent stops.
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
 use std::process::{ExitStatus, Stdio};
@@ -40,6 +41,10 @@ const READ: usize = 64 * 1024;
 const PIECE: Duration = Duration::from_millis(5);
 /// How long a program may take to end when the agent stops.
 const GRACE: Duration = Duration::from_secs(2);
+/// How long the pipes of a program that has ended are read on: what it has started may hold them.
+const DRAIN: Duration = Duration::from_millis(200);
+/// Messages after which others have a turn: links are on this thread too.
+const TURN: usize = 64;
 /// A program that ran for so long had started well; its end is told anew.
 const STARTED_WELL: Duration = Duration::from_secs(30);
 /// Lines of its standard error that go into the log…
@@ -74,6 +79,8 @@ pub fn become_program() {
 pub struct Cutter {
     rule: Rule,
     rest: BytesMut,
+    /// Bytes of it that hold no end of a line.
+    searched: usize,
     /// Whether the line at hand is too long, and its rest is passed over.
     passing: bool,
 }
@@ -106,7 +113,7 @@ impl Cutter {
             (Codec::Raw(raw), None) => Rule::Frames(raw.channels * raw.number.size()),
             _ => Rule::Lines,
         };
-        Self { rule, rest: BytesMut::new(), passing: false }
+        Self { rule, rest: BytesMut::new(), searched: 0, passing: false }
     }
 
     /// Bytes of a frame, if messages are whatever is there.
@@ -126,34 +133,50 @@ impl Cutter {
         }
     }
 
+    /// The last message, when no more comes: a line whose end is missing is one all the same.
+    fn last(&mut self) -> Option<Cut> {
+        let is_line = self.rule == Rule::Lines && !self.passing && !self.rest.trim_ascii().is_empty();
+        is_line.then(|| message(self.rest.split().trim_ascii_end()))
+    }
+
     fn first(&mut self, length: usize) -> Option<Cut> {
-        (length > 0 && self.rest.len() >= length).then(|| Cut::Message(self.rest.split_to(length).freeze()))
+        (length > 0 && self.rest.len() >= length).then(|| {
+            let bytes = self.rest.split_to(length);
+            // What waits holds its bytes, and should not hold all those beside which they were read.
+            if length < READ / 4 { message(&bytes) } else { Cut::Message(bytes.freeze()) }
+        })
     }
 
     fn line(&mut self) -> Option<Cut> {
         loop {
-            let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') else {
+            let found = self.rest[self.searched..].iter().position(|byte| *byte == b'\n');
+            let Some(end) = found.map(|end| self.searched + end) else {
+                self.searched = self.rest.len();
                 if self.rest.len() <= MESSAGE_MAX && !self.passing {
                     return None;
                 }
                 self.rest.clear();
+                self.searched = 0;
                 return (!std::mem::replace(&mut self.passing, true)).then_some(Cut::TooLong);
             };
-            let mut line = self.rest.split_to(end);
+            let line = self.rest.split_to(end);
             self.rest.advance(1);
+            self.searched = 0;
             if std::mem::take(&mut self.passing) {
                 continue;
             }
             if line.len() > MESSAGE_MAX {
                 return Some(Cut::TooLong);
             }
-            let length = line.trim_ascii_end().len();
-            line.truncate(length);
-            if !line.is_empty() {
-                return Some(Cut::Message(line.freeze()));
+            if !line.trim_ascii().is_empty() {
+                return Some(message(line.trim_ascii_end()));
             }
         }
     }
+}
+
+fn message(bytes: &[u8]) -> Cut {
+    Cut::Message(Bytes::copy_from_slice(bytes))
 }
 
 /// Runs the program of a source until the agent stops.
@@ -208,28 +231,48 @@ fn start(program: &[String]) -> std::io::Result<Child> {
     let arguments = [MARKER, &own].into_iter().map(OsString::from).chain(program.iter().map(OsString::from));
     let mut command = Command::new("/proc/self/exe");
     command.arg0("limpet-source").args(arguments).process_group(0).kill_on_drop(true);
-    // It is none of the service manager's business, and the agent's passwords are none of its own.
+    // It is no service, and is given no credentials; SECURITY.md says what it can reach all the same.
     for variable in ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "CREDENTIALS_DIRECTORY"] {
         command.env_remove(variable);
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
 }
 
-/// Reads what a program writes until it ends, and says how it ended.
+/// Reads what a program writes until it ends or gives nothing any more, and says which.
+///
+/// What it has started may hold its pipes for ever, and it may close its output and go on: neither is waited for.
 async fn read(child: &mut Child, plan: &SourcePlan, receive: &dyn Fn(Received<'_>)) -> String {
     let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
         unreachable!("both were asked for")
     };
-    let (said, broken) = tokio::join!(said(stderr, plan.name()), messages(stdout, plan, receive));
-    // Both pipes are closed. A program that goes on without them gives nothing any more.
-    let status = tokio::time::timeout(GRACE, child.wait()).await;
-    let how = match (broken, status) {
-        (Some(error), _) => format!("cannot be read: {error}"),
-        (None, Err(_)) => "closed its output and did not end".to_owned(),
-        (None, Ok(Err(error))) => format!("has ended: {error}"),
-        (None, Ok(Ok(status))) => how(status),
+    let last = RefCell::new(String::new());
+    let mut messages = std::pin::pin!(messages(stdout, plan, receive));
+    let mut said = std::pin::pin!(said(stderr, plan.name(), &last));
+    let (mut closed, mut silent, mut status) = (None, false, None);
+    // Once it has ended, or its output has, the rest has a moment to come.
+    let mut patience = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
+    while closed.is_none() || !silent || status.is_none() {
+        tokio::select! {
+            broken = &mut messages, if closed.is_none() => {
+                closed = Some(broken);
+                patience.as_mut().reset(tokio::time::Instant::now() + GRACE);
+            }
+            () = &mut said, if !silent => silent = true,
+            ended = child.wait(), if status.is_none() => {
+                status = Some(ended);
+                patience.as_mut().reset(tokio::time::Instant::now() + DRAIN);
+            }
+            () = &mut patience, if closed.is_some() || status.is_some() => break,
+        }
+    }
+    let how = match (status, closed) {
+        (Some(Ok(status)), _) => how(status),
+        (Some(Err(error)), _) => format!("has ended: {error}"),
+        (None, Some(Some(error))) => format!("cannot be read: {error}"),
+        (None, _) => "closed its output and did not end".to_owned(),
     };
-    if said.is_empty() { how } else { format!("{how}: {said}") }
+    let last = last.take();
+    if last.is_empty() { how } else { format!("{how}: {last}") }
 }
 
 fn how(status: ExitStatus) -> String {
@@ -253,14 +296,24 @@ async fn messages(
     loop {
         cutter.rest.reserve(READ);
         let count = match stdout.read_buf(&mut cutter.rest).await {
-            Ok(0) => return None,
+            Ok(0) => {
+                if let Some(Cut::Message(payload)) = cutter.last() {
+                    receive(Received { topic, payload, retained: false, reply: None });
+                }
+                return None;
+            }
             Ok(count) => count,
             Err(error) => return Some(error),
         };
+        let mut cuts = 0_usize;
         while let Some(cut) = cutter.next() {
+            cuts += 1;
+            if cuts.is_multiple_of(TURN) {
+                tokio::task::yield_now().await;
+            }
             match cut {
                 Cut::Message(payload) => receive(Received { topic, payload, retained: false, reply: None }),
-                Cut::TooLong => plan.ledger.complain(plan.name(), topic, "too_large", 1, &|| {
+                Cut::TooLong => plan.ledger.complain(plan.name(), topic, "too_large", 1, || {
                     format!("a line is longer than {MESSAGE_MAX} bytes, which no message may be")
                 }),
             }
@@ -271,42 +324,49 @@ async fn messages(
     }
 }
 
-/// Puts what it says on standard error into the log, and gives the last line of it.
-async fn said(stderr: ChildStderr, source: &str) -> String {
+/// Puts what it says on standard error into the log, and the last line of it into `last`.
+async fn said(stderr: ChildStderr, source: &str, last: &RefCell<String>) {
     let mut lines = BufReader::new(stderr);
-    let (mut last, mut since, mut count) = (String::new(), Instant::now(), 0_u32);
+    let (mut since, mut count) = (Instant::now(), 0_u32);
+    let more = |count: u32| {
+        if count > SAID {
+            tracing::info!(source, "and {} lines more", count - SAID);
+        }
+    };
+    let mut line = Vec::new();
     loop {
-        let mut line = Vec::new();
+        line.clear();
         // A line that is longer comes in pieces.
         match (&mut lines).take(LINE_MAX).read_until(b'\n', &mut line).await {
-            Ok(0) | Err(_) => return last,
+            Ok(0) | Err(_) => return more(count),
             Ok(_) => {}
         }
-        let text = console::plain(String::from_utf8_lossy(&line).trim());
-        if text.is_empty() {
+        if line.trim_ascii().is_empty() {
             continue;
         }
         if since.elapsed() >= SAID_IN {
-            if count > SAID {
-                tracing::info!(source, "and {} lines more", count - SAID);
-            }
+            more(count);
             (since, count) = (Instant::now(), 0);
         }
         count += 1;
+        if count > SAID && (count as usize).is_multiple_of(TURN) {
+            tokio::task::yield_now().await;
+        }
+        let text = console::plain(String::from_utf8_lossy(&line).trim());
         if count <= SAID {
             tracing::info!(source, "{text}");
         }
-        last = text;
+        last.replace(text);
     }
 }
 
 /// Ends a program: first it is asked to, then made to.
 async fn end(mut child: Child, group: Option<Pid>) {
     signal_group(group, Signal::TERM);
-    if tokio::time::timeout(GRACE, child.wait()).await.is_err() {
-        signal_group(group, Signal::KILL);
-        let _ = child.wait().await;
-    }
+    let _ = tokio::time::timeout(GRACE, child.wait()).await;
+    // What it has started goes too, whether or not it ended well itself.
+    signal_group(group, Signal::KILL);
+    let _ = child.wait().await;
 }
 
 /// A group whose last process has ended gets no signal.
@@ -321,7 +381,7 @@ mod tests {
     use super::*;
 
     fn cutter(rule: Rule) -> Cutter {
-        Cutter { rule, rest: BytesMut::new(), passing: false }
+        Cutter { rule, rest: BytesMut::new(), searched: 0, passing: false }
     }
 
     /// What comes out of `bytes` that are read in pieces of these lengths, over and over.
@@ -337,10 +397,6 @@ mod tests {
             rest = later;
         }
         cuts
-    }
-
-    fn message(text: &[u8]) -> Cut {
-        Cut::Message(Bytes::copy_from_slice(text))
     }
 
     #[test]

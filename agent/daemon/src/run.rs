@@ -38,7 +38,7 @@ use crate::link::outgoing::{Body, Fleeting, Outgoing};
 use crate::link::probe::Prober;
 use crate::link::{self, Role, Stop, expiry};
 use crate::outbox::{EventIds, Outbox};
-use crate::pipeline::plan::{PipelinePlan, Plan};
+use crate::pipeline::plan::{PipelinePlan, Plan, SourcePlan};
 use crate::pipeline::worker::{Policy, Worker};
 use crate::pressure::{Limits, Pressure, Probe};
 use crate::report::{DropWatch, Reporter};
@@ -67,7 +67,7 @@ const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 const TASK_ANSWERS: Duration = Duration::from_secs(10);
 /// How often the service manager may hear that the status is another.
 const STATUS: Duration = Duration::from_secs(2);
-/// How much longer loading proved models may take, seen from any moment of it: an ARM core optimizes a graph for seconds.
+/// How long loading one proved model may take: an ARM core optimizes a graph for seconds.
 const LOADING: Duration = Duration::from_secs(30);
 /// How often telemetry is sent.
 const TELEMETRY: Duration = Duration::from_secs(60);
@@ -154,6 +154,7 @@ fn begin_again() -> anyhow::Error {
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_else(|| "limpet".into());
     let program = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
+    Manager::of_environment().alive();
     let error = std::process::Command::new(program).arg0(name).args(arguments).exec();
     anyhow::Error::new(error).context("the agent cannot begin again")
 }
@@ -351,6 +352,7 @@ async fn serve_by(
         };
         watch.start(depot.trial.0, trial).context("the system gives no thread for the configuration's trial")?;
     }
+    let all_loaded = LOADING * u32::try_from(packages.len()).unwrap_or(u32::MAX).max(1);
     let places = Arc::new(Places::new(plan.sources.len()));
     let loader = Loader::new(
         config,
@@ -454,12 +456,12 @@ async fn serve_by(
 
     for (index, source) in plan.sources.iter().enumerate().filter(|(_, source)| source.config.program().is_some()) {
         let pulse = pulses.task(format!("the program of {}", source.name()));
-        let (router, models) = (Rc::clone(&router), Arc::clone(&shown));
+        let (router, board) = (Rc::clone(&router), Arc::clone(&board));
         let receive = Rc::new(move |message: link::Received<'_>| router.read(index, &message));
         let (source, reporter, stopping) = (Arc::clone(source), Arc::clone(&reporter), stopping.clone());
         tasks.push(tokio::task::spawn_local(async move {
             // Nobody would take what it writes before.
-            pulse.through(proved(models, stopping.clone())).await;
+            pulse.through(served(&board, &source, stopping.clone())).await;
             exec::run(source, reporter, receive, pulse, stopping).await;
         }));
     }
@@ -499,9 +501,14 @@ async fn serve_by(
             _ = terminate.recv() => break End::Stopped,
             _ = interrupt.recv() => break End::Stopped,
             _ = hangup.recv() => {
-                manager.reloading();
+                // What is found is taken up beside what serves; before the agent was ready it is not for that.
+                if ready {
+                    manager.reloading();
+                }
                 look();
-                manager.ready();
+                if ready {
+                    manager.ready();
+                }
             }
             // Also where the loader is gone, which ends the process.
             _ = &mut is_up, if !ready => {
@@ -511,7 +518,7 @@ async fn serve_by(
             }
             _ = status.tick(), if manager.listens() => {
                 manager.status(&shown.summary());
-                if !ready {
+                if !ready && started.elapsed() < all_loaded {
                     manager.takes(LOADING);
                 }
             }
@@ -530,7 +537,7 @@ async fn serve_by(
             },
             () = &mut silence, if !silence_over => {
                 silence_over = true;
-                report_silent(&plan, &reporter);
+                report_silent(&plan, &board, &reporter);
             }
             _ = telemetry.tick() => {
                 let (gauge, readings) = (Arc::clone(&gauge), readings.clone());
@@ -601,6 +608,8 @@ async fn serve_by(
         End::Stopped => manager.stopping(),
         End::Again => manager.reloading(),
     }
+    // From here on nothing asks any more, and beginning again takes a moment.
+    manager.alive();
     _ = store.as_ref().map(configured::ends_well);
     let (done, kept) = std::sync::mpsc::channel();
     let _ = requests.send(Request::Keep(done));
@@ -615,6 +624,7 @@ async fn serve_by(
     if !drained.await.unwrap_or(false) {
         tracing::error!("windows were still waiting when the time for stopping was half over; they are lost");
     }
+    manager.alive();
     // First of all it is on the disk; what is acknowledged while the links say goodbye leaves it again.
     outbox.commit_all(Instant::now() + STOP / 8);
     // Before the links say goodbye, so that it still goes out.
@@ -724,6 +734,22 @@ async fn proved(backend: Arc<LocalBackend>, mut stop: watch::Receiver<Stop>) {
     }
 }
 
+/// Until a pipeline of this source serves, or the agent stops.
+async fn served(board: &Board, source: &SourcePlan, mut stop: watch::Receiver<Stop>) {
+    while !serves(board, source) {
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(100)) => {}
+            _ = stop.wait_for(|stop| *stop != Stop::Run) => return,
+        }
+    }
+}
+
+/// Whether a pipeline of this source serves.
+fn serves(board: &Board, source: &SourcePlan) -> bool {
+    let states = board.pipelines();
+    source.pipelines.iter().any(|pipeline| states[*pipeline] == crate::serve::PipelineState::Serving)
+}
+
 /// The passwords of all brokers, as they are now and as any connection used them.
 fn secrets(config: &Config) -> impl Fn() -> Vec<String> + Clone + Send + use<> {
     let brokers: Vec<config::Broker> = config.brokers.values().cloned().collect();
@@ -772,8 +798,12 @@ fn filters(config: &Config, broker: &str) -> Vec<(String, bool)> {
     filters.into_iter().collect()
 }
 
-fn report_silent(plan: &Plan, reporter: &Reporter) {
+fn report_silent(plan: &Plan, board: &Board, reporter: &Reporter) {
     for source in plan.sources.iter().filter(|source| !source.ledger.heard()) {
+        // A program is not started before.
+        if source.config.program().is_some() && !serves(board, source) {
+            continue;
+        }
         let why = match (source.config.program(), &source.config.broker) {
             (Some(program), _) => {
                 format!("its program {} wrote nothing; does it run, and is its device there?", program[0])

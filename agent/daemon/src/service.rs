@@ -33,7 +33,7 @@ impl Manager {
     pub fn of_environment() -> Self {
         Self {
             listens: std::env::var_os("NOTIFY_SOCKET").is_some(),
-            watchdog: sd_notify::watchdog_enabled(),
+            watchdog: sd_notify::watchdog_enabled().filter(|period| !period.is_zero()),
             said: String::new(),
         }
     }

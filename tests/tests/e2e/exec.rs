@@ -73,7 +73,9 @@ fn a_program_gives_samples_its_words_go_into_the_log_and_it_is_started_again() {
         &told["message"],
         &["program of source scores, sh, was ended by signal 9: sensor warms up", "started again in 0."],
     );
-    assert_eq!(results(&mut client, "result/levels/scores").next().expect("it goes on")["label"], "low");
+    let again: Vec<Value> =
+        results(&mut client, "result/levels/scores").take(2).map(|result| result["label"].clone()).collect();
+    assert_eq!(again, ["low", "high"], "it goes on");
     assert_eq!(agent.status()["sources"]["scores"]["messages"], 4);
 }
 
@@ -99,6 +101,39 @@ fn a_program_ends_with_the_agent_whether_it_stops_or_is_killed() {
     // What it started in turn is the service manager's, which ends all that a service has started.
     let child = after(&line, " with ").parse().ok().and_then(rustix::process::Pid::from_raw).expect("a number");
     let _ = rustix::process::kill_process(child, rustix::process::Signal::KILL);
+}
+
+#[test]
+fn a_program_that_ends_or_falls_silent_is_noticed_whatever_it_has_started() {
+    let (broker, package) = (Broker::start(), Package::scores());
+    for (text, expected) in [
+        // Something holds its pipes.
+        ("sleep 1000 &\necho \"started $!\" >&2\nexit 3\n", "ended with exit code 3"),
+        ("sleep 1000 >&- &\necho \"started $!\" >&2\nexec >&- sleep 1000\n", "closed its output and did not end"),
+    ] {
+        let home = Home::proved();
+        let program = script(&home, text);
+        let mut client = Client::connect(&broker);
+        client.subscribe(&["limpet/1/#"]);
+        let config = format!("{}{}", local(&broker), levels_of(&package, &["sh", &program]));
+        let agent = Agent::start_in(home, &config);
+        let line = agent.wait_for_log(&["started "]);
+        let told = event(&mut client, "source-ended");
+        assert_says(&told["message"], &[expected, "it is started again"]);
+        wait_until_gone(after(&line, "started "));
+        agent.stop();
+    }
+}
+
+#[test]
+fn what_a_program_has_started_ends_with_it_when_the_agent_stops() {
+    let (broker, home, package) = (Broker::start(), Home::proved(), Package::scores());
+    let program =
+        script(&home, "(trap '' TERM; while true; do sleep 1; done) &\necho \"started $!\" >&2\nexec sleep 1000\n");
+    let agent = Agent::start_in(home, &format!("{}{}", local(&broker), levels_of(&package, &["sh", &program])));
+    let line = agent.wait_for_log(&["started "]);
+    agent.stop();
+    wait_until_gone(after(&line, "started "));
 }
 
 #[test]

@@ -26,12 +26,20 @@ pub fn check(patient: &Patient<'_>) -> Vec<Finding> {
     }
     for (name, source) in &status.sources {
         if source.samples == 0 && source.refused.values().all(|count| *count == 0) {
-            let broker = patient.config.sources.iter().find(|known| *known.name == *name.as_str());
+            let source = patient.config.sources.iter().find(|known| *known.name == *name.as_str());
+            if let Some(program) = source.and_then(|source| source.program()) {
+                findings.push(Finding::warning(
+                    CHECK,
+                    format!("source {name} is silent since the start: its program {} wrote nothing", program[0]),
+                    "look into the log for what it says; is its device there, and does a drop-in of the unit open it?",
+                ));
+                continue;
+            }
             let away = |broker: &str| {
                 let away = |(name, probed): &(String, Probed)| name == broker && matches!(probed, Probed::Away(_));
                 patient.probed.iter().any(away)
             };
-            findings.push(match broker.and_then(|source| source.broker.as_deref()).filter(|broker| away(broker)) {
+            findings.push(match source.and_then(|source| source.broker.as_deref()).filter(|broker| away(broker)) {
                 Some(broker) => Finding::warning(
                     CHECK,
                     format!("source {name} is silent since the start: broker {broker} is not connected"),

@@ -10,13 +10,15 @@
 //! What was found is told before batches are tried, so one that crashes or hangs the engine costs only what larger
 //! batches would have gained.
 //!
-//! A panic ends the process, after it has said why: the programs that ship do not unwind.
+//! A panic ends the process, after it has said why: the programs that ship do not unwind. While a graph is loaded that is a
+//! refusal by the engine, as tract's panics are about graphs that make no sense.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use limpet_engine::{Engine, Format, LoadOptions, Session, TensorMut};
@@ -126,12 +128,6 @@ pub fn run_if_proof_child_with(engines: impl FnOnce() -> Vec<Box<dyn Engine>>) {
     if std::env::args_os().nth(1).is_none_or(|argument| argument != MARKER) {
         return;
     }
-    std::panic::set_hook(Box::new(|panic| {
-        let said = panic.payload_as_str().unwrap_or("it panicked without a message");
-        let place = panic.location().map(|place| format!(" ({place})")).unwrap_or_default();
-        eprintln!("{said}{place}");
-        std::process::exit(PANICKED);
-    }));
     let code = match serve(engines) {
         Ok(()) => 0,
         Err(error) => {
@@ -157,6 +153,7 @@ fn serve(engines: impl FnOnce() -> Vec<Box<dyn Engine>>) -> io::Result<()> {
     // At the hard limit the kernel kills, as somebody else would.
     limit(Resource::Cpu, job.cpu_seconds, 5);
     let graph = read_exactly(&mut stdin, job.graph_bytes)?;
+    let loaded = answer_panics(&out, job.engine.clone())?;
     out.send(&Message::Doing(Doing::Loading))?;
     let Some(engine) = engines().into_iter().find(|engine| engine.name() == job.engine) else {
         return Err(io::Error::other(format!("this program has no engine {}", job.engine)));
@@ -173,6 +170,7 @@ fn serve(engines: impl FnOnce() -> Vec<Box<dyn Engine>>) -> io::Result<()> {
         Err(error) => return out.send(&Message::Refused { load_ms: None, reason: error.to_string() }),
     };
     let load_ms = start.elapsed().as_secs_f64() * 1000.0;
+    loaded.store(true, Ordering::Relaxed);
     out.send(&Message::Doing(Doing::Running))?;
     let refused = |reason: String| Message::Refused { load_ms: Some(load_ms), reason };
     if let Err(reason) = warm_up(session.as_mut()) {
@@ -210,6 +208,25 @@ fn serve(engines: impl FnOnce() -> Vec<Box<dyn Engine>>) -> io::Result<()> {
         true => batch::prove(graph.as_ref(), session.as_mut(), &case, &job, begun, &mut out),
         false => Ok(()),
     }
+}
+
+/// Has a panic end the process with what it said. What is given back says whether the graph was loaded before.
+fn answer_panics(out: &Lines, engine: String) -> io::Result<Arc<AtomicBool>> {
+    let (out, loaded) = (out.0.try_clone()?, Arc::new(AtomicBool::new(false)));
+    let is_loaded = Arc::clone(&loaded);
+    std::panic::set_hook(Box::new(move |panic| {
+        let said = panic.payload_as_str().unwrap_or("it panicked without a message");
+        let place = panic.location().map(|place| format!(" ({place})")).unwrap_or_default();
+        if !is_loaded.load(Ordering::Relaxed) {
+            let refused = Message::Refused { load_ms: None, reason: format!("{engine} gave up on it: {said}{place}") };
+            if out.try_clone().and_then(|out| Lines(out).send(&refused)).is_ok() {
+                std::process::exit(0);
+            }
+        }
+        eprintln!("{said}{place}");
+        std::process::exit(PANICKED);
+    }));
+    Ok(loaded)
 }
 
 /// A package's manifest and labels.
